@@ -1,0 +1,83 @@
+"""What every study shares: its command line, the data, and results that say what produced them."""
+
+import argparse
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxcam import data
+
+PACKAGES = ("jax", "flax", "optax", "numpy")
+
+
+def arguments(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all studies have; the script adds its own."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--smoke", action="store_true", help="seconds, on generated images")
+    parser.add_argument("--data-dir", help="TFDS data directory (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
+    parser.add_argument("--output", type=Path, default=Path("results") / name, help="folder for everything it writes")
+    return parser
+
+
+def cifar10(args: argparse.Namespace) -> tuple[data.Split, data.Split]:
+    """The training and the test split; in smoke mode, images whose hue tells the class."""
+    if not args.smoke:
+        return data.cifar10("train", data_dir=args.data_dir), data.cifar10("test", data_dir=args.data_dir)
+    rng = np.random.default_rng(0)
+    splits = []
+    for size in (512, 128):
+        labels = np.arange(size, dtype=np.int32) % 10
+        angles = 2 * np.pi * (labels / 10)[:, None] + np.array([0, 2.1, 4.2])
+        images = 128 + 60 * np.cos(angles)[:, None, None] + rng.normal(0, 30, (size, 32, 32, 3))
+        splits.append(data.Split(images.clip(0, 255).astype(np.uint8), labels))
+    return splits[0], splits[1]
+
+
+def environment() -> dict:
+    """Device and versions, to stand beside every number."""
+    device = jax.devices()[0]
+    processor = platform.processor() or platform.machine()
+    return {
+        "device": device.device_kind if device.platform != "cpu" else f"CPU, {os.cpu_count()} cores ({processor})",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+
+
+def write_metrics(args: argparse.Namespace, metrics: dict) -> Path:
+    """Writes `metrics.json`: the numbers, the settings and the environment."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    settings.pop("data_dir"), settings.pop("output")
+    path = args.output / "metrics.json"
+    path.write_text(json.dumps({**metrics, "settings": settings, **environment()}, indent=2) + "\n")
+    return path
+
+
+def progress():
+    """A live progress bar, as a context manager."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns)

@@ -1,0 +1,283 @@
+"""Every method through every metric, on images where the right answer is known and on CIFAR-10.
+
+    python -m experiments.leaderboard --data-dir DIR
+
+It trains a small network on `jaxcam.data.shapes` (and a twin on shuffled labels, for the label-randomisation test), and
+takes the bundled model for CIFAR-10. Each row of the table is saved as soon as it is measured, so an interrupted run
+goes on where it stopped. Writes metrics.json, table.md, table.csv and quality-against-cost.png.
+"""
+
+import csv
+import inspect
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxcam
+from experiments import _study
+from jaxcam import data, metrics, plot, train
+from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
+from jaxcam.models import ARCHITECTURES
+
+NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+APPLICABLE = [name for name in METHODS if name not in FOR_TRANSFORMERS]
+FEW = 16  # images for the metrics that run the method many times
+
+
+@dataclass(frozen=True)
+class Case:
+    """One data set: a model, the images that it gets right, and what is known about them."""
+
+    model: jaxcam.Tap
+    images: jax.Array
+    targets: jax.Array
+    masks: np.ndarray | None = None
+    twin: jaxcam.Tap | None = None  # the same network trained on shuffled labels
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the metrics of one method on one data set look at."""
+
+    case: Case
+    explain: Any  # (model, images, targets) -> heatmaps
+    heatmaps: jax.Array
+    reference: jax.Array  # Grad-CAM's heatmaps
+
+    def faithful(self, metric, **options):
+        return metric(self.case.model, self.case.images, self.heatmaps, self.case.targets, **options)
+
+    def localised(self, metric):
+        return None if self.case.masks is None else metric(self.heatmaps, self.case.masks)
+
+    def alike(self, metric):
+        return metric(self.heatmaps, self.reference)
+
+    def sanity(self, metric, **options):
+        few = self.case.images[:FEW], self.case.targets[:FEW]
+        return metric(self.explain, self.case.model, *few, **options)
+
+    def all_layers(self, metric):
+        """The mean over layers of the similarity to the map of the trained model."""
+        return jnp.stack(list(self.sanity(metric).values())).mean(0)
+
+    def sensitivity(self):
+        few, targets = self.case.images[:FEW], self.case.targets[:FEW]
+        explain = partial(self.explain, self.case.model)
+        return metrics.max_sensitivity(lambda images: explain(images, targets), few, num_samples=4)
+
+    def other_labels(self):
+        case = self.case
+        if case.twin is None:
+            return None
+        return metrics.label_randomisation(self.explain, case.model, case.twin, case.images[:FEW], case.targets[:FEW])
+
+
+# Column, whether high (1) or low (-1) is good (0: it describes, it does not judge), and how it is measured.
+COLUMNS = [
+    ("pointing game", 1, lambda row: row.localised(metrics.pointing_game)),
+    ("energy pointing game", 1, lambda row: row.localised(metrics.energy_pointing_game)),
+    ("relevance rank", 1, lambda row: row.localised(metrics.relevance_rank_accuracy)),
+    ("relevance mass", 1, lambda row: row.localised(metrics.relevance_mass_accuracy)),
+    ("IoU with mask", 1, lambda row: row.localised(metrics.iou_with_mask)),
+    ("deletion", -1, lambda row: row.faithful(metrics.deletion, num_steps=16)),
+    ("insertion", 1, lambda row: row.faithful(metrics.insertion, num_steps=16)),
+    ("ROAD", 1, lambda row: row.faithful(metrics.road, fractions=(0.2, 0.4, 0.6, 0.8))),
+    ("average drop", -1, lambda row: row.faithful(metrics.average_drop)),
+    ("average increase", 1, lambda row: row.faithful(metrics.average_increase)),
+    ("average gain", 1, lambda row: row.faithful(metrics.average_gain)),
+    ("infidelity", -1, lambda row: row.faithful(metrics.infidelity, normalise=True, num_samples=16)),
+    ("mu-fidelity", 1, lambda row: row.faithful(metrics.mu_fidelity, num_samples=48)),
+    ("occlusion correlation", 1, lambda row: row.faithful(metrics.occlusion_correlation)),
+    ("max-sensitivity", -1, Row.sensitivity),
+    ("cascading randomisation", -1, lambda row: row.all_layers(metrics.cascading_randomisation)),
+    ("independent randomisation", -1, lambda row: row.all_layers(metrics.independent_randomisation)),
+    ("label randomisation", -1, Row.other_labels),
+    ("input invariance", 1, lambda row: row.sanity(metrics.input_invariance)),
+    ("Gini", 0, lambda row: metrics.gini(row.heatmaps)),
+    ("entropy", 0, lambda row: metrics.entropy(row.heatmaps)),
+    ("effective area", 0, lambda row: metrics.effective_area(row.heatmaps)),
+    ("Pearson to Grad-CAM", 0, lambda row: row.alike(metrics.pearson)),
+    ("Spearman to Grad-CAM", 0, lambda row: row.alike(metrics.spearman)),
+    ("IoU to Grad-CAM", 0, lambda row: row.alike(metrics.iou_top)),
+    ("SSIM to Grad-CAM", 0, lambda row: row.alike(metrics.ssim)),
+    ("cosine to Grad-CAM", 0, lambda row: row.alike(metrics.cosine)),
+]
+
+
+def main(argv=None):
+    parser = _study.arguments("leaderboard", __doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=64, help="explained images per data set")
+    parser.add_argument("--methods", nargs="+", default=APPLICABLE, choices=APPLICABLE, metavar="NAME")
+    parser.add_argument("--epochs", type=int, default=8, help="of training on shapes")
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.images, args.epochs, args.methods = 4, 1, ["grad_cam", "saliency"]
+    cases = {"shapes": partial(shapes_case, args), "cifar10": partial(cifar10_case, args)}
+    rows = []
+    with _study.progress() as progress:
+        task = progress.add_task("", total=len(cases) * len(args.methods))
+        for name, make in cases.items():
+            case = make()
+            reference = explain_with("grad_cam")(case.model, case.images, case.targets)
+            for method in args.methods:
+                progress.update(task, description=f"{name}: {method}")
+                path = args.output / "rows" / f"{name}-{method}.json"
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(json.dumps(measure(case, name, method, reference)) + "\n")
+                rows.append(json.loads(path.read_text()))
+                progress.advance(task)
+    add_ranks(rows)
+    _study.write_metrics(args, {"rows": rows})
+    write_tables(args.output, rows)
+    picture = quality_against_cost(rows)
+    plot.save(picture, args.output / "quality-against-cost.png")
+    print(f"{len(rows)} rows; written to {args.output}")
+
+
+def explain_with(method):
+    """The method as `(model, images, targets) -> heatmaps`."""
+
+    def explain(model, images, targets):
+        result = METHODS[method](model, images, targets)
+        is_heatmap = "raw" in inspect.signature(METHODS[method]).parameters  # the CAM methods
+        return result if is_heatmap else jaxcam.heatmap(result)
+
+    return explain
+
+
+def measure(case: Case, name: str, method: str, reference) -> dict:
+    explain = explain_with(method)
+    heatmaps = explain(case.model, case.images, case.targets)
+    row = Row(case, explain, heatmaps, reference)
+    values = {}
+    for column, _, function in COLUMNS:
+        measured = function(row)
+        if measured is not None:
+            measured = np.asarray(measured, np.float64)
+            interval = 1.96 * measured.std(ddof=1) / np.sqrt(len(measured))
+            values[column] = {"mean": float(measured.mean()), "interval": float(interval)}
+    return {"data": name, "method": method, "passes": cost(case, explain), "values": values}
+
+
+def cost(case: Case, explain) -> float:
+    """Time of the method over time of a forward pass of the same images, medians of interleaved runs."""
+    images, targets = case.images[:FEW], case.targets[:FEW]
+    forward = jax.jit(lambda model, images: model(images))
+    runs = {"forward": lambda: forward(case.model, images), "method": lambda: explain(case.model, images, targets)}
+    seconds = {name: [] for name in runs}
+    for _ in range(4):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - start)
+    return float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))  # the first run compiles
+
+
+def shapes_case(args) -> Case:
+    """A ResNet-18 of width 8, trained on which shapes are there, and the images in which it finds them all."""
+    count = 256 if args.smoke else 6000
+    module = ARCHITECTURES["resnet18"](num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
+    training, test = data.shapes(count, seed=1), data.shapes(max(256, 4 * args.images), seed=2)
+    there = {"train": training.masks.any((2, 3)), "test": test.masks.any((2, 3))}
+    shuffled = np.random.default_rng(0).permutation(there["train"])
+    total_steps = args.epochs * (count // 64)
+    models = {}
+    for name, labels in {"shapes": there["train"], "shuffled": shuffled}.items():
+        state, history = train.fit(
+            module,
+            (training.images, distribution(labels)),
+            (test.images, distribution(there["test"])),
+            optimizer=train.sgd(train.cosine(0.1, total_steps)),
+            num_epochs=args.epochs,
+            normalize=NORMALIZE,
+            batch_size=64,
+            checkpoint_dir=args.output / "checkpoints" / name,
+            progress=False,
+        )
+        print(f"{name}: {history[-1]['test_accuracy']:.1%} of the test images' predictions are in the image")
+        models[name] = jaxcam.tap(module, state.variables, "layer4")
+    images = NORMALIZE(jnp.asarray(test.images))
+    logits = np.asarray(train.predict(module, models["shapes"].variables, test.images, normalize=NORMALIZE))
+    found = np.array(
+        [set(np.argsort(z)[-t.sum() :]) == set(np.flatnonzero(t)) for z, t in zip(logits, there["test"], strict=True)]
+    )
+    chosen = np.flatnonzero(found | args.smoke)[: args.images]
+    masks = test.masks[chosen, test.labels[chosen]]
+    return Case(models["shapes"], images[chosen], jnp.asarray(test.labels[chosen]), masks, models["shuffled"])
+
+
+def distribution(there):
+    return (there / there.sum(1, keepdims=True)).astype(np.float32)
+
+
+def cifar10_case(args) -> Case:
+    """The bundled model, and the first test images that it classifies correctly."""
+    classifier = jaxcam.load("resnet18_cifar10")
+    _, test = _study.cifar10(args)
+    images = classifier.preprocess(test.images[: 4 * args.images])
+    model = jaxcam.tap(classifier.module, classifier.variables, classifier.layer)
+    right = np.argmax(model(images), -1) == test.labels[: len(images)]
+    chosen = np.flatnonzero(right | args.smoke)[: args.images]
+    return Case(model, images[chosen], jnp.asarray(test.labels[chosen]))
+
+
+def add_ranks(rows) -> None:
+    """Each row's mean rank over the judging metrics of its data set, from 0 (always worst) to 1 (always best)."""
+    for name in {row["data"] for row in rows}:
+        own = [row for row in rows if row["data"] == name]
+        ranks = []
+        for column, direction, _ in COLUMNS:
+            if direction and all(column in row["values"] for row in own):
+                values = direction * np.array([row["values"][column]["mean"] for row in own])
+                below = (values[:, None] > values).sum(1) + 0.5 * ((values[:, None] == values).sum(1) - 1)
+                ranks.append(below / max(len(own) - 1, 1))
+        for row, rank in zip(own, np.mean(ranks, axis=0), strict=True):
+            row["rank"] = float(rank)
+
+
+def write_tables(folder, rows) -> None:
+    """table.md, a table for each data set, best first; table.csv, everything with its interval."""
+    arrows = {1: " ↑", -1: " ↓", 0: ""}
+    lines = []
+    for name in dict.fromkeys(row["data"] for row in rows):
+        own = sorted((row for row in rows if row["data"] == name), key=lambda row: -row["rank"])
+        columns = [(column, arrows[way]) for column, way, _ in COLUMNS if any(column in row["values"] for row in own)]
+        lines += [
+            f"## {name}",
+            "",
+            "| method | mean rank ↑ | forward passes | " + " | ".join(c + a for c, a in columns) + " |",
+        ]
+        lines += ["|---|" + "--:|" * (2 + len(columns))]
+        for row in own:
+            cells = [f"{row['values'][column]['mean']:.3f}" for column, _ in columns]
+            lines.append(f"| `{row['method']}` | {row['rank']:.2f} | {row['passes']:.1f} | " + " | ".join(cells) + " |")
+        lines.append("")
+    (folder / "table.md").write_text("\n".join(lines))
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["data", "method", "rank", "forward passes", "metric", "mean", "95 % interval"])
+        for row in rows:
+            for column, value in row["values"].items():
+                numbers = [f"{each:.5g}" for each in (row["rank"], row["passes"])]
+                measured = [f"{value['mean']:.5g}", f"{value['interval']:.5g}"]
+                writer.writerow([row["data"], row["method"], *numbers, column, *measured])
+
+
+def quality_against_cost(rows):
+    points = {
+        name: {row["method"]: (row["passes"], row["rank"]) for row in rows if row["data"] == name}
+        for name in dict.fromkeys(row["data"] for row in rows)
+    }
+    return plot.scatter(points, xlabel="cost, forward passes", ylabel="quality, mean rank over the metrics", log_x=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Trains the CIFAR-10 model that ships in the package: a ResNet-18 with the CIFAR stem.
+
+    python -m experiments.train_cifar10 --data-dir DIR
+
+It resumes from its checkpoint where it was interrupted, and writes metrics.json, a table of epochs, a picture of the
+curves and the weights as float16 safetensors in torchvision's layout.
+"""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import _study
+from jaxcam import plot, train
+from jaxcam.data import CIFAR10_LABELS
+from jaxcam.models.resnet import ARCHITECTURES
+from jaxcam.models.weights import save
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def main(argv=None):
+    parser = _study.arguments("train_cifar10", __doc__.splitlines()[0])
+    parser.add_argument("--architecture", default="resnet18", choices=ARCHITECTURES)
+    parser.add_argument("--width", type=int, default=32, help="features of the first stage (torchvision: 64)")
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=0.05, help="peak of the cosine schedule")
+    parser.add_argument("--label-smoothing", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.width, args.epochs = 4, 2
+
+    train_data, test_data = _study.cifar10(args)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    module = ARCHITECTURES[args.architecture](num_classes=10, width=args.width, stem="cifar", dtype=dtype)
+    normalize = train.Normalization(MEAN, STD)
+    total_steps = args.epochs * (len(train_data.images) // args.batch_size)
+    state, history = train.fit(
+        module,
+        train_data,
+        test_data,
+        optimizer=train.sgd(train.cosine(args.learning_rate, total_steps)),
+        num_epochs=args.epochs,
+        normalize=normalize,
+        batch_size=args.batch_size,
+        label_smoothing=args.label_smoothing,
+        seed=args.seed,
+        checkpoint_dir=args.output / "checkpoints",
+    )
+
+    # What ships is float16, so that is what is measured.
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), state.variables)
+    loss, accuracy = train.evaluate(module, rounded, test_data, normalize=normalize)
+    weights = args.output / f"{args.architecture}_cifar10.safetensors"
+    save(weights, state.variables, dtype=np.float16)
+    about = {
+        "architecture": args.architecture,
+        "stem": "cifar",
+        "width": args.width,
+        "labels": CIFAR10_LABELS,
+        "mean": MEAN,
+        "std": STD,
+        "top1": round(100 * accuracy, 2),
+        "test_loss": loss,
+        "data": "CIFAR-10, all 50,000 training and 10,000 test images, JPEG re-encoded (quality 75)",
+        "recipe": f"{args.epochs} epochs, cosine schedule with a tenth of warm-up, peak learning rate "
+        f"{args.learning_rate}; SGD with Nesterov momentum 0.9, batch {args.batch_size}, weight decay 5e-4, label smoothing "
+        f"{args.label_smoothing}, random crop and flip, seed {args.seed}",
+        "dtype": jnp.dtype(dtype).name,
+        "training_seconds": round(sum(record["seconds"] for record in history)),
+        **_study.environment(),
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    weights.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+    _study.write_metrics(args, {"test_accuracy": accuracy, "test_loss": loss, "epochs": history})
+    write_table(args.output / "table.md", history)
+    curves = {
+        "train": [1 - record["accuracy"] for record in history],
+        "test": [1 - record["test_accuracy"] for record in history],
+    }
+    plot.save(plot.curves(curves, xlabel="epoch", ylabel="error rate"), args.output / "curves.png")
+    print(f"test accuracy {accuracy:.2%} (float16 weights); written to {args.output}")
+
+
+def write_table(path, history):
+    rows = ["| epoch | loss | accuracy | test loss | test accuracy | seconds |", "|--:|--:|--:|--:|--:|--:|"]
+    for record in history:
+        rows.append(
+            f"| {record['epoch']} | {record['loss']:.3f} | {record['accuracy']:.2%} | {record['test_loss']:.3f} "
+            f"| {record['test_accuracy']:.2%} | {record['seconds']:.0f} |"
+        )
+    path.write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""jaxcam explains image classifiers in JAX.
+
+>>> classifier = jaxcam.load("resnet18_cifar10")
+>>> images = classifier.preprocess(jaxcam.sample())
+>>> model = jaxcam.tap(classifier.module, classifier.variables, "layer4")
+>>> heatmaps = jax.jit(jaxcam.grad_cam)(model, images)
+"""
+
+import importlib
+
+from jaxcam import metrics, score, segments
+from jaxcam.attribution import (
+    METHODS,
+    ablation_cam,
+    attention_rollout,
+    blur_integrated_gradients,
+    cam,
+    deconvnet,
+    deep_feature_factorization,
+    eigen_cam,
+    eigen_grad_cam,
+    expected_gradients,
+    feature_ablation,
+    fem,
+    finer_cam,
+    full_grad,
+    grad_cam,
+    grad_cam_elementwise,
+    grad_cam_plus_plus,
+    guided_backprop,
+    guided_grad_cam,
+    guided_integrated_gradients,
+    heatmap,
+    hires_cam,
+    input_x_gradient,
+    integrated_gradients,
+    is_cam,
+    kernel_shap,
+    kpca_cam,
+    layer_cam,
+    lime,
+    occlusion,
+    random_cam,
+    rise,
+    saliency,
+    score_cam,
+    shapley_cam,
+    shapley_sampling,
+    smooth_grad,
+    smooth_grad_cam_plus_plus,
+    smooth_grad_squared,
+    sobol,
+    ss_cam,
+    var_grad,
+    x_grad_cam,
+    xrai,
+)
+from jaxcam.image import sample
+from jaxcam.models import Classifier, load
+from jaxcam.tap import Tap, Tokens, layers, tap, tokens
+
+_SUBMODULES = ("data", "plot", "train")  # what they need is heavy, so they are imported at first use
+
+
+def __getattr__(name: str):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"jaxcam.{name}")
+    raise AttributeError(f"module 'jaxcam' has no attribute {name!r}")
+
+
+__all__ = [
+    "Classifier",
+    "METHODS",
+    "Tap",
+    "Tokens",
+    "ablation_cam",
+    "attention_rollout",
+    "blur_integrated_gradients",
+    "cam",
+    "data",
+    "deconvnet",
+    "deep_feature_factorization",
+    "eigen_cam",
+    "eigen_grad_cam",
+    "expected_gradients",
+    "feature_ablation",
+    "fem",
+    "finer_cam",
+    "full_grad",
+    "grad_cam",
+    "grad_cam_elementwise",
+    "grad_cam_plus_plus",
+    "guided_backprop",
+    "guided_grad_cam",
+    "guided_integrated_gradients",
+    "heatmap",
+    "hires_cam",
+    "input_x_gradient",
+    "integrated_gradients",
+    "is_cam",
+    "kernel_shap",
+    "kpca_cam",
+    "layer_cam",
+    "layers",
+    "lime",
+    "load",
+    "metrics",
+    "occlusion",
+    "plot",
+    "random_cam",
+    "rise",
+    "saliency",
+    "sample",
+    "score",
+    "score_cam",
+    "segments",
+    "shapley_cam",
+    "shapley_sampling",
+    "smooth_grad",
+    "smooth_grad_cam_plus_plus",
+    "smooth_grad_squared",
+    "sobol",
+    "ss_cam",
+    "tap",
+    "tokens",
+    "train",
+    "var_grad",
+    "x_grad_cam",
+    "xrai",
+]

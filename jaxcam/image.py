@@ -1,0 +1,281 @@
+"""Files in, model-ready batches out.
+
+An image is a path, a PIL image or an array; whatever its mode, it becomes upright RGB, is resized, cropped and
+normalised exactly as torchvision does it with PIL images, and leaves as one `float32[n, crop, crop, 3]` batch.
+
+Conventions:
+- Arrays are `[h, w, 3]`, channels last: uint8 in 0..255, or floating point in [0, 1]. Nothing else is guessed at.
+- "Images" is one image, a list of images of any sizes, or one array `[n, h, w, 3]`.
+- Transparent images lie on white. Of an animation, the first frame counts. Colour profiles are ignored, as in training.
+- An error names the file, or the image's place in the list, and says what to do.
+"""
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+ASSETS = Path(__file__).parent / "assets"
+VIEW_SIDE = 640  # pixels: enough for any figure
+SLACK = 1e-3  # by which floats may leave [0, 1]: other people's resizing overshoots
+UNREADABLE = {
+    FileNotFoundError: "there is no such file",
+    IsADirectoryError: "it is a folder; name the image files in it",
+    PermissionError: "you have no permission to read it",
+}
+
+
+def sample() -> Path:
+    """The path of the photograph that comes with the package: a cat, 451 x 300 pixels (CC0).
+
+    Example:
+      >>> open_image(sample()).size
+      (451, 300)
+    """
+    return ASSETS / "chelsea.jpg"
+
+
+def open_image(path: str | os.PathLike) -> Image.Image:
+    """Reads an image file as an upright RGB image, whatever its format, mode and EXIF orientation.
+
+    Args:
+      path: of any format that Pillow reads. Alpha is composited on white; 16-bit grey is scaled to 8 bits.
+
+    Raises:
+      OSError: the file is missing, a folder, or cannot be read.
+      ValueError: the file is empty, truncated, damaged, no image, or far too large.
+
+    Example:
+      >>> Image.new("CMYK", (60, 40)).save("photo.jpg")
+      >>> open_image("photo.jpg").mode
+      'RGB'
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        reason = UNREADABLE.get(type(error), error.strerror)
+        raise type(error)(f"Cannot open '{path}': {reason}.") from None
+    if not content:
+        raise ValueError(f"'{path}' is empty (0 bytes).")
+    try:
+        image = Image.open(io.BytesIO(content))
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"'{path}' is too large: {error}. Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+        ) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"'{path}' is not an image that Pillow can read, or its header is damaged.") from None
+    except Exception as error:  # on damaged bytes a decoder may raise anything
+        raise _damaged(f"'{path}'", error) from error
+    return _upright_rgb(image, f"'{path}'")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a classifier expects of its images: short side to `resize`, centre `crop`, `(x - mean) / std`.
+
+    Resizing is bilinear and antialiased, with torchvision's rounding of sizes and offsets: a uint8 image comes out
+    bit for bit as from `Resize`, `CenterCrop`, `ToTensor` and `Normalize` there. Floating-point images are resized in
+    float32 by the same filter.
+
+    Attributes:
+      resize: the short side after resizing, in pixels.
+      crop: the side of the square that is cut from the centre, in pixels, at most `resize`.
+      mean: per channel (RGB), of images in [0, 1].
+      std: per channel (RGB), of images in [0, 1].
+
+    Raises:
+      ValueError: `crop` exceeds `resize`, or a size or standard deviation is not positive.
+
+    Example:
+      >>> preprocess = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+      >>> preprocess([np.zeros((300, 451, 3), np.uint8), Image.new("L", (500, 400))]).shape
+      (2, 224, 224, 3)
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self):
+        if not 0 < self.crop <= self.resize:
+            raise ValueError(f"crop is {self.crop} and resize is {self.resize}; they must satisfy 0 < crop <= resize.")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; every channel's must be positive.")
+
+    def __call__(self, images: Any) -> Float[Array, "n h w 3"]:
+        """The normalised batch `float32[n, crop, crop, 3]` of one image, a list of images, or an array `[n, h, w, 3]`.
+
+        Raises:
+          OSError: a file cannot be opened.
+          ValueError: an image cannot be decoded, or an array is not uint8 or floating point in [0, 1], `[h, w, 3]`.
+
+        Example:
+          >>> preprocess = Preprocess(32, 32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+          >>> float(preprocess(np.ones((48, 64, 3), np.float32)).max())
+          1.0
+        """
+        batch = np.stack([self._resized(image, name) for name, image in _named(images)])
+        return jnp.asarray((batch - np.float32(self.mean)) / np.float32(self.std))
+
+    def view(self, images: Any) -> list[np.ndarray]:
+        """For display: the square that the model sees of each image, uint8 `[s, s, 3]` at the image's own resolution.
+
+        The region is the centre crop carried back to the original pixels. It is never enlarged, and scaled down only
+        where a side would exceed 640 pixels. Raises as `__call__` does.
+
+        Example:
+          >>> preprocess = Preprocess(256, 224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+          >>> preprocess.view(Image.new("RGB", (600, 400)))[0].shape
+          (350, 350, 3)
+        """
+        return [self._region(image, name) for name, image in _named(images)]
+
+    def restore(self, images: Any) -> Float[np.ndarray, "*n h w 3"]:
+        """The inverse of the normalisation: `images * std + mean`, float32, clipped to [0, 1].
+
+        Raises:
+          ValueError: the last axis does not hold 3 channels.
+
+        Example:
+          >>> preprocess = Preprocess(32, 32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+          >>> float(preprocess.restore(np.zeros((1, 32, 32, 3)))[0, 0, 0, 0])
+          0.5
+        """
+        images = np.asarray(images, np.float32)
+        if images.ndim < 3 or images.shape[-1] != 3:
+            raise ValueError(f"restore takes images [n, h, w, 3]; these have shape {images.shape}.")
+        return np.clip(images * np.float32(self.std) + np.float32(self.mean), 0, 1)
+
+    def _resized(self, image, name) -> np.ndarray:
+        planes, top, left, (width, height) = self._layout(image, name)
+        box = left, top, left + self.crop, top + self.crop
+        pixels = np.dstack([plane.resize((width, height), Image.Resampling.BILINEAR).crop(box) for plane in planes])
+        return pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
+
+    def _region(self, image, name) -> np.ndarray:
+        planes, top, left, (width, height) = self._layout(image, name)
+        across, down = planes[0].width / width, planes[0].height / height  # original pixels per resized pixel
+        right = min((left + self.crop) * across, planes[0].width)  # rounding may reach beyond the edge
+        bottom = min((top + self.crop) * down, planes[0].height)
+        box = left * across, top * down, right, bottom
+        side = max(1, round(min(VIEW_SIDE, self.crop * min(across, down))))
+        pixels = np.dstack([plane.resize((side, side), Image.Resampling.BICUBIC, box=box) for plane in planes])
+        return pixels if pixels.dtype == np.uint8 else np.uint8(np.round(255 * np.clip(pixels, 0, 1)))
+
+    def _layout(self, image, name):
+        """The image's planes, and torchvision's rounding of the crop's offset and the resized size."""
+        planes = _planes(image, name)
+        width, height = planes[0].size
+        short = min(width, height)
+        width, height = self.resize * width // short, self.resize * height // short
+        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise ValueError(
+                f"{name} is {planes[0].width} pixels wide and {planes[0].height} high: too narrow to resize "
+                f"its short side to {self.resize}. Crop it first."
+            )
+        return planes, round((height - self.crop) / 2), round((width - self.crop) / 2), (width, height)
+
+
+def _named(images) -> list[tuple[str, Any]]:
+    """Each single image, with the name that errors call it by."""
+    if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
+        images = list(np.asarray(images))
+    if not isinstance(images, list | tuple):
+        return [("The image", images)]
+    if not images:
+        raise ValueError("There are no images: the list is empty.")
+    return [(f"Image {index} of {len(images)}", image) for index, image in enumerate(images, 1)]
+
+
+def _planes(image, name) -> list[Image.Image]:
+    """One RGB image, or the three float32 planes of a floating-point image: what PIL can resize."""
+    if isinstance(image, str | os.PathLike):
+        return [open_image(image)]
+    if isinstance(image, Image.Image):
+        return [_upright_rgb(image, name)]
+    if isinstance(image, np.ndarray | jax.Array):
+        array = _checked(np.asarray(image), name)
+        if array.dtype == np.uint8:
+            return [Image.fromarray(array)]
+        return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(array, -1, 0)]
+    raise ValueError(f"{name} is of type {type(image).__name__}; give a path, a PIL image or an array [h, w, 3].")
+
+
+def _checked(array, name) -> np.ndarray:
+    """The array, uint8 or float32, or the error that says what is wrong with it."""
+    if array.ndim != 3 or array.shape[-1] != 3:
+        raise ValueError(f"{name} has shape {array.shape}; expected [h, w, 3]. {_shape_advice(array.shape)}")
+    if array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}: it has no pixels.")
+    if array.dtype == np.uint8:
+        return array
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} holds {array.dtype}; expected uint8 or floating point. "
+            "Use .astype(np.uint8) where the values are 0..255, or divide by their maximum as floats."
+        )
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has NaN or infinite pixels. Look at the step that made it.")
+    low, high = array.min(), array.max()
+    if low < -SLACK:
+        raise ValueError(
+            f"{name} has negative pixels (down to {low:.3g}); floats must lie in [0, 1]. "
+            "Is it normalised already? Give the original image."
+        )
+    if high > 1 + SLACK:
+        advice = "Divide by 255, or pass uint8." if high <= 255 else "Divide by the largest possible value."
+        raise ValueError(f"{name} has pixels up to {high:.4g}; floats must lie in [0, 1]. {advice}")
+    return np.clip(array, 0, 1)
+
+
+def _shape_advice(shape) -> str:
+    if len(shape) == 2:
+        return "It looks grey: use np.stack([image] * 3, axis=-1)."
+    if len(shape) != 3:
+        return "Several images are one array [n, h, w, 3] or a list of arrays [h, w, 3]."
+    if shape[0] == 3:
+        return "The channels come first: use np.moveaxis(image, 0, -1)."
+    advice = {1: "It looks grey: use np.repeat(image, 3, axis=-1).", 4: "Drop the alpha channel: use image[..., :3]."}
+    return advice.get(shape[-1], "The last axis must be the channels red, green, blue.")
+
+
+def _damaged(name, error) -> ValueError:
+    return ValueError(f"{name} is truncated or damaged: {str(error).rstrip('.') or type(error).__name__}.")
+
+
+def _upright_rgb(image, name) -> Image.Image:
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise _damaged(name, error) from error
+    if not (image.width and image.height):
+        raise ValueError(f"{name} is {image.width} pixels wide and {image.height} high: it has no pixels.")
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _eight_bits(image, name)
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{name} has the mode {image.mode}, which cannot become RGB: {error}.") from None
+
+
+def _eight_bits(image, name) -> Image.Image:
+    """Grey of higher precision: 16-bit integers (which Pillow may hold in 32), or floats in [0, 1]."""
+    values, highest = np.asarray(image, np.float64), 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= highest):
+        raise ValueError(f"{name} has the mode {image.mode} and grey values outside 0..{highest}. Rescale them first.")
+    return Image.fromarray(np.uint8(np.round(values * (255 / highest))))

@@ -1,0 +1,163 @@
+"""ResNets whose every submodule is named and computed as in torchvision.
+
+One class covers ResNet-18/34/50/101/152, with the ImageNet stem or the CIFAR stem. Stages and blocks are modules of
+their own, so `"layer4.1.conv2"` names the same tensor here, in a torchvision state dict and in `jaxcam.tap`.
+Numerics are torchvision's: explicit padding, stride on the 3x3 convolution (v1.5), BatchNorm epsilon 1e-5.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x):
+        out = self.conv(self.features, 3, self.stride, name="conv1")(x)
+        out = nn.relu(self.norm(name="bn1")(out))
+        out = self.conv(self.features, 3, name="conv2")(out)
+        out = self.norm(name="bn2")(out)
+        return nn.relu(out + _shortcut(self, x, out.shape))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50, -101 and -152)."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x):
+        out = self.conv(self.features, 1, name="conv1")(x)
+        out = nn.relu(self.norm(name="bn1")(out))
+        out = self.conv(self.features, 3, self.stride, name="conv2")(out)
+        out = nn.relu(self.norm(name="bn2")(out))
+        out = self.conv(self.features * self.expansion, 1, name="conv3")(out)
+        out = self.norm(name="bn3")(out)
+        return nn.relu(out + _shortcut(self, x, out.shape))
+
+
+class Downsample(nn.Module):
+    """The projection shortcut: a 1x1 convolution (`"0"`) and its BatchNorm (`"1"`)."""
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        return self.norm(name="1")(self.conv(self.features, 1, self.stride, name="0")(x))
+
+
+def _shortcut(block, x, shape):
+    if x.shape == shape:
+        return x
+    return Downsample(shape[-1], block.stride, block.conv, block.norm, name="downsample")(x)
+
+
+class Stage(nn.Module):
+    """Blocks in a row, named `"0"`, `"1"`, ...; the first one carries the stride."""
+
+    block: type[nn.Module]
+    size: int
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        for index in range(self.size):
+            stride = self.stride if index == 0 else 1
+            x = self.block(self.features, stride, self.conv, self.norm, name=str(index))(x)
+        return x
+
+
+def _conv(features, kernel_size, stride=1, *, name, dtype):
+    padding = (kernel_size - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        (stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kaiming_fan_out,
+        name=name,
+    )
+
+
+class ResNet(nn.Module):
+    """A residual network, `images [n, h, w, 3] -> logits float32[n, num_classes]`.
+
+    Args:
+      stage_sizes: number of blocks in `layer1` ... `layer4`.
+      block: `BasicBlock` or `Bottleneck`.
+      num_classes: length of the logits.
+      width: features of `layer1`'s 3x3 convolutions; each later stage doubles them.
+      stem: `"imagenet"` (7x7 stride 2, then 3x3 max-pool) or `"cifar"` (3x3 stride 1, no pool).
+      dtype: of the computation; parameters and logits stay float32.
+
+    `module.apply(variables, images)` is inference; `train=True` uses (and, with `mutable=["batch_stats"]`, updates)
+    the batch's statistics.
+
+    References: He et al. 2016, Deep Residual Learning, https://arxiv.org/abs/1512.03385.
+
+    Example:
+      >>> module = ResNet((1, 1, 1, 1), BasicBlock, num_classes=10, width=8, stem="cifar")
+      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> module.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
+      (2, 10)
+    """
+
+    stage_sizes: tuple[int, ...]
+    block: type[nn.Module]
+    num_classes: int = 1000
+    width: int = 64
+    stem: str = "imagenet"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        conv = partial(_conv, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+        if self.stem == "imagenet":
+            x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        elif self.stem == "cifar":
+            x = nn.relu(norm(name="bn1")(conv(self.width, 3, name="conv1")(x)))
+        else:
+            raise ValueError(f'stem is {self.stem!r}; it must be "imagenet" or "cifar".')
+        for index, size in enumerate(self.stage_sizes):
+            features, stride = self.width * 2**index, 1 if index == 0 else 2
+            x = Stage(self.block, size, features, stride, conv, norm, name=f"layer{index + 1}")(x)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
+        logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=uniform_fan_in, name="fc")(x)
+        return logits.astype(jnp.float32)
+
+
+ARCHITECTURES: dict[str, Callable[..., ResNet]] = {
+    "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
+    "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),
+    "resnet101": partial(ResNet, (3, 4, 23, 3), Bottleneck),
+    "resnet152": partial(ResNet, (3, 8, 36, 3), Bottleneck),
+}

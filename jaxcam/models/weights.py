@@ -1,0 +1,622 @@
+"""Weights by name, by path or from the Hugging Face hub: found, verified, converted and checked.
+
+Whatever the source, loading is one pipeline: find the file (bundled, local, cached, else downloaded), verify its
+sha256, read `{name: array}`, rename and transpose by one table, and compare with the module's own shapes; what does not
+fit exactly is an error, never a model. `save` reads the same table backwards. Nothing needs torch, nothing that a file
+asks for is executed, and a cached file is used without asking the network.
+
+Environment: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` as everywhere on the hub; `JAXCAM_CACHE` (default
+`~/.cache/jaxcam`), the folder for files from torchvision's address; `HF_HUB_ETAG_TIMEOUT` (default 2.5), the seconds
+that each address has to answer.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import queue
+import re
+import shutil
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxcam._errors import unknown
+from jaxcam.image import Preprocess
+from jaxcam.models import _labels, _pickle
+from jaxcam.models._labels import CIFAR10, IMAGENET
+from jaxcam.models.resnet import ARCHITECTURES, ResNet
+
+ASSETS = Path(__file__).parents[1] / "assets"
+TORCHVISION = "https://download.pytorch.org/models/"
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+PATIENCE = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 2.5))
+
+DTYPES = {  # of safetensors
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+LEAVES = {  # Flax's collection and leaf, and the same in torchvision
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+
+
+# --- What there is ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One row of the table of models that have a name.
+
+    Attributes:
+      name: what `load` takes.
+      architecture: a key of `ARCHITECTURES`.
+      data: what the model was trained on.
+      top1: accuracy in percent on the test or validation images, where known.
+      licence: of the weights.
+      preprocess: what these weights expect of an image.
+      file: torchvision's file, whose name ends in the first digits of its sha256; or the file in this package.
+      repository: the same weights on the Hugging Face hub; None for a file in this package.
+    """
+
+    name: str
+    architecture: str
+    data: str
+    top1: float | None
+    licence: str
+    preprocess: Preprocess
+    file: str
+    repository: str | None
+
+    @property
+    def sha256(self) -> str:
+        """The digits of the sha256 that the file's name promises."""
+        found = re.search(r"-([0-9a-f]{8,64})\.pth$", self.file)
+        return found[1] if found else ""
+
+
+def _table() -> dict[str, Registered]:
+    rows = [  # architecture, tag on the hub, torchvision's file, top-1, resize; V1 before V2
+        ("resnet18", "tv", "resnet18-f37072fd.pth", 69.758, 256),
+        ("resnet34", "tv", "resnet34-b627a593.pth", 73.314, 256),
+        ("resnet50", "tv", "resnet50-0676ba61.pth", 76.130, 256),
+        ("resnet50", "tv2", "resnet50-11ad3fa6.pth", 80.858, 232),
+        ("resnet101", "tv", "resnet101-63fe2227.pth", 77.374, 256),
+        ("resnet101", "tv2", "resnet101-cd907fc2.pth", 81.886, 232),
+        ("resnet152", "tv", "resnet152-394f9c45.pth", 78.312, 256),
+        ("resnet152", "tv2", "resnet152-f82ba261.pth", 82.284, 232),
+    ]
+    bundled = Registered(
+        "resnet18_cifar10", "resnet18", "CIFAR-10", None, "MIT", CIFAR10, "resnet18_cifar10.safetensors", None
+    )
+    short, tagged = {}, {}
+    for architecture, tag, file, top1, resize in rows:
+        name, preprocess = f"{architecture}.{tag}_in1k", dataclasses.replace(IMAGENET, resize=resize)
+        row = Registered(name, architecture, "ImageNet-1k", top1, "BSD-3-Clause", preprocess, file, f"timm/{name}")
+        tagged[name] = row
+        short[architecture] = dataclasses.replace(row, name=architecture)  # the later row wins: V2 where there is one
+    return {bundled.name: bundled} | short | tagged
+
+
+MODELS = _table()
+
+
+def models() -> dict[str, Registered]:
+    """The models that `load` knows by name, in the order to list them.
+
+    Example:
+      >>> models()["resnet50"].top1, models()["resnet50"].repository
+      (80.858, 'timm/resnet50.tv2_in1k')
+    """
+    return {
+        name: row if row.repository else dataclasses.replace(row, top1=_recorded(row).get("top1"))
+        for name, row in MODELS.items()
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A model that is ready to use, and what one must know to use it.
+
+    Attributes:
+      module: the Flax module.
+      variables: its parameters and batch statistics, float32.
+      preprocess: from image files, PIL images or arrays to the batch `float32[n, h, w, 3]` that the module takes.
+      labels: the name of each class.
+      layer: the layer that is explained unless another is asked for.
+      name: what `load` was given.
+      about: free facts: where the weights came from, their sha256, licence, accuracy.
+
+    `classifier(images)` are the logits `float32[n, k]` of image files, PIL images or arrays.
+    """
+
+    module: nn.Module
+    variables: Any
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    layer: str
+    name: str
+    about: dict = field(default_factory=dict)
+
+    def __call__(self, images: Any) -> jax.Array:
+        return self.module.apply(self.variables, self.preprocess(images))
+
+
+# --- The pipeline ----------------------------------------------------------------------------------------------------
+
+
+def load(
+    name_or_path: str | os.PathLike, *, architecture: str | None = None, num_classes: int | None = None
+) -> Classifier:
+    """Loads a classifier by registered name, from a local file or from the Hugging Face hub.
+
+    Width, stem and number of classes are read off the tensors: a 3x3 `conv1` is the CIFAR stem (stride 1, no max-pool).
+
+    Args:
+      name_or_path: a name of `models()`; the path of a `.safetensors` file or of a state dict that `torch.save` wrote
+        (`.pth`, `.bin`); or `"hf:owner/repo"`, `"hf:owner/repo@revision"`.
+      architecture: a key of `ARCHITECTURES`. A local file needs it, unless `save` was told it, or the file is one of
+        torchvision's own. On the hub it overrides what `config.json` says.
+      num_classes: checked against the weights, if given.
+
+    Raises:
+      ValueError: an unknown name or architecture; a file that is truncated, altered, of the wrong format, asks for more
+        than tensors, or whose tensors are not exactly the architecture's: all that differ are listed.
+      OSError: the file is missing, cannot be read, or cannot be downloaded.
+
+    Example:
+      >>> classifier = load("resnet18_cifar10")
+      >>> classifier.labels[:3], classifier.preprocess.crop
+      (('airplane', 'automobile', 'bird'), 32)
+    """
+    name = os.fspath(name_or_path)
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    file = _find(name, architecture)
+    data = file.path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    if not sha256.startswith(file.sha256):
+        bundled = file.path.parent == ASSETS
+        raise ValueError(
+            f"{file.path} is truncated or altered: its sha256 is {sha256}, and should begin with {file.sha256}. "
+            f"{'Install jaxcam again' if bundled else f'Delete {os.path.realpath(file.path)} and load it again'}."
+        )
+    tensors, header = _read(data, str(file.path))
+    facts = {**_recognise(file.path.name, sha256), **header, **file.facts}
+    architecture = architecture or facts.get("architecture")
+    if architecture is None:
+        raise ValueError(
+            f"{name} does not say which architecture it is. Pass architecture=, one of: {', '.join(ARCHITECTURES)}."
+        )
+    if architecture not in ARCHITECTURES:  # as a header says
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    module = _module(architecture, tensors)
+    if num_classes not in (None, module.num_classes):
+        raise ValueError(f"{name} has {module.num_classes} classes, not num_classes={num_classes}; leave it out.")
+    variables = _variables(tensors, module, f"{name} as {architecture}")
+    preprocess = _labels.preprocess(module, facts.get("preprocess", {}))
+    labels = _labels.labels(module, facts.get("labels"), name)
+    about = {"source": str(file.path), "sha256": sha256, **facts.get("about", {})}
+    return Classifier(module, variables, preprocess, labels, "layer4", name, about)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file at hand: what its sha256 begins with, and what is known of it beside its tensors."""
+
+    path: Path
+    sha256: str = ""
+    facts: dict = field(default_factory=dict)  # architecture, preprocess (some of its fields), labels, about
+
+
+def _find(name: str, architecture: str | None) -> _File:
+    if name.startswith("hf:"):
+        return _on_hub(name)
+    if name in MODELS:
+        row = MODELS[name]
+        if architecture not in (None, row.architecture):
+            raise ValueError(f"{name} is a {row.architecture}, not a {architecture}; leave architecture out.")
+        return _registered(row)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _File(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{name} is a folder; give the path of a weight file.")
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin") or len(path.parts) > 1:
+        raise FileNotFoundError(f'There is no file {name}. (A model on the hub is "hf:owner/repo".)')
+    raise unknown("model", name, MODELS, 'A file is given by its path, a model on the hub as "hf:owner/repo".')
+
+
+def _recognise(filename: str, sha256: str) -> dict:
+    """What is known of a file that is one of torchvision's, by content or, if converted, by name."""
+    for row in MODELS.values():
+        if row.sha256 and (filename == row.file or sha256.startswith(row.sha256)):
+            return _row_facts(row)
+    return {}
+
+
+def _row_facts(row: Registered) -> dict:
+    about = {"data": row.data, "licence": row.licence, "top1": row.top1}
+    return {"architecture": row.architecture, "preprocess": dataclasses.asdict(row.preprocess), "about": about}
+
+
+def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict]:
+    """The state dict in a file's bytes, and what `save` wrote beside it."""
+    if not data:
+        raise ValueError(f"{name} is empty (0 bytes).")
+    if data[8:9] == b"{":
+        state, header = _read_safetensors(data, name)
+    elif data[:2] == b"PK" or data[:1] == b"\x80":
+        state, header = _pickle.read(data, name), {}
+    else:
+        raise ValueError(f"{name} is neither a safetensors file nor a PyTorch file.")
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict):
+        raise ValueError(f"{name} holds a {type(state).__name__}, not a state dict.")
+    prefix = "module." if all(str(key).startswith("module.") for key in state) else ""  # of DataParallel
+    state = {str(key).removeprefix(prefix): value for key, value in state.items()}
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}, header
+
+
+def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict]:
+    import safetensors
+
+    try:
+        entries = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{name} is truncated or altered ({error}). Copy or download it again.") from error
+    strange = sorted({entry["dtype"] for _, entry in entries} - set(DTYPES))
+    if strange:
+        raise ValueError(f"{name} has tensors of dtype {', '.join(strange)}; known: {', '.join(DTYPES)}.")
+    tensors = {key: np.frombuffer(e["data"], DTYPES[e["dtype"]]).reshape(e["shape"]) for key, e in entries}
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, _labels.header_facts(json.loads(header.get("__metadata__", {}).get("jaxcam", "{}")))
+    except Exception as error:  # anybody's file: anything can be in it
+        raise ValueError(f"{name} has a header that cannot be understood ({error!r}).") from error
+
+
+# --- Conversion ------------------------------------------------------------------------------------------------------
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    """`("params", "layer1", "0", "conv1", "kernel")` -> `"layer1.0.conv1.weight"`."""
+    collection, *modules, leaf = path
+    if (collection, leaf) not in LEAVES:
+        raise ValueError(f"The variable {'/'.join(path)} has no counterpart in a torchvision state dict.")
+    return ".".join([*modules, LEAVES[collection, leaf]])
+
+
+def state_dict(variables: Mapping) -> dict[str, np.ndarray]:
+    """Flax variables under torchvision's names and in its layout: kernels `[..., in, out]` become `[out, in, ...]`.
+
+    Raises:
+      ValueError: a variable has no counterpart in torchvision.
+
+    Example:
+      >>> list(state_dict({"params": {"fc": {"kernel": np.zeros((512, 10))}}}).items())[0][1].shape
+      (10, 512)
+    """
+    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables).items()}
+    return {
+        _torch_name(path): np.moveaxis(leaf, (-1, -2), (0, 1)) if path[-1] == "kernel" else leaf
+        for path, leaf in flat.items()
+    }
+
+
+def save(
+    path: str | os.PathLike, variables: Mapping, *, dtype: Any = np.float32, metadata: Mapping | None = None
+) -> None:
+    """Writes variables as safetensors in torchvision's layout: torch, timm and `load` read the file.
+
+    Args:
+      path: is replaced only when the whole file is written.
+      variables: of a `ResNet`, or of any module whose submodules are named as in PyTorch.
+      dtype: of the tensors in the file; `load` gives float32 again.
+      metadata: goes into the header as JSON. `load` uses `"architecture"`, `"preprocess"` (a `Preprocess`) and
+        `"labels"`; the rest comes back in `Classifier.about`.
+
+    Raises:
+      ValueError: a variable has no counterpart in torchvision, or is not finite in `dtype`.
+
+    Example:
+      >>> module = ARCHITECTURES["resnet18"](width=8, stem="cifar", num_classes=10)
+      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> save("small.safetensors", variables, dtype=np.float16, metadata={"architecture": "resnet18"})
+      >>> load("small.safetensors").module.width
+      8
+    """
+    from safetensors.numpy import save as serialize
+
+    with np.errstate(over="ignore"):  # reported below
+        tensors = {key: np.ascontiguousarray(value, dtype) for key, value in state_dict(variables).items()}
+    broken = [key for key, value in tensors.items() if not np.isfinite(value.astype(np.float32)).all()]
+    if broken:
+        raise ValueError(f"{len(broken)} tensors are not finite in {np.dtype(dtype)}: {_grouped(broken)}.")
+    header = json.dumps(dict(metadata or {}), default=dataclasses.asdict)
+    partial_path = Path(f"{os.fspath(path)}.part")
+    partial_path.write_bytes(serialize(tensors, metadata={"format": "pt", "jaxcam": header}))
+    partial_path.replace(path)
+
+
+def _module(architecture: str, tensors: dict) -> ResNet:
+    """The module whose width, stem and number of classes the tensors show; the usual ones where they show nothing."""
+    conv1, fc = (getattr(tensors.get(key), "shape", ()) for key in ("conv1.weight", "fc.weight"))
+    return ARCHITECTURES[architecture](
+        width=conv1[0] if len(conv1) == 4 and conv1[0] else 64,
+        stem="cifar" if conv1[2:] == (3, 3) else "imagenet",
+        num_classes=fc[0] if len(fc) == 2 and fc[0] else 1000,
+    )
+
+
+@lru_cache(maxsize=8)  # tracing a ResNet takes longer than reading its file
+def _template(module: ResNet) -> dict:
+    """The module's variables, all zero: of stride 0, so that they have their shapes and take no memory."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+
+
+def _variables(tensors: dict, module: ResNet, what: str) -> dict:
+    """The tensors as the module's variables; or one error that lists all that is not exactly the module's."""
+    template = _template(module)
+    expected = state_dict(template)
+    wrong, floats = [], {}
+    for key in expected.keys() & tensors.keys():
+        tensor, shape = tensors[key], expected[key].shape
+        if not isinstance(tensor, np.ndarray):
+            wrong.append(f"{key} is {type(tensor).__name__} instead of a tensor")
+        elif tensor.shape != shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
+            wrong.append(f"{key} is {tensor.dtype} {list(tensor.shape)} instead of float {list(shape)}")
+        else:
+            with np.errstate(over="ignore"):  # a float64 that overflows is reported as infinite
+                floats[key] = tensor.astype(np.float32, copy=False)
+    problems = {
+        "missing": expected.keys() - tensors.keys(),
+        "unknown": tensors.keys() - expected.keys(),
+        "with NaN or infinite values": [key for key, value in floats.items() if not np.isfinite(value).all()],
+    }
+    listed = [f"{len(names)} {kind}: {_grouped(names)}" for kind, names in problems.items() if names]
+    if wrong:
+        listed.append(f"{len(wrong)} of another shape or type: {', '.join(sorted(wrong))}")
+    if listed:
+        size = f"width {module.width}, {module.stem} stem, {module.num_classes} classes"
+        raise ValueError(f"The tensors of {what} ({size}) are not exactly what they should be: {'; '.join(listed)}.")
+    flat = {}
+    for path in flatten_dict(template):
+        tensor = floats[_torch_name(path)]
+        flat[path] = jnp.asarray(np.moveaxis(tensor, (0, 1), (-1, -2)) if path[-1] == "kernel" else tensor)
+    return unflatten_dict(flat)
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """`["bn1.bias", "bn1.weight", "fc"]` -> `"bn1.{bias, weight}, fc"`: all names, but not all letters."""
+    groups = {}
+    for name in sorted(names):
+        parent, _, leaf = name.rpartition(".")
+        groups.setdefault(parent, []).append(leaf)
+    return ", ".join(
+        f"{parent}.{{{', '.join(leaves)}}}" if len(leaves) > 1 else f"{parent}.{leaves[0]}".removeprefix(".")
+        for parent, leaves in groups.items()
+    )
+
+
+# --- Files from elsewhere --------------------------------------------------------------------------------------------
+
+
+def _registered(row: Registered) -> _File:
+    facts = _row_facts(row)
+    if row.repository is None:
+        recorded = _recorded(row)
+        facts["about"] |= {"source": "part of jaxcam", **recorded}
+        return _File(ASSETS / row.file, recorded.get("sha256", ""), facts)
+    # All caches come before all networks.
+    sources = [
+        partial(_hub_cached, row.repository, HUB_FILES, "main"),
+        partial(_torchvision_cached, row),
+        partial(_hub_download, row.repository, HUB_FILES, "main"),
+        partial(_torchvision_download, row),
+    ]
+    problems = []
+    for source in sources:
+        try:
+            found = source()
+        except OSError as error:
+            problems.append(str(error))
+            continue
+        if found:
+            path, sha256 = found
+            facts["about"]["source"] = f"{TORCHVISION}{row.file}" if path.name == row.file else f"hf:{row.repository}"
+            return _File(path, sha256, facts)
+    raise _unavailable(row.name, problems)
+
+
+def _recorded(row: Registered) -> dict:
+    """What is recorded beside a bundled file: its sha256, accuracy and settings."""
+    path = (ASSETS / row.file).with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _on_hub(name: str) -> _File:
+    spec = re.fullmatch(r"hf:([^/@\s]+/[^/@\s]+)(?:@(\S+))?", name)
+    if not spec:
+        raise ValueError(f'{name!r} is not of the form "hf:owner/repo" or "hf:owner/repo@revision".')
+    repository, revision = spec[1], spec[2] or "main"
+    try:
+        path, sha256 = _hub_cached(repository, HUB_FILES, revision) or _hub_download(repository, HUB_FILES, revision)
+        commit = path.parent.name  # the cache keeps a folder for each commit; its config.json belongs to these weights
+        facts = _hub_config(repository, commit)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unavailable(name, [str(error)]) from error
+    about = {**facts.get("about", {}), "source": f"hf:{repository}", "revision": commit}
+    return _File(path, sha256, {**facts, "about": about})
+
+
+def _hub_config(repository: str, commit: str) -> dict:
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    if try_to_load_from_cache(repository, "config.json", revision=commit) is _CACHED_NO_EXIST:
+        return {}
+    try:
+        path, _ = _hub_cached(repository, ["config.json"], commit) or _hub_download(repository, ["config.json"], commit)
+    except FileNotFoundError:
+        return {}
+    try:
+        return _labels.config_facts(json.loads(path.read_text(encoding="utf-8")))
+    except Exception as error:  # anybody's file: anything can be in it
+        raise ValueError(f"{path} is not a config.json that can be understood ({error!r}).") from error
+
+
+def _hub_cached(repository: str, files: Iterable[str], revision: str) -> tuple[Path, str] | None:
+    """The first of the files in the hub's cache, and its sha256 where the hub recorded it. Asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in files:
+        path = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(path, str):
+            # The cache links to a blob named by its ETag, which is the sha256 of a large file. One link only: the blob
+            # may itself link to a store that is shared under other names.
+            return Path(path), _sha256_of(Path(os.readlink(path)).name if os.path.islink(path) else "")
+    return None
+
+
+def _sha256_of(etag: str | None) -> str:
+    return etag if re.fullmatch("[0-9a-f]{64}", etag or "") else ""
+
+
+MISSING = {
+    "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, or run `hf auth login`",
+    "GatedRepoError": "the repository is gated: ask for access on its page, and run `hf auth login`",
+    "RevisionNotFoundError": "the repository has no such revision",
+}
+
+
+def _hub_download(repository: str, files: Iterable[str], revision: str) -> tuple[Path, str]:
+    """The first of the files that the hub has, downloaded into its cache, and its sha256."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    for file in files:
+        url = hub.hf_hub_url(repository, file, revision=revision)
+        try:
+            etag = _within(PATIENCE, partial(_etag, url))
+            path = hub.hf_hub_download(repository, file, revision=revision)
+        except RemoteEntryNotFoundError:
+            continue
+        except Exception as error:  # the HTTP library below the hub, and so its exceptions, changes with the version
+            reason = MISSING.get(type(error).__name__)
+            if reason:
+                raise FileNotFoundError(f"{url}: {reason}.") from error
+            raise ConnectionError(f"{url}: {_first_line(error)}.") from error
+        return Path(path), _sha256_of(etag)
+    raise FileNotFoundError(f"The repository {repository} ({revision}) on the hub has no {' or '.join(files)}.")
+
+
+def _etag(url: str) -> str | None:
+    """Asks once whether anybody is there; hf_hub_download alone would repeat the question for half a minute."""
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return get_hf_file_metadata(url, timeout=PATIENCE).etag
+    except RemoteEntryNotFoundError:  # it is there; hf_hub_download says the same, and notes it in its cache
+        return None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("JAXCAM_CACHE", "~/.cache/jaxcam")).expanduser()
+
+
+def _torchvision_cached(row: Registered) -> tuple[Path, str] | None:
+    path = _cache() / row.file
+    return (path, row.sha256) if path.is_file() else None
+
+
+def _torchvision_download(row: Registered) -> tuple[Path, str]:
+    """The file from torchvision's own address; it enters the cache only whole and verified."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    url, path = f"{TORCHVISION}{row.file}", _cache() / row.file
+    if HF_HUB_OFFLINE:
+        raise ConnectionError(f"{url}: not asked, because HF_HUB_OFFLINE is set.")
+    part = path.with_name(f"{row.file}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _within(PATIENCE, partial(urllib.request.urlopen, url, timeout=30)) as response, open(part, "wb") as file:
+            size = int(response.headers.get("Content-Length", 0))
+            with wrap_file(response, size, description=row.file, console=Console(stderr=True)) as body:
+                shutil.copyfileobj(body, file)
+        data = part.read_bytes()
+        if not (sha256 := hashlib.sha256(data).hexdigest()).startswith(row.sha256):
+            raise ValueError(
+                f"truncated or altered on the way ({len(data)} of {size} bytes, sha256 {sha256} instead of "
+                f"{row.sha256}...); nothing was kept"
+            )
+        part.replace(path)
+    except Exception as error:
+        raise ConnectionError(f"{url}: {_first_line(error)}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path, row.sha256
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """`call()`, given up after so long: looking up a name and trying each of its addresses obey no other limit."""
+    results = queue.SimpleQueue()
+
+    def run():
+        try:
+            results.put((call(), None))
+        except Exception as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:g} seconds") from None
+    if error:
+        raise error
+    return result
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _unavailable(name: str, problems: list[str]) -> OSError:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return OSError(
+        f"{name} is not in the cache ({HF_HUB_CACHE}, {_cache()}) and could not be downloaded. {' '.join(problems)} "
+        "Load it once where there is a network (HF_HUB_ETAG_TIMEOUT=20 for a slow one), or download the file "
+        'elsewhere and call jaxcam.load("FILE", architecture="...").'
+    )

@@ -1,0 +1,334 @@
+"""Training a classifier on images that fit in memory: a state, one jitted step, one loop.
+
+The module, the optimizer and the data are arguments; augmentation and normalisation happen inside the step, on raw
+uint8 images that stay on the device. Everything random is derived from the seed and the step, so a run that was
+interrupted and resumed from its Orbax checkpoint ends in the same weights as one that was not.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation per channel, of images scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images):
+        return (images.astype(jnp.float32) / 255 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+class State(NamedTuple):
+    """Everything that changes in training; a checkpoint is this and nothing else."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self):
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def sgd(learning_rate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 5e-4):
+    """SGD with momentum and weight decay on every parameter, as `torch.optim.SGD` does it.
+
+    `learning_rate` is a number or an optax schedule, such as `cosine(0.1, total_steps)`.
+
+    Example:
+      >>> optimizer = sgd(cosine(0.1, total_steps=1000))
+    """
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum, nesterov))
+
+
+def cosine(peak: float, total_steps: int, warmup: float = 0.1) -> optax.Schedule:
+    """Linear warm-up over the first tenth of the steps, then a half cosine down to zero."""
+    warmup_steps = int(total_steps * warmup)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(total_steps, warmup_steps + 1))
+
+
+def random_crop_and_flip(key, images, padding: int = 4):
+    """Each image shifted by up to `padding` pixels (black outside) and mirrored with probability one half."""
+    crop_key, flip_key = jax.random.split(key)
+    n, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    corners = jax.random.randint(crop_key, (n, 2), 0, 2 * padding + 1)
+    crop = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, channels)))
+    cropped = crop(padded, corners)
+    flip = jax.random.bernoulli(flip_key, shape=(n, 1, 1, 1))
+    return jnp.where(flip, cropped[:, :, ::-1], cropped)
+
+
+def cross_entropy(logits, labels, smoothing: float = 0.0):
+    """Cross-entropy `[n]` of labels `int[n]` or distributions `float[n, k]`, with label smoothing."""
+    if labels.ndim == 1:
+        labels = jax.nn.one_hot(labels, logits.shape[-1])
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, smoothing))
+
+
+def correct(logits, labels):
+    """Whether the predicted class is the label or, for a distribution, one of its classes; `bool[n]`."""
+    predicted = jnp.argmax(logits, axis=-1)
+    if labels.ndim == 2:
+        return jnp.take_along_axis(labels, predicted[:, None], axis=-1)[:, 0] > 0
+    return predicted == labels
+
+
+def init(module: nn.Module, optimizer, images, seed: int = 0) -> State:
+    """A fresh state for `module`, whose input has the shape of `images [n, h, w, c]`."""
+    example = jnp.zeros((1, *images.shape[1:]), jnp.float32)
+    variables = _init(jax.random.key(seed), example, module=module)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return State(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+
+
+@partial(jax.jit, static_argnames="module")
+def _init(key, example, *, module):
+    return module.init(key, example)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("module", "optimizer", "normalize", "augment", "label_smoothing"),
+    donate_argnames=("state", "sums"),
+)
+def train_step(
+    state: State, sums, images, labels, batch, key, *, module, optimizer, normalize, augment, label_smoothing=0.0
+):
+    """One update on the images at the indices `batch`; `sums` gathers loss and correct predictions."""
+    x, y = images[batch], labels[batch]
+    if augment:
+        x = random_crop_and_flip(jax.random.fold_in(key, state.step), x)
+
+    def loss_of(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updates = module.apply(variables, normalize(x), train=True, mutable=["batch_stats"])
+        loss = cross_entropy(logits, y, label_smoothing).mean()
+        return loss, (logits, updates.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    sums = sums + jnp.array([loss * len(batch), jnp.sum(correct(logits, y))])
+    return State(state.step + 1, params, batch_stats, opt_state), sums
+
+
+@partial(jax.jit, static_argnames=("module", "normalize"))
+def _logits(variables, images, *, module, normalize):
+    return module.apply(variables, normalize(images))
+
+
+def predict(module, variables, images, *, normalize, batch_size: int = 500) -> np.ndarray:
+    """Logits `float32[n, k]` of raw uint8 images, in batches; the last batch is padded, so one compilation serves."""
+    outputs = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), batch.dtype)])
+        outputs.append(np.asarray(_logits(variables, padded, module=module, normalize=normalize))[: len(batch)])
+    return np.concatenate(outputs)
+
+
+def evaluate(module, variables, data, *, normalize, batch_size: int = 500) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of `variables` on `data = (images uint8[n, h, w, c], labels int[n])`."""
+    images, labels = np.asarray(data[0]), jnp.asarray(data[1])
+    logits = predict(module, variables, images, normalize=normalize, batch_size=min(batch_size, len(images)))
+    return float(cross_entropy(logits, labels).mean()), float(np.mean(correct(logits, labels)))
+
+
+def fit(
+    module: nn.Module,
+    train_data,
+    test_data,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_epochs: int,
+    normalize: Normalization,
+    batch_size: int = 128,
+    augment: bool = True,
+    label_smoothing: float = 0.0,
+    seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
+    on_epoch: Callable[[dict, State], None] | None = None,
+    progress: bool = True,
+) -> tuple[State, list[dict]]:
+    """Trains `module` and returns the final state and one record per epoch.
+
+    Args:
+      module: Flax Linen module, called as `module(images, train=...)`.
+      train_data, test_data: `(images uint8[n, h, w, c], labels)`; labels are `int[n]`, or `float[n, k]`, a distribution
+        over the classes for each image, where several objects are in it.
+      optimizer: an optax transformation, such as `sgd(cosine(0.1, total_steps))`.
+      normalize: mean and standard deviation of the images.
+      augment: random crop and flip.
+      label_smoothing: share of the uniform distribution in the training targets (Szegedy et al. 2016,
+        arXiv:1512.00567).
+      checkpoint_dir: where to save after each epoch, and to resume from. Settings that differ from the saved run's
+        are an error; an altered checkpoint is an error.
+      on_epoch: called with each epoch's record and the state.
+
+    Raises:
+      ValueError: a batch larger than the data, or a checkpoint that belongs to other settings or was altered.
+
+    Example:
+      >>> state, history = fit(module, train, test, optimizer=sgd(0.1), num_epochs=1, normalize=cifar)  # doctest: +SKIP
+    """
+    images, labels = jnp.asarray(train_data[0]), jnp.asarray(train_data[1])
+    steps = len(images) // batch_size
+    if steps == 0:
+        raise ValueError(f"batch_size is {batch_size}, but there are only {len(images)} training images.")
+    state, history = init(module, optimizer, images, seed), []
+    settings = {
+        "module": repr(module),
+        "batch_size": batch_size,
+        "augment": augment,
+        "label_smoothing": label_smoothing,
+        "seed": seed,
+        "images": len(images),
+    }
+    if checkpoint_dir is not None:
+        state, history = restore(checkpoint_dir, state, settings) or (state, history)
+    order_key, augment_key = jax.random.split(jax.random.key(seed))
+    step = partial(
+        train_step,
+        key=augment_key,
+        module=module,
+        optimizer=optimizer,
+        normalize=normalize,
+        augment=augment,
+        label_smoothing=label_smoothing,
+    )
+    with _Progress(num_epochs, steps, enabled=progress) as bar:
+        for epoch in range(len(history), num_epochs):
+            order = jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images))
+            start, sums = time.perf_counter(), jnp.zeros(2)
+            for index in range(steps):
+                state, sums = step(state, sums, images, labels, order[index * batch_size : (index + 1) * batch_size])
+                if index % 10 == 9 or index == steps - 1:  # reading the sums waits for the device
+                    seen = (index + 1) * batch_size
+                    loss, correct = np.asarray(sums) / seen
+                    bar.update(epoch, index + 1, loss, correct, seen / (time.perf_counter() - start))
+            seconds = time.perf_counter() - start
+            test_loss, test_accuracy = evaluate(module, state.variables, test_data, normalize=normalize)
+            record = {
+                "epoch": epoch + 1,
+                "loss": float(loss),
+                "accuracy": float(correct),
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+                "seconds": seconds,
+            }
+            history.append(record)
+            if checkpoint_dir is not None:
+                save(checkpoint_dir, state, history, settings)
+            bar.epoch(record)
+            if on_epoch is not None:
+                on_epoch(record, state)
+    return state, history
+
+
+def _named_leaves(state: State) -> dict[str, np.ndarray]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in paths}
+
+
+def _digest(leaves: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(leaves):
+        digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape}".encode())
+        digest.update(np.ascontiguousarray(leaves[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _checkpointer(directory):
+    from orbax.checkpoint import v1 as ocp
+
+    latest = ocp.training.preservation_policies.LatestN(2)
+    return ocp.training.Checkpointer(Path(directory).absolute(), preservation_policy=latest)
+
+
+def save(directory, state: State, history: list[dict], settings: dict) -> None:
+    """Writes the state after an epoch; the two latest are kept. The digest notices bits that flip on the disk."""
+    leaves = _named_leaves(state)
+    metadata = {"digest": _digest(leaves), "history": json.dumps(history), "settings": json.dumps(settings)}
+    with _checkpointer(directory) as checkpointer:
+        checkpointer.save(int(state.step), leaves, custom_metadata=metadata, overwrite=True)
+
+
+def restore(directory, like: State, settings: dict) -> tuple[State, list[dict]] | None:
+    """The latest checkpoint below `directory` as `(state, history)`, or `None` where there is none."""
+    if not Path(directory).is_dir():
+        return None
+    with _checkpointer(directory) as checkpointer:
+        if checkpointer.latest is None:
+            return None
+        try:
+            metadata = checkpointer.metadata(checkpointer.latest).custom_metadata
+            leaves = checkpointer.load(checkpointer.latest)
+        except Exception as error:  # a damaged file raises whatever its reader trips over
+            raise ValueError(f"The checkpoint in {directory} cannot be read; delete that folder.") from error
+    saved = json.loads(metadata["settings"])
+    if saved != settings:
+        differing = sorted(name for name in saved | settings if saved.get(name) != settings.get(name))
+        raise ValueError(
+            f"The checkpoint in {directory} was made with other settings ({', '.join(differing)}). "
+            "Choose another checkpoint folder, or delete this one to start again."
+        )
+    leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    if _digest(leaves) != metadata["digest"]:
+        raise ValueError(f"The checkpoint in {directory} was altered since it was written; delete that folder.")
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    state = jax.tree_util.tree_unflatten(structure, [jnp.asarray(leaves[name]) for name in names])
+    return state, json.loads(metadata["history"])
+
+
+class _Progress:
+    """A live bar with loss, accuracy and images per second, and one line per finished epoch."""
+
+    def __init__(self, num_epochs: int, steps: int, enabled: bool):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+        )
+        self.num_epochs, self.steps, self.enabled = num_epochs, steps, enabled
+        self.progress = Progress(*columns, disable=not enabled)
+        self.task = self.progress.add_task("epoch", total=steps, numbers="")
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.progress.stop()
+
+    def update(self, epoch, done, loss, accuracy, rate):
+        numbers = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {rate:,.0f} images/s"
+        self.progress.update(
+            self.task, completed=done, description=f"epoch {epoch + 1}/{self.num_epochs}", numbers=numbers
+        )
+
+    def epoch(self, record):
+        if self.enabled:
+            self.progress.console.print(
+                f"epoch {record['epoch']:3d}  loss {record['loss']:.3f}  accuracy {record['accuracy']:.2%}  "
+                f"test loss {record['test_loss']:.3f}  test accuracy {record['test_accuracy']:.2%}  "
+                f"{record['seconds']:.0f} s"
+            )

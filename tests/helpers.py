@@ -1,0 +1,176 @@
+"""Small models with known answers, and the one table of methods that drives the shared tests."""
+
+import inspect
+from functools import cache
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxcam
+from jaxcam.models.resnet import ARCHITECTURES, BasicBlock, ResNet
+
+
+class Method(NamedTuple):
+    """A row: the method, whether it needs a tap, arguments that keep the tests fast, and what cannot hold for it."""
+
+    function: object
+    needs_tap: bool
+    options: dict = {}
+    differentiable: bool = True  # smoothly: no ranks, signs, choices or kinks of a ReLU on the way
+    sees_class: bool = True  # another class gives another map
+    pooled: bool = False  # it is for heads of global average pooling and one dense layer
+
+    @property
+    def name(self):
+        return self.function.__name__
+
+    @property
+    def is_cam(self):
+        """Whether it returns heatmaps in [0, 1] (and coarse maps with `raw`), not attributions."""
+        return "raw" in inspect.signature(self.function).parameters
+
+    def model(self, **options):
+        """The shared test model, with a head that suits the method."""
+        return small(pooled=self.pooled, **options)
+
+
+FEW = {"num_samples": 6, "chunk_size": 8}
+METHODS = [
+    Method(jaxcam.grad_cam, True),
+    Method(jaxcam.grad_cam_plus_plus, True),
+    Method(jaxcam.x_grad_cam, True),
+    Method(jaxcam.hires_cam, True),
+    Method(jaxcam.layer_cam, True),
+    Method(jaxcam.cam, True, pooled=True),
+    Method(jaxcam.grad_cam_elementwise, True),
+    Method(jaxcam.smooth_grad_cam_plus_plus, True, {"num_samples": 3}),
+    Method(jaxcam.shapley_cam, True),
+    Method(jaxcam.finer_cam, True, differentiable=False),
+    Method(jaxcam.random_cam, True, sees_class=False),
+    Method(jaxcam.score_cam, True, {"chunk_size": 7}),
+    Method(jaxcam.ss_cam, True, FEW),
+    Method(jaxcam.is_cam, True, FEW),
+    Method(jaxcam.ablation_cam, True, {"chunk_size": 7}),
+    Method(jaxcam.eigen_cam, True, differentiable=False, sees_class=False),
+    Method(jaxcam.eigen_grad_cam, True, differentiable=False),
+    Method(jaxcam.kpca_cam, True, differentiable=False, sees_class=False),
+    Method(jaxcam.fem, True, differentiable=False, sees_class=False),
+    Method(jaxcam.full_grad, True),
+    Method(jaxcam.saliency, False),
+    Method(jaxcam.input_x_gradient, False),
+    Method(jaxcam.smooth_grad, False, FEW),
+    Method(jaxcam.smooth_grad_squared, False, FEW),
+    Method(jaxcam.var_grad, False, FEW),
+    Method(jaxcam.integrated_gradients, False, {"num_steps": 5, "chunk_size": 4}),
+    Method(jaxcam.expected_gradients, False, FEW, differentiable=False),
+    Method(jaxcam.blur_integrated_gradients, False, {"num_steps": 5, "chunk_size": 4}, differentiable=False),
+    Method(jaxcam.guided_integrated_gradients, False, {"num_steps": 6}, differentiable=False),
+    Method(jaxcam.xrai, False, {"num_steps": 4, "chunk_size": 8}, differentiable=False),
+    Method(jaxcam.guided_backprop, False, differentiable=False),
+    Method(jaxcam.deconvnet, False, differentiable=False),
+    Method(jaxcam.guided_grad_cam, True, differentiable=False),
+    Method(jaxcam.occlusion, False, {"window": 4, "chunk_size": 8}),
+    Method(jaxcam.feature_ablation, False, {"chunk_size": 8}),
+    Method(jaxcam.rise, False, {"num_samples": 20, "chunk_size": 8}),
+    Method(jaxcam.lime, False, {"num_samples": 120, "chunk_size": 32}),
+    Method(jaxcam.kernel_shap, False, {"num_samples": 120, "chunk_size": 32}),
+    Method(jaxcam.shapley_sampling, False, {"num_samples": 2, "chunk_size": 8}),
+    Method(jaxcam.sobol, False, {"num_samples": 4, "chunk_size": 8}),
+]
+
+
+class ConvRelu(nn.Module):
+    features: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Conv(self.features, (3, 3), self.stride, dtype=self.dtype)(x))
+
+
+class Small(nn.Module):
+    """A convolutional classifier that is quick to compile; not square, not symmetric, no normalisation."""
+
+    dtype: jnp.dtype = jnp.float32
+    pooled: bool = False  # a head of global average pooling and one dense layer
+
+    @nn.compact
+    def __call__(self, x):
+        x = ConvRelu(5, 1, self.dtype, name="early")(x)
+        x = nn.avg_pool(x, (2, 2), (2, 2))
+        x = ConvRelu(6, 2, self.dtype, name="late")(x)
+        if self.pooled:
+            return nn.Dense(4, dtype=self.dtype, name="head")(x.mean((1, 2)))
+        x = nn.Dense(8, dtype=self.dtype, name="hidden")(x.reshape(x.shape[0], -1))
+        return nn.Dense(4, dtype=self.dtype, name="head")(nn.tanh(x))
+
+
+class GapHead(nn.Module):
+    """Global average pooling and one dense layer: Grad-CAM is CAM here."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = Relu(name="features_relu")(nn.Conv(6, (3, 3), name="features")(x))
+        return nn.Dense(4, name="head")(x.mean((1, 2)))
+
+
+class OneConv(nn.Module):
+    """Captum's `ConvNet_One_Conv` test model, so that its published numbers apply."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(2, (3, 3), padding="VALID", name="conv1")(x)
+        x = Relu(name="relu1")(x)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channels first, as there
+        return nn.relu(nn.Dense(2, use_bias=False, name="fc1")(x))
+
+
+class Relu(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(x)
+
+
+def one_conv():
+    """The model, its variables and its input, `arange(16)` as a 4x4 image."""
+    kernel = jnp.stack([jnp.ones((3, 3, 1)), jnp.ones((3, 3, 1))], -1)
+    # `fc1` reads 2x2x2 features; the published rows are [1 x5, -1 x3] over Captum's eight.
+    row = jnp.array([1.0] * 5 + [-1.0] * 3)
+    params = {
+        "conv1": {"kernel": kernel, "bias": jnp.array([-50.0, -75.0])},
+        "fc1": {"kernel": jnp.stack([row, -row], -1)},
+    }
+    return OneConv(), {"params": params}, jnp.arange(16.0).reshape(1, 4, 4, 1)
+
+
+def images(n=3, h=12, w=16, seed=0):
+    return jax.random.normal(jax.random.key(seed), (n, h, w, 3))
+
+
+@cache
+def small(layer="late", dtype=jnp.float32, shape=(12, 16), seed=0, pooled=False):
+    """A tap on `Small`, seeded."""
+    module = Small(dtype, pooled)
+    variables = jax.jit(Small(pooled=pooled).init)(jax.random.key(seed), jnp.zeros((1, *shape, 3)))
+    return jaxcam.tap(module, variables, layer)
+
+
+def tiny_resnet(**options):
+    """One block per stage, width 4, CIFAR stem: compiles in a second."""
+    options = {"num_classes": 10, "width": 4, "stem": "cifar"} | options
+    return ResNet((1, 1, 1, 1), BasicBlock, **options)
+
+
+def random_variables(module, shape=(32, 32), seed=0):
+    """Initial parameters, with BatchNorm statistics away from zero and one."""
+    variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, *shape, 3)))
+    rng = np.random.default_rng(seed)
+    stats = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype), variables["batch_stats"])
+    return {"params": variables["params"], "batch_stats": stats}
+
+
+__all__ = ["ARCHITECTURES", "METHODS", "GapHead", "Small", "images", "one_conv", "random_variables", "small"]

@@ -1,0 +1,380 @@
+"""Metrics that alter images, against torch-cam, pytorch-grad-cam, Captum, Quantus, and cases with a known answer."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcam
+from jaxcam import metrics
+from jaxcam.metrics.road import _impute
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
+ALTERING = {
+    metrics.deletion: {"num_steps": 8, "baseline": "zero"},
+    metrics.insertion: {"num_steps": 8, "baseline": "zero"},
+    metrics.road: {"fractions": (0.8, 0.5, 0.1), "noise": 0.0},
+    metrics.average_drop: {},
+    metrics.average_gain: {},
+    metrics.average_increase: {},
+    metrics.infidelity: {"num_samples": 4},
+    metrics.mu_fidelity: {"num_samples": 8, "grid": 4},
+    metrics.occlusion_correlation: {"window": 4},
+}
+every_metric = pytest.mark.parametrize("metric", ALTERING, ids=lambda metric: metric.__name__)
+
+
+class GoldenModel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(5, (3, 3), padding="VALID", name="conv")(x))
+        return nn.Dense(4, use_bias=False, name="dense")(x.reshape(len(x), -1))
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = {"conv": {"kernel": GOLDEN["conv"], "bias": GOLDEN["bias"]}, "dense": {"kernel": GOLDEN["dense"]}}
+    return jaxcam.tap(GoldenModel(), {"params": jax.tree.map(jnp.asarray, params)}, "conv")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(GOLDEN["images"])
+
+
+@pytest.fixture(scope="module")
+def heatmaps():
+    return jnp.asarray(GOLDEN["heatmaps"])
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return jnp.argmax(GOLDEN["logits"], -1)
+
+
+@pytest.fixture(scope="module")
+def results(model, images, heatmaps, targets):
+    """Each metric's value for the predicted classes, computed once."""
+    with jax.default_matmul_precision("highest"):  # as in every test: else all would be compiled twice
+        return {metric: metric(model, images, heatmaps, targets, **options) for metric, options in ALTERING.items()}
+
+
+def test_the_model_is_the_golden_one(model, images):
+    np.testing.assert_allclose(model(images), GOLDEN["logits"], atol=1e-5)
+
+
+# What all of them promise
+
+
+@every_metric
+def test_one_number_per_image(metric, results):
+    assert results[metric].shape == (3,) and results[metric].dtype == jnp.float32
+    assert bool(jnp.isfinite(results[metric]).all())
+
+
+@every_metric
+def test_each_image_alone_in_any_chunk_under_jit(metric, model, images, heatmaps, results):
+    """One compiled call on one image: no image, no chunk and no random number depends on its neighbours.
+
+    Without targets it is the predicted class.
+    """
+    options = ALTERING[metric]
+    alone = jax.jit(lambda model, a, b: metric(model, a, b, chunk_size=5, **options))(model, images[1:2], heatmaps[1:2])
+    np.testing.assert_allclose(alone, results[metric][1:2], rtol=1e-4, atol=2e-6)
+
+
+@every_metric
+def test_targets(metric, model, images, heatmaps, targets, results):
+    others = metric(model, images, heatmaps, (targets + 1) % 4, **ALTERING[metric])
+    assert not np.allclose(others, results[metric], rtol=0.01)
+
+
+@every_metric
+def test_constant_images_and_maps_give_no_nan(metric, model, targets):
+    images, heatmaps = jnp.ones((3, 12, 16, 3)), jnp.zeros((3, 12, 16))
+    assert bool(jnp.isfinite(metric(model, images, heatmaps, targets, **ALTERING[metric])).all())
+
+
+def test_plain_callables_and_float16(model, images, heatmaps, results):
+    def function(images):
+        assert images.dtype == jnp.float16
+        return model(images.astype(jnp.float32))
+
+    value = metrics.deletion(function, images.astype(jnp.float16), heatmaps, num_steps=8)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, results[metrics.deletion], atol=2e-3)
+
+
+# Deletion and insertion
+
+
+def test_published_toy_number():
+    """torch-cam: the image is its own map and the model sums it; two steps."""
+    image = jnp.array([[[0.4, 0.3], [0.2, 0.1]]])
+    options = {"score": lambda logits, _: logits[:, 0], "num_steps": 2, "baseline": "zero"}
+
+    def total(images):
+        return images.sum((1, 2))
+
+    np.testing.assert_allclose(metrics.deletion(total, image[..., None], image, 0, **options), 0.4, rtol=1e-6)
+    np.testing.assert_allclose(metrics.insertion(total, image[..., None], image, 0, **options), 0.6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", [metrics.deletion, metrics.insertion], ids=lambda metric: metric.__name__)
+def test_deletion_and_insertion_agree_with_torchcam(metric, model, images, heatmaps, targets):
+    for baseline in ("zero", "mean"):
+        values = metric(model, images, heatmaps, targets, num_steps=8, baseline=baseline)
+        np.testing.assert_allclose(values, GOLDEN[f"torchcam/{metric.__name__}_auc/{baseline}"], atol=1e-5)
+
+
+def test_deletion_is_the_pixel_flipping_of_quantus(model, images, heatmaps, targets):
+    def grey(images):
+        return model(jnp.repeat(images, 3, -1))
+
+    curve = metrics.deletion(grey, images[..., :1], heatmaps, targets, num_steps=8, curve=True)
+    np.testing.assert_allclose(curve.scores[:, 1:], GOLDEN["quantus/PixelFlipping"], atol=1e-5)
+    np.testing.assert_allclose(curve.fractions, np.arange(9) / 8)
+    np.testing.assert_allclose(curve.value, np.trapezoid(curve.scores, curve.fractions), rtol=1e-5)
+
+
+WEIGHTS = np.random.default_rng(5).standard_normal((6, 8)).astype(np.float32)
+IMAGE = np.random.default_rng(6).standard_normal((1, 6, 8, 1)).astype(np.float32)
+
+
+def linear(images):
+    """Two classes, whose logits differ by a known weight at each pixel."""
+    total = jnp.sum(images[..., 0] * WEIGHTS, (1, 2))
+    return jnp.stack([total, -total], -1)
+
+
+def test_the_perfect_explanation_is_optimal():
+    """For a linear model the pixels' true effects are known; no other order deletes faster or inserts faster."""
+    perfect = IMAGE[..., 0] * WEIGHTS
+    others = [perfect[:, ::-1], -perfect, np.zeros_like(perfect), np.abs(perfect)]
+    others += list(np.random.default_rng(7).standard_normal((8, 1, 6, 8)).astype(np.float32))
+    maps = np.concatenate([perfect, *others])
+    images = np.repeat(IMAGE, len(maps), 0)
+    options = {"score": jaxcam.score.logit, "baseline": "zero"}
+    deletions = metrics.deletion(linear, images, maps, 0, num_steps=16, **options)
+    insertions = metrics.insertion(linear, images, maps, 0, num_steps=16, **options)
+    assert deletions[0] < deletions[1:].min() and insertions[0] > insertions[1:].max()
+    occlusion = metrics.occlusion_correlation(linear, images, maps, 0, window=2, **options)
+    fidelity = metrics.mu_fidelity(linear, images, maps, 0, grid=6, num_samples=32, **options)
+    for values in (occlusion, fidelity):  # the map's sums are the very drops
+        np.testing.assert_allclose(values[0], 1, atol=1e-5)
+        np.testing.assert_allclose(values[2], -1, atol=1e-5)
+        np.testing.assert_array_equal(values[3], 0)
+        assert values[1:].max() < 0.99
+
+
+def test_baselines(model, images, heatmaps):
+    def last(baseline, key=None):
+        """What the model sees when everything is deleted."""
+        options = {"score": jaxcam.score.logit, "num_steps": 1, "curve": True}
+        return metrics.deletion(model, images, heatmaps, 1, baseline=baseline, key=key, **options).scores[:, 1]
+
+    @jax.jit
+    def sees(fill):
+        return model(jnp.broadcast_to(fill, images.shape).astype(jnp.float32))[:, 1]
+
+    numpy = np.asarray(images)
+    np.testing.assert_allclose(last("zero"), sees(0.0), atol=1e-5)
+    np.testing.assert_allclose(last(0.5), sees(0.5), atol=1e-5)
+    np.testing.assert_allclose(last(numpy[::-1]), sees(numpy[::-1]), atol=1e-5)
+    np.testing.assert_allclose(last("mean"), sees(numpy.mean((1, 2), keepdims=True)), atol=1e-5)
+    distances = [(np.arange(size)[:, None] - np.arange(size)) / (12 / 20) for size in (12, 16)]
+    rows, columns = (np.exp(-(each**2) / 2) / np.exp(-(each**2) / 2).sum(1, keepdims=True) for each in distances)
+    np.testing.assert_allclose(last("blur"), sees(np.einsum("Hh,nhwc,Ww->nHWc", rows, numpy, columns)), atol=1e-4)
+    noise = last("noise", jax.random.key(1))
+    np.testing.assert_array_equal(noise, last("noise", jax.random.key(1)))
+    assert not np.allclose(noise, last("noise", jax.random.key(2)))
+
+
+# ROAD
+
+
+def test_imputation_solves_the_sparse_system():
+    """A hole of half the image and scattered pixels, against SciPy's direct solver by pytorch-grad-cam."""
+    filled = jax.jit(_impute)(jnp.asarray(GOLDEN["picture"]), jnp.asarray(GOLDEN["hole"]))[..., 0]
+    np.testing.assert_allclose(filled, GOLDEN["gradcam/imputed"], atol=1e-4)
+    np.testing.assert_allclose(filled[~GOLDEN["hole"]], GOLDEN["picture"][..., 0][~GOLDEN["hole"]], atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["morf", "lerf", "combined"])
+def test_road_agrees_with_pytorch_grad_cam(order, model, images, heatmaps, targets):
+    options = ALTERING[metrics.road]  # there percentiles 20, 50 and 90 say what stays
+    curve = metrics.road(model, images, heatmaps, targets, order=order, curve=True, **options)
+    np.testing.assert_allclose(curve.value, GOLDEN[f"gradcam/{order}/heatmaps"], atol=1e-4)
+    assert curve.scores.shape == (3, 3)
+    if order == "morf":
+        before = jax.nn.softmax(model(images)).max(-1)
+        np.testing.assert_allclose(curve.scores.mean(-1) - before, curve.value, atol=1e-5)
+
+
+def test_road_keeps_the_fraction_where_pytorch_grad_cam_removes_all_ties(model, images, targets):
+    """Six tenths of this map are zero: there LeRF removes them all at once, at every fraction."""
+    options = {"order": "lerf"} | ALTERING[metrics.road]
+    ours = metrics.road(model, images, GOLDEN["sparse"], targets, **options)
+    assert np.abs(ours - GOLDEN["gradcam/lerf/sparse"]).max() > 0.01
+    distinct = GOLDEN["sparse"] - 1e-4 * np.arange(192, dtype=np.float32).reshape(12, 16)  # ties in reading order
+    distinct = np.where(GOLDEN["sparse"] > 0, GOLDEN["sparse"], distinct)
+    np.testing.assert_allclose(metrics.road(model, images, distinct, targets, **options), ours, atol=1e-5)
+
+
+def test_road_adds_noise_from_the_key(model, images, heatmaps, targets, results):
+    def noisy(seed):
+        options = ALTERING[metrics.road] | {"noise": 0.5, "key": jax.random.key(seed)}
+        return metrics.road(model, images, heatmaps, targets, **options)
+
+    np.testing.assert_array_equal(noisy(1), noisy(1))
+    assert not np.allclose(noisy(1), noisy(2), atol=1e-4)
+    assert not np.allclose(noisy(1), results[metrics.road], atol=1e-4)
+
+
+# Average drop, increase and gain
+
+
+def test_drop_increase_and_gain_agree_with_the_libraries(model, images, heatmaps, targets, results):
+    np.testing.assert_allclose(results[metrics.average_drop], GOLDEN["torchcam/avg_drop"], atol=1e-5)
+    np.testing.assert_array_equal(results[metrics.average_increase], GOLDEN["torchcam/conf_increase"])  # zeros
+    others = (targets + 1) % 4
+    drops = metrics.average_drop(model, images, heatmaps, targets, form="absolute")
+    probabilities = jax.nn.softmax(GOLDEN["logits"]).max(-1)
+    np.testing.assert_allclose(drops, GOLDEN["torchcam/avg_drop"] * probabilities, atol=1e-5)
+    drops = metrics.average_drop(model, images, heatmaps, others, form="absolute")
+    np.testing.assert_allclose(drops, GOLDEN["gradcam/drop"], atol=1e-5)
+    increases = metrics.average_increase(model, images, heatmaps, others)
+    np.testing.assert_array_equal(increases, GOLDEN["gradcam/increase"])
+    np.testing.assert_array_equal(increases, 1)
+    gains = metrics.average_gain(model, images, heatmaps, others, form="absolute")
+    before, after = (
+        np.take_along_axis(np.asarray(jax.nn.softmax(model(each))), np.asarray(others)[:, None], 1)[:, 0]
+        for each in (images, images * heatmaps[..., None])
+    )
+    np.testing.assert_allclose(gains, np.maximum(after - before, 0), atol=1e-6)
+    relative = metrics.average_gain(model, images, heatmaps, others)
+    np.testing.assert_allclose(relative, np.maximum(after - before, 0) / (1 - before), atol=1e-6)
+
+
+def test_showing_everything_changes_nothing(model, images, targets):
+    shown = jnp.ones(images.shape[:3])
+    for metric in (metrics.average_drop, metrics.average_gain, metrics.average_increase):
+        np.testing.assert_allclose(metric(model, images, shown, targets), 0, atol=1e-6)
+    # A score of zero or below has no share to lose.
+    negative = metrics.average_drop(model, images, 0 * shown, 1, score=lambda logits, _: -jnp.abs(logits[:, 0]))
+    np.testing.assert_array_equal(negative, 0)
+
+
+# Infidelity and sensitivity
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_infidelity_agrees_with_captum(normalise, model, images):
+    """With Captum's perturbations: the key of each sample tells which one it is."""
+    keys = jax.vmap(lambda sample: jax.random.key_data(jax.random.fold_in(jax.random.key(0), sample)))(jnp.arange(6))
+
+    def given(key, image):
+        sample = jnp.argmax((keys == jax.random.key_data(key)).all(-1))
+        return jnp.asarray(GOLDEN["perturbations"])[sample]
+
+    options = {"perturbation": given, "num_samples": 6, "normalise": normalise, "chunk_size": 5}
+    values = metrics.infidelity(model, images, GOLDEN["attributions"], **options)
+    np.testing.assert_allclose(values, GOLDEN[f"captum/infidelity/{normalise}"], rtol=1e-3)
+
+
+def test_infidelity_of_a_linear_models_gradient_is_zero():
+    images, scaled = np.repeat(IMAGE, 2, 0), np.stack([WEIGHTS, 1.1 * WEIGHTS])
+    for options in ({"perturbation": "noise"}, {"perturbation": "square", "window": 3}):
+        values = metrics.infidelity(linear, images, scaled, 0, num_samples=8, **options)
+        np.testing.assert_allclose(values[0], 0, atol=1e-8)
+        assert values[1] > 1e-4
+
+
+def test_a_square_is_taken_away():
+    from jaxcam.metrics.fidelity import _square
+
+    image = 1 + jax.random.uniform(jax.random.key(0), (6, 8, 2))
+    squares = jax.jit(jax.vmap(lambda key: _square(key, image, 3)))(jax.random.split(jax.random.key(1), 500))
+    inside = np.asarray(squares != 0)
+    np.testing.assert_array_equal(inside.sum((1, 2, 3)), 9 * 2)
+    np.testing.assert_array_equal(squares, np.where(inside, image, 0))
+    assert inside.any((0, 3)).all() and len(np.unique(inside, axis=0)) == 4 * 6  # in time it covers all, edges included
+
+
+def test_max_sensitivity_agrees_with_captum(model, images, targets, monkeypatch):
+    """With Captum's changes of the image in place of the drawn ones."""
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
+
+    def given(key, shape, minval, maxval):
+        assert shape == (12, 16, 3) and (minval, maxval) == (-0.02, 0.02)
+        return jnp.asarray(GOLDEN["changes"])[jnp.argmax((keys == jax.random.key_data(key)).all(-1))]
+
+    def explain(images):
+        return jaxcam.saliency(model, images, targets)
+
+    drawn = metrics.max_sensitivity(explain, images, num_samples=4)
+    monkeypatch.setattr(jax.random, "uniform", given)
+    values = metrics.max_sensitivity(explain, images, num_samples=4)
+    np.testing.assert_allclose(values, GOLDEN["captum/sensitivity"], rtol=1e-3)
+    assert not np.allclose(drawn, values, rtol=1e-3)
+
+
+def test_max_sensitivity_of_what_does_not_change_is_zero(images):
+    np.testing.assert_array_equal(metrics.max_sensitivity(jnp.zeros_like, images), 0)
+    largest = metrics.max_sensitivity(lambda images: images, images, radius=0.1, num_samples=3)
+    bound = 0.1 * (12 * 16 * 3) ** 0.5 / jnp.linalg.norm(images.reshape(3, -1), axis=-1)
+    assert bool((largest > 0.5 * bound).all() and (largest < bound).all())
+
+
+# Correlations
+
+
+def test_occlusion_correlation_by_a_loop(model, images, heatmaps):
+    """Windows of 5 with stride 4, the last ones cut; one class, the probability, mean colour."""
+
+    @jax.jit
+    def confidence(images):
+        return jax.nn.softmax(model(images))[:, 2]
+
+    drops, sums = [], []
+    means = np.asarray(images).mean((1, 2), keepdims=True)
+    for top in (0, 4, 8):
+        for left in (0, 4, 8, 12):
+            patch = np.s_[:, top : top + 5, left : left + 5]
+            masked = np.array(images)
+            masked[patch] = means
+            drops.append(confidence(images) - confidence(masked))
+            sums.append(np.asarray(heatmaps)[patch].sum((1, 2)))
+    options = {"window": 5, "stride": 4, "baseline": "mean", "correlation": metrics.spearman}
+    values = metrics.occlusion_correlation(model, images, heatmaps, 2, **options)
+    np.testing.assert_allclose(values, metrics.spearman(np.stack(sums, 1), np.stack(drops, 1)), atol=1e-4)
+
+
+@pytest.mark.usefixtures("as_user")
+def test_errors_say_what_is_wrong(model, images, heatmaps):
+    wrong = {
+        "one map for each image": lambda: metrics.deletion(model, images, heatmaps[:, :6]),
+        "jaxcam.heatmap": lambda: metrics.deletion(model, images, images),
+        "Unknown baseline 'blurr'. Did you mean 'blur'": lambda: metrics.deletion(
+            model, images, heatmaps, baseline="blurr"
+        ),
+        "baseline has shape": lambda: metrics.deletion(model, images, heatmaps, baseline=jnp.ones(5)),
+        "num_steps is 0": lambda: metrics.insertion(model, images, heatmaps, num_steps=0),
+        "out of range": lambda: metrics.insertion(model, images, heatmaps, 4),
+        "Unknown order": lambda: metrics.road(model, images, heatmaps, order="first"),
+        "between 0 and 1": lambda: metrics.road(model, images, heatmaps, fractions=(0.5, 1.0)),
+        "Unknown form": lambda: metrics.average_drop(model, images, heatmaps, form="percent"),
+        "Unknown perturbation": lambda: metrics.infidelity(model, images, heatmaps, perturbation="circle"),
+        "larger than the images": lambda: metrics.infidelity(model, images, heatmaps, perturbation="square", window=13),
+        "does not fit images": lambda: metrics.infidelity(model, images, images[..., :2]),
+        "one map per image is needed": lambda: metrics.max_sensitivity(lambda images: images[:1], images),
+        "finer than the images": lambda: metrics.mu_fidelity(model, images, heatmaps, grid=13),
+        "some must go": lambda: metrics.mu_fidelity(model, images, heatmaps, share=1.0),
+        "too large": lambda: metrics.occlusion_correlation(model, images, heatmaps, window=16),
+    }
+    for words, call in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            call()

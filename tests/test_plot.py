@@ -1,0 +1,440 @@
+"""Pictures: colours, overlays, and a panel on which nothing overlaps at any number of methods."""
+
+import itertools
+import pickle
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import matplotlib.style
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcam import plot
+from jaxcam.image import Preprocess, sample
+
+PREPROCESS = Preprocess(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PREDICTIONS = [("cat", 0.871), ("dog", 0.093), ("frog", 0.0361), ("deer", 0.0002), ("a very long label, " * 9, 0.0)]
+
+
+def photograph(height=60, width=60):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def heat(height=7, width=7):
+    return np.random.default_rng(1).random((height, width), dtype=np.float32)
+
+
+def maps(count):
+    return {f"method_of_20_chars{index:02}": heat() for index in range(count)}
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.texts]
+
+
+def labels(figure):
+    return [axes.get_label() for axes in figure.axes]
+
+
+def shown(figure, label):
+    [axes] = [axes for axes in figure.axes if axes.get_label() == label]
+    [image] = axes.images
+    return np.asarray(image.get_array())
+
+
+# Colours.
+
+# The published tables: MATLAB's jet; inferno by Smith and van der Walt.
+COLOURS = [
+    ("jet", [[0, 0, 127], [125, 255, 122], [127, 0, 0]]),
+    ("inferno", [[0, 0, 3], [188, 55, 84], [252, 255, 164]]),
+    ("viridis", [[68, 1, 84], [33, 145, 140], [253, 231, 37]]),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), COLOURS)
+def test_colours(name, expected):
+    colours = plot.colorize(np.float32([[[0, 0.5, 1]]]), name)
+    assert colours.dtype == np.uint8 and colours.shape == (1, 1, 3, 3)
+    np.testing.assert_allclose(np.int64(colours[0, 0]), expected, atol=2)
+
+
+def test_colours_of_many():
+    heatmaps = jnp.asarray(np.stack([heat(3, 5), heat(3, 5).T.reshape(3, 5)]), jnp.bfloat16)
+    colours = plot.colorize(heatmaps)
+    assert colours.shape == (2, 3, 5, 3)
+    np.testing.assert_array_equal(colours[1:], plot.colorize(heatmaps[1:], "inferno"))
+
+
+# Blending.
+
+
+def test_no_heat_shows_the_photograph():
+    images = np.stack([photograph(), 255 - photograph()])
+    np.testing.assert_array_equal(plot.blend(images, np.zeros((2, 7, 7))), images)
+
+
+def test_opacity_follows_the_heat():
+    image = np.zeros((1, 4, 4, 3), np.uint8)
+    for value, opacity in ((0.25, 0.35), (0.5, 0.7), (1, 0.7)):
+        heatmaps = np.full((1, 2, 2), value, np.float32)
+        expected = opacity * np.int64(plot.colorize(heatmaps)[0, 0, 0])
+        np.testing.assert_allclose(np.int64(plot.blend(image, heatmaps)[0, 3, 3]), expected, atol=1)
+
+
+def test_constant_opacity():
+    image, heatmaps = photograph()[None], np.stack([np.kron(np.eye(2, dtype=np.float32), np.ones((30, 30)))])
+    expected = 0.25 * np.float64(plot.colorize(heatmaps, "jet")) + 0.75 * image
+    np.testing.assert_allclose(plot.blend(image, heatmaps, colormap="jet", alpha=0.25), expected, atol=1)
+    np.testing.assert_array_equal(plot.blend(image, heatmaps, alpha=0.0), image)
+    np.testing.assert_array_equal(plot.blend(image, heatmaps, alpha=1.0), plot.colorize(heatmaps))
+
+
+def test_heat_is_stretched_bilinearly():
+    """Two values over eight pixels, with half-pixel centres: flat to the first centre, then a straight line."""
+    blended = plot.blend(np.zeros((1, 2, 8, 3), np.uint8), np.float32([[[0, 1]]]), colormap="gray", alpha=1.0)
+    expected = np.float64([0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1]) * 255
+    np.testing.assert_allclose(blended[0, 0, :, 0], expected, atol=1)
+
+
+def test_the_three_kinds_of_images():
+    image = photograph(32, 32)
+    floats, normalised = np.float32(image) / 255, PREPROCESS(image)
+    none = np.zeros((1, 7, 7))
+    np.testing.assert_array_equal(plot.blend([floats], none)[0], image)
+    np.testing.assert_array_equal(plot.blend(jnp.asarray(floats)[None], none)[0], image)
+    np.testing.assert_array_equal(plot.blend(PREPROCESS.restore(normalised), none)[0], image)
+    spread = plot.blend(normalised, none)[0]
+    assert spread.min() == 0 and spread.max() == 255
+    assert np.corrcoef(spread.ravel(), image.ravel())[0, 1] > 0.99
+
+
+def test_a_dark_normalised_image_is_recognised_by_its_company():
+    dark, bright = np.full((8, 8, 3), 0.25, np.float32), np.full((8, 8, 3), 2.0, np.float32)
+    dark[0], bright[0] = 0.5, -2.0
+    blended = plot.blend([dark, bright], np.zeros((2, 2, 2)))
+    assert blended[:, 0].tolist() == [[[255] * 3] * 8, [[0] * 3] * 8]
+    assert plot.blend(np.full((1, 4, 4, 3), -1.0), np.zeros((1, 2, 2))).max() == 0  # constant: no division by zero
+
+
+# The overlay.
+
+
+def test_overlay():
+    images = [photograph(60, 40), photograph(300, 260), photograph(60, 80)]
+    heatmaps = np.stack([heat(), np.zeros((7, 7)), heat()])
+    figure = plot.overlay(images, heatmaps, titles=["one", "two", "three"])
+    assert labels(figure) == ["overlay 1", "overlay 2", "overlay 3", "colour scale"]
+    assert texts(figure) == ["one", "two", "three", "0", "relative importance", "1"]
+    np.testing.assert_array_equal(shown(figure, "overlay 2"), images[1])
+    assert len({round(axes.get_position().y1, 6) for axes in figure.axes[:3]}) == 1, "one row"
+
+
+def test_overlay_wraps():
+    figure = plot.overlay(np.stack([photograph()] * 15), np.stack([heat()] * 15), colormap="jet", alpha=0.5)
+    assert len({round(axes.get_position().y0, 6) for axes in figure.axes[:15]}) > 1
+    assert max(figure.get_size_inches()) < 15
+    check_layout(figure)
+
+
+# The panel.
+
+
+def boxes(figure):
+    """What is drawn, in inches: pictures and texts."""
+    renderer, size = figure.canvas.get_renderer(), figure.get_size_inches()
+    for axes in figure.axes:
+        yield axes.get_label(), axes.get_position().transformed(figure.transSubfigure).extents / figure.dpi
+    for text in figure.texts:
+        yield text.get_text(), text.get_window_extent(renderer).extents / figure.dpi
+    assert (size > 0).all()
+
+
+def check_layout(figure):
+    """Nothing overlaps, nothing leaves the figure; labels may stand in the area of the bars that they belong to."""
+    width, height = figure.get_size_inches()
+    drawn = [(name, box) for name, box in boxes(figure) if name != "predictions"]
+    for name, (left, bottom, right, top) in drawn:
+        assert left >= 0.3 and bottom >= 0.2 and right <= width - 0.3 and top <= height - 0.2, name
+    for (one, a), (other, b) in itertools.combinations(drawn, 2):
+        apart = a[2] <= b[0] - 0.03 or b[2] <= a[0] - 0.03 or a[3] <= b[1] + 1e-3 or b[3] <= a[1] + 1e-3
+        assert apart, f"{one!r} overlaps {other!r}"
+
+
+SIZES = [(count, size) for count in (1, 2, 3, 5, 8, 12) for size in ((60, 60), (60, 150), (150, 60), (4, 400))]
+
+
+@pytest.mark.parametrize(("count", "size"), [*SIZES, (24, (60, 60)), (40, (60, 60))])
+def test_panel_at_any_size(count, size):
+    figure = plot.panel(
+        photograph(*size), maps(count), predictions=PREDICTIONS, title="A title " * 40, explained="cat " * 50
+    )
+    check_layout(figure)
+    assert [len([label for label in labels(figure) if label.startswith(kind)]) for kind in ("heat", "over")] == [
+        count
+    ] * 2
+    pictures = [axes.get_position() for axes in figure.axes if axes.get_label().startswith("overlay")]
+    width, height = figure.get_size_inches()
+    assert min(max(box.width * width, box.height * height) for box in pictures) >= 0.99, "large enough to see"
+    assert max(width, height) < 12.1 + count / 3
+    if count <= 8 and size == (60, 60):
+        assert width <= 12.01 and height <= 6.76, "a slide"
+    assert [name for name in maps(count) if name not in texts(figure)] == [], "names are whole"
+    assert min(text.get_fontsize() for text in figure.texts) >= 8
+
+
+def test_panel_contents():
+    image, heatmaps = photograph(300, 300), {"cold": np.zeros((7, 7)), "some": jnp.asarray(heat())}
+    figure = plot.panel(
+        image, heatmaps, predictions=PREDICTIONS, title="a $x_1$\n title", explained="dog", colormap="jet"
+    )
+    assert labels(figure)[:2] == ["image", "predictions"] and labels(figure)[-1] == "colour scale"
+    np.testing.assert_array_equal(shown(figure, "image"), image)
+    np.testing.assert_array_equal(shown(figure, "overlay cold"), image)
+    assert (shown(figure, "overlay some") != image).any()
+    assert (shown(figure, "heatmap cold") == [0, 0, 127]).all()
+    written = texts(figure)
+    for text in (
+        "a $x_1$ title",
+        "Explained class: dog",
+        "Image",
+        "cold",
+        "some",
+        "cat",
+        "87.1%",
+        "<0.1%",
+        "0.0%",
+        "0",
+        "1",
+    ):
+        assert text in written
+    assert not any(text.get_parse_math() for text in figure.texts), "a label with two dollar signs is no formula"
+    assert any(text.startswith("a very long") and text.endswith("…") for text in written)
+
+
+def test_panel_bars():
+    figure = plot.panel(photograph(), maps(1), predictions=PREDICTIONS, explained="dog")
+    [axes] = [axes for axes in figure.axes if axes.get_label() == "predictions"]
+    tracks, bars = axes.patches[::2], axes.patches[1::2]
+    assert [bar.get_width() for bar in bars] == [probability for _, probability in PREDICTIONS]
+    assert {track.get_width() for track in tracks} == {1}
+    accent = matplotlib.colors.to_rgba(plot.ACCENT)
+    assert [bar.get_facecolor() == accent for bar in bars] == [False, True, False, False, False]
+    heights = [bar.get_y() for bar in bars]
+    assert heights == sorted(heights) and axes.yaxis_inverted(), "the best is on top"
+    [axes] = [axes for axes in plot.panel(photograph(), maps(1), predictions=PREDICTIONS).axes if axes.patches[1:]]
+    assert axes.patches[1].get_facecolor() == accent, "without an explained class, the first"
+
+
+def test_panel_draws_at_most_ten_predictions():
+    figure = plot.panel(photograph(), maps(1), predictions=[(f"class {index}", 0.01) for index in range(99)])
+    assert sum(text.startswith("class") for text in texts(figure)) == 10
+    check_layout(figure)
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"), [(1, "100.0%"), (0.9996, ">99.9%"), (0.00049, "<0.1%"), (0.0006, "0.1%")]
+)
+def test_probabilities_never_pretend(probability, text):
+    assert text in texts(plot.panel(photograph(), maps(1), predictions=[("cat", np.float32(probability))]))
+
+
+def test_scale_shows_the_colours():
+    figure = plot.panel(photograph(), maps(1), colormap="jet")
+    [axes] = [axes for axes in figure.axes if axes.get_label() == "colour scale"]
+    assert axes.images[0].get_cmap().name == "jet" and axes.images[0].get_clim() == (0, 1)
+    assert np.asarray(axes.images[0].get_array()).ravel()[[0, -1]].tolist() == [0, 1]
+
+
+def test_small_images_stay_crisp_and_their_heat_smooth():
+    image = photograph(32, 32)
+    figure = plot.panel(image, {"some": heat(4, 4)})
+    enlarged = shown(figure, "image")
+    np.testing.assert_array_equal(enlarged, image.repeat(8, axis=0).repeat(8, axis=1))
+    assert len(np.unique(shown(figure, "heatmap some")[100].reshape(-1, 3), axis=0)) > 50
+
+
+def test_huge_images_are_scaled_down():
+    figure = plot.panel(np.zeros((1500, 3000, 3), np.uint8), maps(1))
+    assert shown(figure, "overlay method_of_20_chars00").shape == (512, 1024, 3)
+
+
+def test_panel_of_a_normalised_image():
+    [image] = np.asarray(PREPROCESS(str(sample())))
+    assert shown(plot.panel(image, maps(1)), "image").max() == 255
+
+
+# Whatever the user's settings.
+
+
+def test_settings_of_the_user_neither_matter_nor_change():
+    def figure():
+        return plot.panel(photograph(), maps(2), predictions=PREDICTIONS, title="t", explained="cat")
+
+    plain = figure()._repr_png_()
+    with matplotlib.rc_context():
+        matplotlib.style.use("dark_background")
+        settings = {"axes.grid": True, "xtick.minor.visible": True, "figure.autolayout": True}
+        settings |= {"savefig.bbox": "tight", "savefig.transparent": True, "text.usetex": True, "font.size": 30.0}
+        settings |= {
+            "image.origin": "lower",
+            "image.interpolation": "gaussian",
+            "image.cmap": "gray",
+            "figure.dpi": 30.0,
+        }
+        matplotlib.rcParams.update(settings)
+        before = dict(matplotlib.rcParams)
+        assert figure()._repr_png_() == plain and figure().get_facecolor() == (1, 1, 1, 1)
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_plotting_needs_no_pyplot():
+    """In a fresh process: importing loads no matplotlib, and drawing loads no pyplot."""
+    program = """
+import sys
+import numpy as np
+from jaxcam import plot
+assert "matplotlib" not in sys.modules
+plot.panel(np.zeros((8, 8, 3), np.uint8), {"a": np.eye(2)}, predictions=[("cat", 1.0)])._repr_png_()
+plot.overlay(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 2, 2)))
+assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
+def test_notebooks_and_pickle():
+    figure = plot.overlay(photograph()[None], heat()[None])
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert pickle.loads(pickle.dumps(figure))._repr_png_() == figure._repr_png_()
+
+
+# Saving.
+
+
+def test_save(tmp_path):
+    path = tmp_path / "new" / "folder" / "panel.png"
+    figure = plot.panel(photograph(), maps(1))
+    plot.save(figure, path)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        np.testing.assert_allclose(image.size, 150 * figure.get_size_inches(), atol=1)
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    plot.save(figure, str(path))  # again: replaces
+    assert [each.name for each in path.parent.iterdir()] == ["panel.png"]
+
+
+def test_save_where_no_folder_can_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"Cannot write '.*file/panel.png': .+\. Choose another output folder\."):
+        plot.save(plot.overlay(photograph()[None], heat()[None]), tmp_path / "file" / "panel.png")
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(OSError, match=r"Cannot write '.*taken.png'"):
+        plot.save(plot.overlay(photograph()[None], heat()[None]), tmp_path / "taken.png")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "taken.png"]
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+def test_save_leaves_nothing_half_written(tmp_path, monkeypatch, step):
+    figure = plot.overlay(photograph()[None], heat()[None])
+    (tmp_path / "old.png").write_bytes(b"old")
+
+    def full(self, *_):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"pathlib.Path.{step}", full)
+    with pytest.raises(OSError, match=r"Cannot write '.*old.png': No space left on device"):
+        plot.save(figure, tmp_path / "old.png")
+    assert [each.name for each in tmp_path.iterdir()] == ["old.png"] and (tmp_path / "old.png").read_bytes() == b"old"
+
+
+def test_save_writes_png_only(tmp_path):
+    with pytest.raises(ValueError, match=r"panel.pdf' does not end in .png; figure.savefig writes other formats"):
+        plot.save(plot.overlay(photograph()[None], heat()[None]), tmp_path / "panel.pdf")
+
+
+# Mistakes.
+
+NAN = np.where(np.eye(7), np.nan, 0.5)
+HEATMAP_MISTAKES = [
+    (heat(), r"The heatmaps have shape \(7, 7\); expected \[n, h, w\]. Use heatmap\[None\] for one"),
+    (np.zeros((2, 7, 7, 3)), r"expected \[n, h, w\]. For attributions, use jaxcam.heatmap\(attributions\)"),
+    (np.zeros((2, 0, 7)), r"have shape \(2, 0, 7\)"),
+    (np.zeros((3, 7, 7)), r"There are 3 heatmaps and 2 images; give one heatmap per image"),
+    (np.stack([heat(), NAN]), r"Heatmap 2 of 2 has NaN or infinite values"),
+    (np.stack([heat() - 0.5, heat()]), r"Heatmap 1 of 2 ranges from -0.* For signed attributions, use jaxcam.heatmap"),
+    (np.stack([heat(), 255 * heat()]), r"Heatmap 2 of 2 ranges from .* to .*; expected \[0, 1\]"),
+]
+
+
+@pytest.mark.parametrize(("heatmaps", "message"), HEATMAP_MISTAKES)
+@pytest.mark.parametrize("function", [plot.blend, plot.overlay])
+def test_wrong_heatmaps(function, heatmaps, message):
+    with pytest.raises(ValueError, match=message):
+        function([photograph()] * 2, heatmaps)
+
+
+IMAGE_MISTAKES = [
+    (photograph(), r"The images have shape \(60, 60, 3\); expected \[n, h, w, 3\] or a list. Use \[image\] for one"),
+    ([photograph(), photograph()[0]], r"Image 2 of 2 has shape \(60, 3\); expected \[h, w, 3\]"),
+    (np.zeros((2, 3, 8, 8)), r"Image 1 of 2 has shape \(3, 8, 8\); expected \[h, w, 3\]"),
+    (["cat.jpg"], r"The image has shape \(\); expected \[h, w, 3\]. For files, use preprocess.view\(files\)"),
+    ([], r"There are no images"),
+    (np.zeros((1, 0, 8, 3)), r"has shape \(0, 8, 3\)"),
+    (np.full((1, 8, 8, 3), np.nan), r"The image has NaN or infinite pixels"),
+    (np.zeros((1, 8, 8, 3), np.int32), r"The image holds int32; expected uint8 or floating point"),
+]
+
+
+@pytest.mark.parametrize(("images", "message"), IMAGE_MISTAKES)
+@pytest.mark.parametrize("function", [plot.blend, plot.overlay])
+def test_wrong_images(function, images, message):
+    with pytest.raises(ValueError, match=message):
+        function(images, np.zeros((1, 7, 7)))
+
+
+def test_wrong_colormap():
+    calls = [
+        lambda: plot.colorize(heat()[None], "infreno"),
+        lambda: plot.blend(photograph()[None], heat()[None], colormap="infreno"),
+        lambda: plot.overlay(photograph()[None], heat()[None], colormap="infreno"),
+        lambda: plot.panel(photograph(), maps(1), colormap="infreno"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"Unknown colour map 'infreno'. Did you mean 'inferno'"):
+            call()
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
+def test_wrong_alpha(alpha):
+    with pytest.raises(ValueError, match=rf"alpha is {alpha}; expected a number in \[0, 1\], or None"):
+        plot.blend(photograph()[None], heat()[None], alpha=alpha)
+
+
+def test_blend_takes_one_size():
+    with pytest.raises(ValueError, match=r"shapes \[\(60, 60, 3\), \(70, 60, 3\)\]; blend takes images of one size"):
+        plot.blend([photograph(), photograph(70)], np.zeros((2, 7, 7)))
+
+
+def test_wrong_number_of_titles():
+    with pytest.raises(ValueError, match=r"There are 2 titles and 1 images"):
+        plot.overlay(photograph()[None], heat()[None], titles=["a", "b"])
+
+
+PANEL_MISTAKES = [
+    ({}, {}, r"There are no heatmaps"),
+    ({"grad_cam": heat()[None]}, {}, r"The heatmap 'grad_cam' has shape \(1, 7, 7\); expected \[h, w\]"),
+    ({"saliency": np.zeros((7, 7, 3))}, {}, r"The heatmap 'saliency' .*use jaxcam.heatmap\(attributions\)"),
+    ({"saliency": heat() - 1}, {}, r"The heatmap 'saliency' ranges from -"),
+    ({"saliency": NAN}, {}, r"The heatmap 'saliency' has NaN"),
+    (maps(1), {"predictions": [("cat", 87.1)]}, r"The probability of 'cat' is 87.1; expected a number in \[0, 1\]"),
+    (maps(1), {"predictions": [("cat", float("nan"))]}, r"The probability of 'cat' is nan"),
+]
+
+
+@pytest.mark.parametrize(("heatmaps", "options", "message"), PANEL_MISTAKES)
+def test_wrong_panels(heatmaps, options, message):
+    with pytest.raises(ValueError, match=message):
+        plot.panel(photograph(), heatmaps, **options)

@@ -1,0 +1,491 @@
+"""Rule-changing methods: published numbers, Captum's results, axioms, a NumPy oracle, and what must raise."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxcam
+from jaxcam import _rewrite
+from jaxcam.attribution.relevance import lrp
+from jaxcam.attribution.rules import deconvnet, deep_lift, guided_backprop, guided_grad_cam
+from jaxcam.models.resnet import BasicBlock, ResNet
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "rules.npz")
+
+
+class Golden(nn.Module):
+    """The network of golden/make_rules.py."""
+
+    overlap: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        same = ((1, 1), (1, 1))
+        x = helpers.Relu(name="relu1")(nn.Conv(5, (3, 3), padding=same, name="conv1")(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = helpers.Relu(name="relu2")(nn.Conv(6, (3, 3), padding=same, name="conv2")(x))
+        x = nn.max_pool(x, (2, 2), (1, 1) if self.overlap else (2, 2))
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channels first, as in torch
+        return nn.Dense(4, name="fc2")(nn.relu(nn.Dense(7, name="fc1")(x)))
+
+
+def golden_model(name="plain", conv_bias=1):
+    params = {}
+    for layer in ("conv1", "conv2", "fc1", "fc2"):
+        weight, bias = GOLDEN[f"{name}.{layer}.weight"], GOLDEN[f"{name}.{layer}.bias"]
+        kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
+        params[layer] = {"kernel": kernel, "bias": bias * (conv_bias if weight.ndim == 4 else 1)}
+    return jaxcam.tap(Golden(name == "overlap"), {"params": params}, "relu2")
+
+
+def residual(*, bias=True, seed=0):
+    """Max-pool, BatchNorm with scales of both signs, both kinds of skip connection; without bias, a linear scale."""
+    module = ResNet((1, 1), BasicBlock, num_classes=5, width=6, stem="imagenet")
+    images = helpers.images(2, 32, 24)
+    random = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        centre, spread = {
+            "kernel": (0, np.sqrt(2 / np.prod(leaf.shape[:-1]))),
+            "scale": (0.7, 1),
+            "bias": (0, 0.5 * bias),
+            "mean": (0, 0.5 * bias),
+            "var": (1.5, 0.2),
+        }[path[-1].key]
+        return jnp.asarray(random.normal(centre, spread, leaf.shape), leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(fill, jax.eval_shape(module.init, jax.random.key(0), images))
+    return jaxcam.tap(module, variables, "layer2"), images
+
+
+def explain(method, model, images, target=1, **options):
+    """Compiled, also for a plain callable: much faster than equation by equation."""
+    return jax.jit(lambda images: method(model, images, target, **options))(images)
+
+
+def close(actual, expected, rtol=1e-4):
+    np.testing.assert_allclose(actual, expected, atol=rtol * float(np.abs(expected).max()))
+
+
+def total(attributions):
+    return attributions.sum((1, 2, 3))
+
+
+# ------------------------------------------------------------------------------------------------ what others measured
+
+
+def test_published_numbers():
+    """Captum's tests on ConvNet_One_Conv."""
+    module, variables, image = helpers.one_conv()
+    model = jaxcam.tap(module, variables, "relu1")
+    guided = [[0, 1, 1, 1], [1, 3, 3, 2], [1, 3, 3, 2], [1, 2, 2, 1]]
+    np.testing.assert_allclose(guided_backprop(model, image, 0)[0, :, :, 0], guided)
+    deconvolution = [[2, 3, 3, 1], [3, 5, 5, 2], [3, 5, 5, 2], [1, 2, 2, 1]]
+    np.testing.assert_allclose(deconvnet(model, image, 0)[0, :, :, 0], deconvolution)
+    product = [[0, 0, 4, 4], [0, 0, 12, 8], [28, 84, 97.5, 65], [28, 56, 65, 32.5]]
+    np.testing.assert_allclose(guided_grad_cam(model, image, 0, method="nearest")[0, :, :, 0], product)
+
+
+@pytest.mark.parametrize(
+    "name, function",
+    {
+        "guided_backprop": guided_backprop,
+        "deconvnet": deconvnet,
+        "guided_grad_cam": partial(guided_grad_cam, method="nearest"),
+        "deep_lift": deep_lift,
+        "deep_lift_baseline": partial(deep_lift, baseline=GOLDEN["baseline"]),
+        "lrp_epsilon": partial(lrp, rule="epsilon", epsilon=1e-9),
+        "lrp_gamma": partial(lrp, gamma=0.25, epsilon=1e-9),
+        "lrp_z_plus": partial(lrp, epsilon=1e-9),
+    }.items(),
+)
+def test_captum(name, function):
+    unbiased = name in ("lrp_gamma", "lrp_z_plus")  # with a bias, we favour its positive part too, and Captum does not
+    model = golden_model(conv_bias=0 if unbiased else 1)
+    close(function(model, GOLDEN["images"], GOLDEN["targets"]), GOLDEN[f"result.{name}"])
+
+
+def test_deep_lift_is_complete_where_captum_is_not():
+    """Of a cell that wins in several windows, Captum's unpooling keeps one."""
+    model, images, targets = golden_model("overlap"), GOLDEN["images"], GOLDEN["targets"]
+    difference = np.take_along_axis(model(images) - model(0 * images), targets[:, None], 1)[:, 0]
+    close(total(deep_lift(model, images, targets)), difference)
+    assert np.abs(total(GOLDEN["result.deep_lift_overlap"]) / difference - 1).min() > 0.01
+
+
+# --------------------------------------------------------------------------------------------- a cut at every ReLU
+
+
+def spelled(relu):
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    head = jax.random.normal(jax.random.key(2), (4, 3))
+
+    def model(x):
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return relu(x).mean((1, 2)) @ head
+
+    return model
+
+
+def scanned(x):
+    return jax.lax.scan(lambda x, _: (jax.nn.relu(x), None), x, length=2)[0]
+
+
+SPELLINGS = {
+    "maximum": lambda x: jnp.maximum(x, 0),
+    "maximum, zeros first": lambda x: jnp.maximum(jnp.zeros_like(x), x),
+    "where": lambda x: jnp.where(x > 0, x, 0),
+    "where, other way round": lambda x: jnp.where(x <= 0, 0.0, x),
+    "where, other way round twice": lambda x: jnp.where(x < 0, jnp.zeros_like(x), x),
+    "mask": lambda x: x * (x > 0),
+    "clip": lambda x: jnp.clip(x, 0),
+    "jit": jax.jit(jax.nn.relu),
+    "remat": jax.checkpoint(jax.nn.relu),
+    "scan": scanned,
+}
+
+
+def with_relu(relu, images):
+    """What the four methods say, and plain saliency."""
+    methods = (guided_backprop, deconvnet, lrp, deep_lift, jaxcam.saliency)
+    return jax.jit(lambda images: [method(spelled(relu), images, 1) for method in methods])(images)
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return with_relu(jax.nn.relu, helpers.images(2, 5, 6))
+
+
+@pytest.mark.parametrize("relu", SPELLINGS.values(), ids=SPELLINGS)
+def test_every_spelling_of_relu(relu, usual):
+    results = with_relu(relu, helpers.images(2, 5, 6))
+    for result, expected in zip(results, usual, strict=True):
+        close(result, expected, 1e-5)
+    for guided in results[:2]:
+        assert not np.allclose(guided, results[-1], atol=0.01)
+
+
+NOT_RELU = {
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,  # has max(x, 0) inside, but is none
+    "leaky": jax.nn.leaky_relu,
+    "nothing": lambda x: x,
+    "other mask": lambda x: x * (x < 0),
+    "other where": lambda x: jnp.where(x > 0, 0, x),
+}
+
+
+@pytest.mark.parametrize("function", NOT_RELU.values(), ids=NOT_RELU)
+def test_without_relu_it_raises(function):
+    for method in (guided_backprop, deconvnet):
+        with pytest.raises(ValueError, match="no ReLU"):
+            explain(method, spelled(function), helpers.images(1, 5, 6))
+
+
+def test_a_relu_out_of_reach_raises():
+    def looped(x):
+        return jax.lax.cond(x.sum() > 0, jax.nn.relu, jnp.tanh, x)
+
+    with pytest.raises(ValueError, match="inside 'cond' is out of reach"):
+        guided_backprop(spelled(lambda x: jax.nn.relu(looped(x))), helpers.images(1, 5, 6), 1)
+
+
+def test_only_a_relu_on_the_way_counts():
+    """A ReLU in the score, or one whose result is not used, is no ReLU of the model."""
+    images = helpers.images(1, 5, 6)
+    with pytest.raises(ValueError, match="no ReLU"):
+        guided_backprop(spelled(jnp.tanh), images, 1, score=lambda logits, _: jax.nn.relu(logits[:, 1]))
+    with pytest.raises(ValueError, match="no ReLU"):
+        guided_backprop(spelled(lambda x: (jax.nn.relu(x), jnp.tanh(x))[1]), images, 1)
+
+
+def test_other_custom_derivatives_stay():
+    """A straight-through estimator keeps its gradient beside a ReLU."""
+
+    @jax.custom_vjp
+    def straight_through(x):
+        return jnp.round(x)
+
+    straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+    images = helpers.images(1, 5, 6)
+    result = explain(guided_backprop, lambda x: spelled(jax.nn.relu)(straight_through(x)), images)
+    assert float(jnp.abs(result).max()) > 0
+    close(result, explain(guided_backprop, spelled(jax.nn.relu), jnp.round(images)), 1e-6)
+
+
+def test_remat_and_nnx_models():
+    images = helpers.images(2, 12, 16)
+    plain = helpers.small()
+    for method in (guided_backprop, deconvnet, deep_lift, lrp):
+        remat = jaxcam.tap(nn.remat(helpers.Small)(), plain.variables, "late")
+        close(method(remat, images, 1), method(plain, images, 1), 1e-5)
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.conv, self.head = nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(nnx.relu(self.conv(x)).mean((1, 2)))
+
+    model = Model(nnx.Rngs(0))
+    close(total(deep_lift(jaxcam.tap(model, None, "conv"), images, 1)), (model(images) - model(0 * images))[:, 1])
+    assert float(jnp.abs(guided_grad_cam(jaxcam.tap(model, None, "conv"), images, 1)).max()) > 0
+
+
+def test_guided_grad_cam_is_the_product():
+    model, images = golden_model(), GOLDEN["images"]
+    coarse = np.maximum(jaxcam.grad_cam(model, images, 2, raw=True), 0)
+    by_hand = jax.image.resize(coarse, images.shape[:3], "bilinear")[..., None] * guided_backprop(model, images, 2)
+    close(guided_grad_cam(model, images, 2), by_hand)
+    double = jaxcam.tap(model.module, model.variables, ("relu2", "relu2"))
+    close(guided_grad_cam(double, images, 2), by_hand)
+
+
+# ------------------------------------------------------------------------------------------------------------ DeepLIFT
+
+
+@pytest.mark.parametrize("score", [jaxcam.score.logit, jaxcam.score.log_probability], ids=lambda each: each.__name__)
+def test_deep_lift_completeness(score):
+    model, images = residual()
+    targets = jnp.array([1, 3])
+    for baseline in (None, 0.3, helpers.images(2, 32, 24, seed=5)):
+        start = jnp.broadcast_to(jnp.asarray(0.0 if baseline is None else baseline), images.shape)
+        difference = score(model(images), targets) - score(model(start), targets)
+        assert float(jnp.abs(difference).min()) > 0.01
+        close(total(deep_lift(model, images, targets, score=score, baseline=baseline)), difference)
+
+
+def attention(x):
+    tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+    return (nn.softmax(tokens @ tokens.swapaxes(1, 2) / 4) @ tokens).reshape(x.shape)
+
+
+def pooled(x):
+    """Max-pooling as a maximum of strided slices."""
+    return jnp.maximum(jnp.maximum(x[:, ::2, ::2], x[:, 1::2, ::2]), jnp.maximum(x[:, ::2, 1::2], x[:, 1::2, 1::2]))
+
+
+ACTIVATIONS = {
+    "relu6": jax.nn.relu6,
+    "gelu": jax.nn.gelu,
+    "exact gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "elu": jax.nn.elu,
+    "leaky": jax.nn.leaky_relu,
+    "hard swish": jax.nn.hard_swish,
+    "step": lambda x: jnp.where((x > 0) & ~(x > 1), 1.0, x),
+    "gate": lambda x: x * nn.sigmoid(x.mean((1, 2), keepdims=True)),
+    "layer norm": lambda x: (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-3),
+    "attention": attention,
+    "pooled": pooled,
+}
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_deep_lift_completeness_of_anything(function):
+    images, baseline = helpers.images(2, 6, 8), 0.5 * helpers.images(2, 6, 8, seed=8)
+    model = spelled(function)
+    difference = (model(images) - model(baseline))[:, 1]
+    attributions = explain(deep_lift, model, images, baseline=baseline)
+    close(total(attributions), difference)
+    gradient = jaxcam.saliency(model, images, 1) * (images - baseline)
+    assert not np.allclose(total(gradient), difference, rtol=0.01)  # so the tolerance means something
+
+
+def test_deep_lift_slopes():
+    """A function of one pixel has one complete answer, however it is written; at the baseline it is the derivative."""
+    images = jnp.array([2.0, -1.0, 0.5, 0.25]).reshape(1, 2, 2, 1)
+    weights = jnp.array([1.0, 2.0, 3.0, 4.0])
+    for function in (jax.nn.gelu, jax.nn.silu, jax.nn.softplus, jax.nn.elu, jnp.tanh, lambda x: x**3 - jnp.sqrt(x + 9)):
+
+        def model(x, function=function):
+            return (function(x).reshape(len(x), -1) @ weights)[:, None]
+
+        expected = weights * (function(images) - function(jnp.full_like(images, 0.5))).ravel()
+        np.testing.assert_allclose(explain(deep_lift, model, images, 0, baseline=0.5).ravel(), expected, atol=1e-5)
+
+        multipliers = jax.jit(jax.grad(lambda x, m=model: deep_lift(m, x, 0, baseline=images).sum()))(images)
+        close(multipliers, jaxcam.saliency(model, images, 0))
+
+
+def test_deep_lift_raises_where_it_would_not_add_up(as_user):
+    for function in (partial(jnp.sort, axis=-1), lambda x: jax.lax.cond(x.sum() > 0, jnp.tanh, jnp.sin, x)):
+        with pytest.raises(ValueError, match="deep_lift has no rule for the operation '(sort|cond)'"):
+            deep_lift(spelled(function), helpers.images(1, 5, 6), 1)
+    with pytest.raises(ValueError, match="baseline has shape"):
+        deep_lift(spelled(jnp.tanh), helpers.images(1, 5, 6), 1, baseline=jnp.zeros((2, 5, 6, 3)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- LRP
+
+
+def numpy_lrp(weights, x, target, gammas, epsilon):
+    """Relevance of dense layers `(w, b)` with ReLU in between, contribution by contribution."""
+    inputs = [x]
+    for w, b in weights:
+        inputs.append(np.maximum(inputs[-1] @ w + b, 0))
+    logits = inputs[-2] @ weights[-1][0] + weights[-1][1]
+    relevance = np.eye(len(logits))[target] * logits
+    for (w, b), x, gamma in reversed(list(zip(weights, inputs[:-1], gammas, strict=True))):
+        contributions = x[:, None] * w
+        if gamma == np.inf:
+            contributions, b = np.maximum(contributions, 0), np.maximum(b, 0)
+        else:
+            contributions, b = contributions + gamma * np.maximum(contributions, 0), b + gamma * np.maximum(b, 0)
+        sums = contributions.sum(0) + b
+        relevance = (contributions / (sums + epsilon * np.where(sums < 0, -1, 1))) @ relevance
+    return relevance
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.25, 3.0, np.inf])
+def test_lrp_oracle(gamma):
+    """1x1 convolutions on one pixel, and dense layers; the first one with its BatchNorm folded in by hand."""
+    random = np.random.default_rng(2)
+    sizes = [(5, 9), (9, 8), (8, 7), (7, 3)]
+    weights = [(random.normal(size=size), random.normal(size=size[1])) for size in sizes]
+    scale, shift = random.normal(size=9), random.normal(size=9)
+    image = random.normal(size=5)
+
+    def model(x):
+        for index, (w, b) in enumerate(weights):
+            if index == 0:
+                x = jnp.einsum("nhwc,cd->nhwd", x, w) + b  # a matrix product on every cell: a convolution
+                x = (x - shift) / (1 / scale)
+            elif index == 1:
+                x = jax.lax.conv_general_dilated(
+                    x, jnp.float32(w)[None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+                x = (x + b).reshape(len(x), -1)
+            else:
+                x = (jnp.float32(w).T.dot(x.T) + b[:, None]).T  # weights first
+            x = jax.nn.relu(x) if index < 3 else x
+        return x
+
+    folded = [(weights[0][0] * scale, (weights[0][1] - shift) * scale), *weights[1:]]
+    for rule, gammas in {"composite": (gamma, gamma, 0, 0), "epsilon": (0, 0, 0, 0)}.items():
+        options = {"rule": rule, "gamma": gamma, "epsilon": 0.1}
+        result = explain(lrp, model, jnp.float32(image).reshape(1, 1, 1, 5), **options)
+        close(result.ravel(), numpy_lrp(folded, image, 1, gammas, 0.1))
+
+
+@pytest.mark.parametrize("options", [{"gamma": 0.25}, {"rule": "epsilon"}], ids=str)
+def test_lrp_conserves_the_score(options):
+    model, images = residual(bias=False)
+    contrast = {"score": lambda logits, targets: logits[:, 1] - 2 * logits[:, 4]}
+    expected = contrast["score"](model(images), None)
+    relevance = lrp(model, images, 1, epsilon=1e-9, **contrast, **options)
+    close(total(relevance), expected, 1e-3)
+    by_gradient = images * jaxcam.saliency(model, images, 1, **contrast)  # what epsilon comes to, without biases
+    assert np.allclose(relevance, by_gradient, atol=1e-3 * np.abs(by_gradient).max()) == ("rule" in options)
+
+
+def test_lrp_z_plus():
+    """What arrives where nothing contributes positively is lost, but only behind a skip connection."""
+    model, images = residual(bias=False)
+    relevance = lrp(model, images, 1, epsilon=1e-9)
+    np.testing.assert_allclose(total(relevance), model(images)[:, 1], rtol=0.1)
+    model = spelled(jax.nn.relu)
+    relevance = explain(lrp, model, images, epsilon=1e-9)
+    close(total(relevance), model(images)[:, 1])
+
+
+def test_lrp_absorbs():
+    """A larger epsilon leaves less relevance."""
+    model, images = golden_model(), GOLDEN["images"]
+    left = [float(jnp.abs(lrp(model, images, 2, rule="epsilon", epsilon=e)).sum()) for e in (1e-6, 0.1, 1.0)]
+    assert left[0] > 1.1 * left[1] > 1.2 * left[2]
+
+
+@pytest.mark.parametrize("name", ["gelu", "exact gelu", "silu", "softplus", "elu", "leaky", "relu6", "pooled"])
+def test_lrp_passes_activations(name):
+    """They hand relevance on as it is: all of it arrives, where there is no bias."""
+    images, model = helpers.images(2, 6, 8), spelled(ACTIVATIONS[name])
+    close(total(explain(lrp, model, images, epsilon=1e-9)), model(images)[:, 1], 1e-3)
+
+
+def test_lrp_raises():
+    images = helpers.images(1, 6, 8)
+    for name, operation in {"attention": "dot_general", "layer norm": "div|mul", "gate": "mul"}.items():
+        with pytest.raises(ValueError, match=f"lrp has no rule for the operation '({operation})'"):
+            explain(lrp, spelled(ACTIVATIONS[name]), images)
+
+
+@pytest.mark.parametrize(
+    "method, options, message",
+    [
+        (lrp, {"rule": "alpha"}, "rule is 'alpha'"),
+        (lrp, {"gamma": -1.0}, "gamma is -1.0"),
+        (lrp, {"gamma": np.nan}, "gamma is nan"),
+        (lrp, {"epsilon": 0.0}, "epsilon is 0.0"),
+        (guided_grad_cam, {"method": "cubic"}, "method is 'cubic'"),
+    ],
+)
+def test_bad_options(method, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        method(helpers.small(), helpers.images(), **options)
+
+
+def test_guided_grad_cam_needs_a_spatial_layer(as_user):
+    with pytest.raises(ValueError, match=r"Layer 'hidden' returns \(3, 8\), which is not spatial"):
+        guided_grad_cam(helpers.small("hidden"), helpers.images())
+    with pytest.raises(TypeError, match="guided_grad_cam needs activations"):
+        guided_grad_cam(lambda x: x, helpers.images())
+
+
+# --------------------------------------------------------------------------------------------------------- the rewrite
+
+
+def test_the_rewritten_program_is_the_model():
+    model, images = residual()
+    program = _rewrite.trace(model, images)
+    np.testing.assert_allclose(program.output(program.run(images)), model(images), rtol=1e-6)
+    inside = {equation.primitive.name for equation in program.equations}
+    assert inside.isdisjoint({"jit", "custom_jvp_call"}) and {"conv_general_dilated", "reduce_window_max"} <= inside
+
+
+def test_the_ordinary_rule_gives_the_gradient():
+    model, images = residual()
+    program = _rewrite.trace(model, images)
+    values = program.run(images)
+    weights = jax.random.normal(jax.random.key(0), (2, 5))
+    result = _rewrite.backward(program, [weights], partial(_rewrite.gradient, program, values))
+    close(result, jax.grad(lambda x: jnp.vdot(model(x), weights))(images), 1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scan_is_unrolled(reverse):
+    """Carry, constants, stacked inputs and outputs, in either direction."""
+    stack, images = jax.random.normal(jax.random.key(0), (4, 3)), helpers.images(2, 4, 5)
+
+    def model(x):
+        def step(carry, each):
+            scale, stacked = each
+            carry = jnp.tanh(carry * scale + x)
+            return carry, (carry + stacked, 2 * carry)
+
+        last, (first, second) = jax.lax.scan(step, x, (stack, jnp.stack([x] * 4)), reverse=reverse)
+        return jnp.stack([last, first[1], second[2]], -1).sum((1, 2, 3))
+
+    program = _rewrite.trace(model, images)
+    assert "scan" not in {equation.primitive.name for equation in program.equations}
+    np.testing.assert_allclose(program.output(program.run(images)), model(images), rtol=1e-5)
+    close(total(explain(deep_lift, model, images, 2)), (model(images) - model(0 * images))[:, 2])
+
+
+@pytest.mark.parametrize("method", [guided_backprop, guided_grad_cam, deep_lift, lrp], ids=lambda each: each.__name__)
+def test_weights_are_arguments(method):
+    """The compiled program holds no weights: it serves another model of the same kind."""
+    images, first, second = helpers.images(), helpers.small(seed=0), helpers.small(seed=1)
+    compiled = jax.jit(lambda model, images: method(model, images, 1)).lower(first, images).compile()
+    close(compiled(second, images), method(second, images, 1), 1e-5)
+    assert not np.allclose(compiled(first, images), compiled(second, images))

@@ -1,0 +1,141 @@
+"""Training: it learns, it resumes exactly, it refuses what does not belong together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import tiny_resnet
+
+from jaxcam import train
+
+NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Two classes that differ in brightness."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(64) % 2
+    images = rng.integers(0, 120, (64, 16, 16, 3)) + 120 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    """One setting for all tests, so that one compilation serves."""
+    module, optimizer = tiny_resnet(num_classes=2), train.sgd(train.cosine(0.05, 16))
+
+    def run(**options):
+        options = {"num_epochs": 4, "batch_size": 16, "progress": False} | options
+        return train.fit(module, data, data, optimizer=optimizer, normalize=NORMALIZE, **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(run):
+    return run()
+
+
+def test_it_learns(finished):
+    state, history = finished
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4]
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["test_accuracy"] > 0.95
+    assert int(state.step) == 16
+
+
+def test_resuming_ends_in_the_same_weights(run, finished, tmp_path):
+    run(num_epochs=2, checkpoint_dir=tmp_path / "c")
+    seen = []
+    state, history = run(checkpoint_dir=tmp_path / "c", on_epoch=lambda record, state: seen.append(record["epoch"]))
+    assert seen == [3, 4]
+    jax.tree.map(np.testing.assert_array_equal, state, finished[0])
+    assert [record["loss"] for record in history] == [record["loss"] for record in finished[1]]
+    again, _ = run(checkpoint_dir=tmp_path / "c", on_epoch=lambda record, state: seen.append("more"))
+    assert seen == [3, 4]
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_other_settings_do_not_resume(run, tmp_path):
+    run(num_epochs=1, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="made with other settings \\(seed\\)"):
+        run(checkpoint_dir=tmp_path, seed=1)
+
+
+def test_an_altered_checkpoint_is_noticed(run, tmp_path, monkeypatch):
+    """A flipped bit loads silently from the disk; the digest sees it."""
+    run(num_epochs=1, checkpoint_dir=tmp_path)
+    digest = train._digest
+    monkeypatch.setattr(train, "_digest", lambda leaves: digest({**leaves, "step": leaves["step"] + 1}))
+    with pytest.raises(ValueError, match="was altered since it was written"):
+        run(checkpoint_dir=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own tasks
+def test_a_damaged_checkpoint_has_a_sentence(run, tmp_path):
+    run(num_epochs=1, checkpoint_dir=tmp_path)
+    for file in tmp_path.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="cannot be read|was altered"):
+        run(checkpoint_dir=tmp_path)
+
+
+def test_batch_larger_than_the_data(run):
+    with pytest.raises(ValueError, match="batch_size is 65, but there are only 64 training images"):
+        run(batch_size=65)
+
+
+def test_sgd_is_torchs():
+    """Two steps of Nesterov momentum with weight decay, by hand."""
+    optimizer = train.sgd(0.1, momentum=0.9, weight_decay=0.5)
+    weight, velocity, state = jnp.array(1.0), 0.0, optimizer.init(jnp.array(1.0))
+    expected = 1.0
+    for gradient in (2.0, -1.0):
+        updates, state = optimizer.update(jnp.array(gradient), state, weight)
+        weight = optax.apply_updates(weight, updates)
+        total = gradient + 0.5 * expected
+        velocity = 0.9 * velocity + total
+        expected -= 0.1 * (total + 0.9 * velocity)
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+
+
+def test_cosine_rises_and_falls():
+    schedule = train.cosine(0.4, 100)
+    assert float(schedule(0)) == 0 and float(schedule(100)) == pytest.approx(0, abs=1e-6)
+    assert float(schedule(10)) == pytest.approx(0.4) and float(schedule(55)) == pytest.approx(0.2, rel=1e-5)
+
+
+def test_random_crop_and_flip():
+    image = jnp.arange(1, 65, dtype=jnp.uint8).reshape(1, 8, 8, 1)
+    padded = jnp.pad(image[0, ..., 0], 4)
+    windows = [padded[i : i + 8, j : j + 8] for i in range(9) for j in range(9)]
+    allowed = {np.asarray(w).tobytes() for w in windows} | {np.asarray(w[:, ::-1]).tobytes() for w in windows}
+    batch = train.random_crop_and_flip(jax.random.key(0), jnp.repeat(image, 200, axis=0))
+    found = {np.asarray(each[..., 0]).tobytes() for each in batch}
+    assert batch.dtype == jnp.uint8 and found <= allowed and len(found) > 80
+
+
+def test_predict_pads_the_last_batch(finished, data):
+    module = tiny_resnet(num_classes=2)
+    whole = jax.jit(module.apply)(finished[0].variables, NORMALIZE(jnp.asarray(data[0])))
+    logits = train.predict(module, finished[0].variables, data[0], normalize=NORMALIZE, batch_size=24)
+    np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
+    _, accuracy = train.evaluate(module, finished[0].variables, data, normalize=NORMALIZE, batch_size=24)
+    assert accuracy == np.mean(np.argmax(whole, -1) == data[1])
+
+
+def test_progress_shows_loss_accuracy_and_speed(run, capsys):
+    run(num_epochs=1, progress=True)
+    printed = capsys.readouterr().out
+    assert "loss" in printed and "test accuracy" in printed and "images/s" in printed
+
+
+def test_distributions_as_labels():
+    logits = jnp.array([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
+    labels = jnp.array([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]])
+    log_softmax = jax.nn.log_softmax(logits)
+    np.testing.assert_allclose(train.cross_entropy(logits, labels), -(labels * log_softmax).sum(-1), rtol=1e-6)
+    assert train.correct(logits, labels).tolist() == [True, False]
+    assert train.correct(logits, jnp.array([2, 1])).tolist() == [True, False]

@@ -1,0 +1,285 @@
+"""Vision transformers: token sequences as maps, attention rollout, and every CAM method on a small ViT."""
+
+import flax.linen as nn
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxcam
+from jaxcam.attribution import decomposition, every_layer, masking
+from jaxcam.attribution.every_layer import attention_rollout
+from jaxcam.tap import tokens
+
+GRID = (3, 4)
+
+
+class Positions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + self.param("positions", nn.initializers.normal(0.5), (1, *x.shape[1:]))
+
+
+class ClassToken(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        token = self.param("token", nn.initializers.normal(1), (1, 1, x.shape[-1]))
+        return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[-1])), x], 1)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.normal(0.4)  # sharper attention than at the usual start
+        y = nn.LayerNorm(name="norm1")(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2, kernel_init=init, name="attention")(y)
+        y = nn.gelu(nn.Dense(16, name="up")(nn.LayerNorm(name="norm2")(x)))
+        return x + nn.Dense(8, name="down")(y)
+
+
+class ViT(nn.Module):
+    """Two blocks of width 8 on 3 x 4 patches; the head reads the class token, or the mean of the patches."""
+
+    pool: bool = False
+    block: type[nn.Module] = Block
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (4, 4), 4, name="patches")(x).reshape(x.shape[0], -1, 8)
+        x = x if self.pool else ClassToken(name="class_token")(x)
+        x = Positions(name="positions")(x)
+        for index in range(2):
+            x = self.block(name=f"block_{index}")(x)
+        x = nn.LayerNorm(name="norm")(x)
+        return nn.Dense(4, name="head")(x.mean(1) if self.pool else x[:, 0])
+
+
+def vit(layer="block_1.norm1", reshape=None, **options):
+    """A tap on a seeded ViT, by default where the class token still looks at the patches."""
+    module = ViT(**options)
+    variables = ViT(options.get("pool", False)).init(jax.random.key(1), helpers.images(1))
+    reshape = reshape or tokens(GRID, drop=0 if options.get("pool") else 1)
+    return jaxcam.tap(module, variables, layer, reshape=reshape)
+
+
+METHODS = [
+    (jaxcam.grad_cam, {}),
+    (jaxcam.grad_cam_plus_plus, {}),
+    (jaxcam.x_grad_cam, {}),
+    (jaxcam.hires_cam, {}),
+    (jaxcam.layer_cam, {}),
+    (jaxcam.grad_cam_elementwise, {}),
+    (jaxcam.smooth_grad_cam_plus_plus, {"num_samples": 2, "chunk_size": 4}),
+    (jaxcam.shapley_cam, {}),
+    (jaxcam.finer_cam, {"alpha": 0.5}),
+    (jaxcam.random_cam, {}),
+    (masking.score_cam, {"chunk_size": 8}),
+    (masking.ss_cam, {"num_samples": 2, "chunk_size": 8, "top_k": 3}),
+    (masking.is_cam, {"num_samples": 2, "chunk_size": 8, "top_k": 3}),
+    (masking.ablation_cam, {"chunk_size": 8}),
+    (decomposition.eigen_cam, {}),
+    (decomposition.eigen_grad_cam, {}),
+    (decomposition.kpca_cam, {}),
+    (decomposition.fem, {"deviations": 1}),
+    (every_layer.full_grad, {}),
+    (every_layer.attention_rollout, {}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), METHODS, ids=[method.__name__ for method, _ in METHODS])
+def test_every_cam_method_explains_tokens(method, options):
+    """Heatmaps of the size of the images, in range, and of each image by itself."""
+    model, images = vit(), helpers.images()
+    heatmaps = method(model, images, 1, **options)
+    assert heatmaps.shape == (3, 12, 16) and heatmaps.dtype == jnp.float32
+    assert bool(jnp.isfinite(heatmaps).all()) and float(heatmaps.min()) == 0
+    np.testing.assert_allclose(heatmaps.max((1, 2)).max(), 1, rtol=1e-6)
+    order = jnp.array([2, 0, 1])
+    np.testing.assert_allclose(method(model, images[order], 1, **options), heatmaps[order], atol=1e-4)
+
+
+def test_factorization_explains_tokens():
+    heatmaps, scores = decomposition.deep_feature_factorization(vit(), helpers.images(), 1, num_components=2)
+    assert heatmaps.shape == (3, 2, 12, 16) and scores.shape == (3, 2)
+    np.testing.assert_allclose(heatmaps.max((2, 3)), 1, rtol=1e-6)
+
+
+def test_tokens_become_maps_row_by_row():
+    sequence = jnp.arange(2 * 13 * 5.0).reshape(2, 13, 5)
+    maps = tokens(GRID)(sequence)
+    assert maps.shape == (2, 3, 4, 5)
+    np.testing.assert_array_equal(maps[1, 2, 1], sequence[1, 1 + 2 * 4 + 1])
+    np.testing.assert_array_equal(tokens(GRID, drop=0)(sequence[:, 1:]), maps)
+
+
+def test_grad_cam_of_tokens_is_its_formula():
+    """Activations and gradients of the model as Flax gives them, class token dropped, in NumPy."""
+    model, images = vit(), helpers.images()
+    _, (A,), (G,) = model.gradients(images, lambda logits: logits[:, 1].sum())
+    assert A.shape == (3, 13, 8)  # the tap itself gives tokens
+    A, G = np.asarray(A)[:, 1:], np.asarray(G)[:, 1:]
+    expected = np.einsum("ntk,nk->nt", A, G.mean(1)).reshape(3, *GRID)
+    np.testing.assert_allclose(jaxcam.grad_cam(model, images, 1, raw=True), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_ablation_takes_the_channel_from_all_tokens():
+    model, images = vit(), helpers.images(2)
+    (A,) = model.run(images)[1]
+    whole, weights = model(images)[:, 1], []
+    for channel in range(8):
+        without = model.run(images, [jnp.zeros_like(A).at[..., channel].set(-A[..., channel])])[0][:, 1]
+        weights.append((whole - without) / jnp.abs(whole))
+    expected = jnp.einsum("ntk,kn->nt", A[:, 1:], jnp.stack(weights)).reshape(2, *GRID)
+    found = masking.ablation_cam(model, images, 1, raw=True, chunk_size=3)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_cam_of_pooled_tokens():
+    """Mean pooling and one dense layer after the last norm: CAM is the dense layer on each token."""
+    model, images = vit("norm", pool=True), helpers.images()
+    features = model.activations(images).reshape(3, *GRID, 8)
+    expected = features @ model.variables["params"]["head"]["kernel"][:, 2]
+    np.testing.assert_allclose(jaxcam.cam(model, images, 2, raw=True), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="'block_1.norm1' is not followed by global average pooling"):
+        jaxcam.cam(vit(), images)
+
+
+def test_several_token_layers_fuse():
+    images, layers = helpers.images(), ("block_1.norm1", "block_0")
+    raw = jaxcam.hires_cam(vit(layers), images, 1, raw=True)
+    assert [each.shape for each in raw] == [(3, 3, 4), (3, 3, 4)]
+    np.testing.assert_allclose(raw[1], jaxcam.hires_cam(vit("block_0"), images, 1, raw=True), atol=1e-6)
+
+
+def test_full_grad_of_tokens():
+    """Biases of all token layers, and of the position embedding, lie on the grid; those of the head do not."""
+    contributions = every_layer.full_grad(vit(), helpers.images(), 1, raw=True)
+    shapes = [each.shape for each in contributions]
+    # patches; positions; in each block norm1, query, key, value, out, norm2, up, down; norm
+    assert shapes == [(3, 12, 16)] + [(3, 3, 4)] * (1 + 1 + 1 + 2 * 8 + 1) + [(3, 1, 1)]
+    found = np.asarray(contributions[3])
+    model, images = vit("positions"), helpers.images()
+    _, _, (G,) = model.gradients(images, lambda logits: logits[:, 1].sum())
+    expected = (model.variables["params"]["positions"]["positions"] * G).sum(-1)[:, 1:].reshape(3, *GRID)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_equal_tokens_do_not_recompile():
+    images, traces = helpers.images(), []
+
+    @jax.jit
+    def run(model, images):
+        traces.append(1)
+        return jaxcam.grad_cam(model, images)
+
+    for _ in range(2):
+        run(vit(), images)
+    assert len(traces) == 1
+    run(vit(reshape=lambda x: tokens(GRID)(x)), images)
+    assert len(traces) == 2
+
+
+def test_errors_name_the_layer_and_the_way_out(as_user):
+    images, model = helpers.images(), vit()
+    plain = jaxcam.tap(model.module, model.variables, "block_0")
+    with pytest.raises(ValueError, match=r"'block_0' returns \(3, 13, 8\), which is not spatial.*jaxcam.tokens"):
+        jaxcam.grad_cam(plain, images)
+    with pytest.raises(
+        ValueError, match=r"returns \(3, 13, 8\), and Tokens\(grid=\(4, 4\), drop=1\) reads \[n, 17, k\]"
+    ):
+        jaxcam.grad_cam(vit(reshape=tokens((4, 4))), images)
+    with pytest.raises(ValueError, match="needs to know how tokens lie on the image"):
+        attention_rollout(plain, images)
+    small = helpers.small()
+    with pytest.raises(ValueError, match="found no attention layer"):
+        attention_rollout(jaxcam.tap(small.module, small.variables, "late", reshape=tokens(GRID)), images)
+
+
+# --- attention rollout ---
+
+
+def attention_by_hand(model, images):
+    """Each block's weights from its queries and keys, as Flax captures them."""
+    _, state = model.module.apply(model.variables, images, capture_intermediates=True, mutable=["intermediates"])
+    for index in range(2):
+        node = state["intermediates"][f"block_{index}"]["attention"]
+        query, key = (np.asarray(node[name]["__call__"][0], np.float64) for name in ("query", "key"))
+        logits = np.einsum("nqhd,nkhd->nhqk", query, key) / np.sqrt(query.shape[-1])
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        yield weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("block", [Block, nn.remat(Block)], ids=["plain", "remat"])
+def test_rollout_oracle(block):
+    model, images = vit(block=block), helpers.images()
+    first, second = ((each.mean(1) + np.eye(13)) / 2 for each in attention_by_hand(vit(), images))
+    expected = second @ first
+    found = attention_rollout(model, images, raw=True)
+    np.testing.assert_allclose(found, expected[:, 0, 1:].reshape(3, *GRID), rtol=1e-4)
+    found = attention_rollout(model, images, raw=True, token=None)
+    np.testing.assert_allclose(found, expected.mean(1)[:, 1:].reshape(3, *GRID), rtol=1e-4)
+    assert np.ptp(expected[:, 0, 1:], 1).min() > 0.01  # a map, not a constant
+
+
+def test_rollout_jit_and_class():
+    model, images = vit(), helpers.images()
+    jitted = jax.jit(attention_rollout)(model, images)
+    with jax.disable_jit():
+        np.testing.assert_allclose(jitted, attention_rollout(model, images, 1), atol=1e-5)
+
+
+class Attend(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.MultiHeadAttention(2, 3, 8, decode=False, rngs=rngs) for _ in range(2)])
+        self.head = nnx.Linear(3, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1, 3)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+def test_rollout_of_an_nnx_model():
+    images, net = helpers.images(3, 3, 4), Attend(nnx.Rngs(0))
+    model = jaxcam.tap(net, None, "layers.0", reshape=tokens(GRID, drop=0))
+    x, steps = images.reshape(3, 12, 3), []
+    for layer in net.layers:
+        query, key = layer.query(x), layer.key(x)
+        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) / jnp.sqrt(query.shape[-1]))
+        steps.append((weights.mean(1) + jnp.eye(12)) / 2)
+        x = x + layer(x)
+    expected = (steps[1] @ steps[0]).mean(1).reshape(3, *GRID)
+    np.testing.assert_allclose(attention_rollout(model, images, raw=True, token=None), expected, rtol=1e-4)
+    assert not hasattr(net.layers[0], "attention_weights")  # the user's model is untouched
+
+
+def test_biases_of_an_nnx_model():
+    images, net = helpers.images(3, 3, 4), Attend(nnx.Rngs(0))
+    model = jaxcam.tap(net, None, "layers.0", reshape=tokens(GRID, drop=0))
+    contributions = every_layer.full_grad(model, images, 1, raw=True)
+    # The image; query, key, value and out twice; the head.
+    assert [each.shape for each in contributions] == [(3, 3, 4)] * 9 + [(3, 1, 1)]
+    np.testing.assert_allclose(contributions[-1].ravel(), jnp.broadcast_to(net.head.bias[1], (3,)))
+
+
+def test_attention_inside_a_loop_is_refused():
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return x + nn.MultiHeadDotProductAttention(num_heads=2, name="attention")(x), None
+
+    class Looped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(4)(x.reshape(x.shape[0], -1, 3))
+            loop = nn.scan(Body, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+            return nn.Dense(4, name="head")(loop(name="loop")(x, None)[0].mean(1))
+
+    images = helpers.images(2, 3, 4)
+    model = jaxcam.tap(Looped(), Looped().init(jax.random.key(0), images), "head", reshape=tokens(GRID, drop=0))
+    for method in (attention_rollout, every_layer.full_grad):
+        with pytest.raises(ValueError, match="inside nn.scan or nn.vmap"):
+            method(model, images)
