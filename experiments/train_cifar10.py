@@ -69,8 +69,8 @@ def main(argv=None):
         "test_loss": loss,
         "data": "CIFAR-10, all 50,000 training and 10,000 test images, JPEG re-encoded (quality 75)",
         "recipe": f"{args.epochs} epochs, cosine schedule with a tenth of warm-up, peak learning rate "
-        f"{args.learning_rate}; SGD with Nesterov momentum 0.9, batch {args.batch_size}, weight decay 5e-4, label smoothing "
-        f"{args.label_smoothing}, random crop and flip, seed {args.seed}",
+        f"{args.learning_rate}; SGD with Nesterov momentum 0.9, batch {args.batch_size}, weight decay 5e-4, "
+        f"label smoothing {args.label_smoothing}, random crop and flip, seed {args.seed}",
         "dtype": jnp.dtype(dtype).name,
         "training_seconds": round(sum(record["seconds"] for record in history)),
         **_study.environment(),

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+DIGEST = "digest.sha256"  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
+
 
 class Normalization(NamedTuple):
     """Mean and standard deviation per channel, of images scaled to [0, 1]."""
@@ -244,11 +246,12 @@ def _named_leaves(state: State) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in paths}
 
 
-def _digest(leaves: dict[str, np.ndarray]) -> str:
+def _digest(folder: Path) -> str:
+    """One hash of every file below `folder`, of its name and its bytes."""
     digest = hashlib.sha256()
-    for name in sorted(leaves):
-        digest.update(f"{name} {leaves[name].dtype} {leaves[name].shape}".encode())
-        digest.update(np.ascontiguousarray(leaves[name]).tobytes())
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != DIGEST):
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -261,37 +264,34 @@ def _checkpointer(directory):
 
 def save(directory, state: State, history: list[dict], settings: dict) -> None:
     """Writes the state after an epoch; the two latest are kept. The digest notices bits that flip on the disk."""
-    leaves = _named_leaves(state)
-    metadata = {"digest": _digest(leaves), "history": json.dumps(history), "settings": json.dumps(settings)}
+    metadata = {"history": json.dumps(history), "settings": json.dumps(settings)}
     with _checkpointer(directory) as checkpointer:
-        checkpointer.save(int(state.step), leaves, custom_metadata=metadata, overwrite=True)
+        checkpointer.save(int(state.step), _named_leaves(state), custom_metadata=metadata, overwrite=True)
+    folder = Path(directory) / str(int(state.step))
+    (folder / DIGEST).write_text(_digest(folder))
 
 
 def restore(directory, like: State, settings: dict) -> tuple[State, list[dict]] | None:
-    """The latest checkpoint below `directory` as `(state, history)`, or `None` where there is none."""
-    if not Path(directory).is_dir():
+    """The latest complete checkpoint below `directory` as `(state, history)`, or `None` where there is none."""
+    complete = [file.parent for file in Path(directory).glob(f"*/{DIGEST}") if file.parent.name.isdigit()]
+    if not complete:
         return None
+    folder = max(complete, key=lambda folder: int(folder.name))
+    if _digest(folder) != (folder / DIGEST).read_text():  # checked first: Orbax reports a damaged file in many voices
+        raise ValueError(f"The checkpoint {folder} was altered since it was written; delete that folder.")
     with _checkpointer(directory) as checkpointer:
-        if checkpointer.latest is None:
-            return None
-        try:
-            metadata = checkpointer.metadata(checkpointer.latest).custom_metadata
-            leaves = checkpointer.load(checkpointer.latest)
-        except Exception as error:  # a damaged file raises whatever its reader trips over
-            raise ValueError(f"The checkpoint in {directory} cannot be read; delete that folder.") from error
-    saved = json.loads(metadata["settings"])
-    if saved != settings:
-        differing = sorted(name for name in saved | settings if saved.get(name) != settings.get(name))
-        raise ValueError(
-            f"The checkpoint in {directory} was made with other settings ({', '.join(differing)}). "
-            "Choose another checkpoint folder, or delete this one to start again."
-        )
-    leaves = {name: np.asarray(leaf) for name, leaf in leaves.items()}
-    if _digest(leaves) != metadata["digest"]:
-        raise ValueError(f"The checkpoint in {directory} was altered since it was written; delete that folder.")
+        metadata = checkpointer.metadata(int(folder.name)).custom_metadata
+        saved = json.loads(metadata["settings"])
+        if saved != settings:
+            differing = sorted(name for name in saved | settings if saved.get(name) != settings.get(name))
+            raise ValueError(
+                f"The checkpoint in {directory} was made with other settings ({', '.join(differing)}). "
+                "Choose another checkpoint folder, or delete this one to start again."
+            )
+        leaves = checkpointer.load(int(folder.name))
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-    state = jax.tree_util.tree_unflatten(structure, [jnp.asarray(leaves[name]) for name in names])
+    state = jax.tree_util.tree_unflatten(structure, [jnp.asarray(np.asarray(leaves[name])) for name in names])
     return state, json.loads(metadata["history"])
 
 
