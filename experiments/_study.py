@@ -52,6 +52,25 @@ def environment() -> dict:
     }
 
 
+def mean_and_interval(values) -> dict:
+    """Mean, standard deviation and half the 95 % interval of the mean (normal approximation); NaN is left out."""
+    values = np.asarray(values, np.float64).ravel()
+    values = values[np.isfinite(values)]
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    return {
+        "mean": float(values.mean()) if len(values) else float("nan"),
+        "std": deviation,
+        "interval": 1.96 * deviation / np.sqrt(max(len(values), 1)),
+        "count": len(values),
+    }
+
+
+def markdown(header: list[str], rows: list[list]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
 def write_metrics(args: argparse.Namespace, metrics: dict) -> Path:
     """Writes `metrics.json`: the numbers, the settings and the environment."""
     args.output.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,8 @@ METHODS = [
     Method(jaxcam.guided_backprop, False, differentiable=False),
     Method(jaxcam.deconvnet, False, differentiable=False),
     Method(jaxcam.guided_grad_cam, True, differentiable=False),
+    Method(jaxcam.deep_lift, False, differentiable=False),
+    Method(jaxcam.lrp, False, differentiable=False),
     Method(jaxcam.occlusion, False, {"window": 4, "chunk_size": 8}),
     Method(jaxcam.feature_ablation, False, {"chunk_size": 8}),
     Method(jaxcam.rise, False, {"num_samples": 20, "chunk_size": 8}),

@@ -13,9 +13,7 @@ import pytest
 from flax import nnx
 
 import jaxcam
-from jaxcam import _rewrite
-from jaxcam.attribution.relevance import lrp
-from jaxcam.attribution.rules import deconvnet, deep_lift, guided_backprop, guided_grad_cam
+from jaxcam import _rewrite, deconvnet, deep_lift, guided_backprop, guided_grad_cam, lrp
 from jaxcam.models.resnet import BasicBlock, ResNet
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "rules.npz")

@@ -34,7 +34,8 @@ from jaxcam.attribution.perturbation import (
     sobol,
 )
 from jaxcam.attribution.regions import xrai
-from jaxcam.attribution.rules import deconvnet, guided_backprop, guided_grad_cam
+from jaxcam.attribution.relevance import lrp
+from jaxcam.attribution.rules import deconvnet, deep_lift, guided_backprop, guided_grad_cam
 
 METHODS = {
     method.__name__: method
@@ -73,6 +74,8 @@ METHODS = {
         guided_backprop,
         deconvnet,
         guided_grad_cam,
+        deep_lift,
+        lrp,
         occlusion,
         feature_ablation,
         rise,
