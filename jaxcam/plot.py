@@ -41,6 +41,7 @@ HEADING, SUBHEADING, CAPTION, FOOTER = 0.4, 0.34, 0.28, 0.56
 SIDEBAR, SLIDE = 2.6, (12.0, 6.75)
 BAR_ROW, SCALE_WIDTH, MOST_PREDICTIONS = 0.37, 2.6, 10
 SMALLEST, LARGEST = 1.0, 4.2  # sides of a square picture
+LABELS = 1.75  # beside a row of pictures
 NARROWEST = 1.45  # of what a caption stands over: it holds "integrated_gradients"
 
 
@@ -182,7 +183,8 @@ def panel(
     _captions(figure, [(MARGIN, top)], ["Image"], SIDEBAR)
     _show(figure, photograph, picture, "image")
     if predictions:
-        _bars(figure, MARGIN, bars, predictions, explained)
+        _captions(figure, [(MARGIN, bars)], ["Predicted class"], SIDEBAR)
+        _bars(figure, MARGIN, bars + CAPTION, predictions, explained)
     _captions(figure, grid.corners, list(heats), grid.width)
     for (name, heat), (alone, over) in zip(heats.items(), grid.boxes, strict=True):
         _show(figure, alone, _colormap(colormap)(heat, bytes=True)[..., :3], f"heatmap {name}")
@@ -499,8 +501,7 @@ def _captions(figure, corners, names, width):
 
 def _bars(figure, x, y, predictions, explained):
     """Labels with their probabilities, each above a bar as long as the probability."""
-    _text(figure, x, y + 0.17, "Predicted class", fontsize=10.5)
-    y, height = y + CAPTION, BAR_ROW * len(predictions)
+    height = BAR_ROW * len(predictions)
     axes = _axes(figure, (x, y, SIDEBAR, height), "predictions")
     axes.set(xlim=(0, 1), ylim=(height, 0))
     highlighted = predictions[0][0] if explained is None else explained
@@ -556,17 +557,179 @@ def _charts(count, xlabel, ylabel, titles):
     for index, title in enumerate(titles):
         x = MARGIN + left + index * (wide + left + GUTTER)
         axes = _axes(figure, (x, MARGIN + HEADING, wide, high), f"chart {index + 1}")
-        axes.set_axis_on()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color=TRACK, linewidth=0.6)
-        axes.tick_params(labelsize=9, colors=GREY, labelfontfamily=FONT["family"])
-        axes.set_xlabel(xlabel, fontsize=10, color=INK, **FONT)
-        axes.set_ylabel(ylabel if index == 0 else "", fontsize=10, color=INK, **FONT)
+        _dress(axes, xlabel, ylabel if index == 0 else "")
         if title:
             _text(figure, x, MARGIN + 0.15, title, fontsize=12, fontweight="bold")
         charts.append(axes)
     return figure, charts
 
 
+def _dress(axes, xlabel, ylabel):
+    axes.set_axis_on()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=TRACK, linewidth=0.6)
+    axes.tick_params(labelsize=9, colors=GREY, labelfontfamily=FONT["family"])
+    axes.set_xlabel(xlabel, fontsize=10, color=INK, **FONT)
+    axes.set_ylabel(ylabel, fontsize=10, color=INK, **FONT)
+
+
 def _colours(count: int) -> list:
     return [ACCENT, "#2f6db3", "#3a8f5c", "#8a5fb0", "#b8862b", GREY][:count] if count <= 6 else ["#444444"] * count
+
+
+# Figures of studies: rows of pictures, a matrix of counts, and numbers with their intervals.
+
+
+def gallery(
+    rows: Sequence[Sequence[Any]],
+    *,
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    title: str | None = None,
+    across: int = 1,
+    side: float = 1.5,
+    colormap: str = COLORMAP,
+) -> "matplotlib.figure.Figure":
+    """Rows of pictures under common headings, with a colour scale where heat is shown.
+
+    A cell is an image `[h, w, 3]`, a heatmap `[h, w]` in [0, 1], a pair `(image, heatmap)` that is drawn as an overlay,
+    a list of predictions `[(label, probability), ...]`, best first, that is drawn as bars, or `None` for nothing.
+
+    Args:
+      rows: of equally many cells each.
+      columns: a heading for each place of a row.
+      labels: what stands to the left of each row; lines after the first are smaller.
+      title: headline.
+      across: rows that stand beside each other; they are filled from left to right, then downwards.
+      side: of a picture, in inches.
+      colormap: any name that matplotlib knows.
+
+    Raises:
+      ValueError: no rows, rows, labels or columns of different number, and all that `overlay` and `panel` reject.
+
+    Example:
+      >>> image = np.zeros((32, 32, 3), np.uint8)
+      >>> figure = gallery([[image, np.eye(4), (image, np.eye(4)), [("cat", 0.9)]]], labels=["cat\\nright"])
+    """
+    rows, across = [list(row) for row in rows], min(across, len(rows))
+    if not rows or {len(row) for row in rows} != {len(rows[0])} or not rows[0]:
+        raise ValueError("The rows must hold equally many cells, and at least one.")
+    if len(columns) not in (0, len(rows[0])) or len(labels) not in (0, len(rows)):
+        raise ValueError(f"There are {len(columns)} columns and {len(labels)} labels for {len(rows)}x{len(rows[0])}.")
+    widths = [SIDEBAR if any(isinstance(row[place], list) for row in rows) else side for place in range(len(rows[0]))]
+    starts = np.cumsum([LABELS if labels else 0, *(width + GAP / 2 for width in widths)])
+    top = MARGIN + (HEADING if title else 0)
+    height = max([side] + [BAR_ROW * len(cell[:5]) for row in rows for cell in row if isinstance(cell, list)])
+    pitch = starts[-1] - GAP / 2 + GUTTER, height + GAP / 2
+    bottom = top + (CAPTION if columns else 0) + math.ceil(len(rows) / across) * pitch[1] - GAP / 2
+    heat = any(isinstance(cell, tuple) or getattr(cell, "ndim", 0) == 2 for row in rows for cell in row)
+    wide = max(across * pitch[0] - GUTTER, SCALE_WIDTH if heat else 0)
+    figure = _figure(wide + 2 * MARGIN, bottom + (FOOTER if heat else 0) + MARGIN)
+    _headline(figure, title, None)
+    for block in range(across if columns else 0):
+        _captions(figure, [(MARGIN + block * pitch[0] + start, top) for start in starts[:-1]], columns, min(widths))
+    for index, row in enumerate(rows):
+        x = MARGIN + index % across * pitch[0]
+        y = bottom + GAP / 2 - (math.ceil(len(rows) / across) - index // across) * pitch[1]
+        for line, text in enumerate(labels[index].splitlines() if labels else []):
+            style = {"fontsize": 9, "color": GREY} if line else {"fontsize": 10.5, "fontweight": "bold"}
+            _fit([_text(figure, x, y + 0.17 * (line + 1), text, **style)], LABELS - GAP / 2, 7)
+        for place, cell in enumerate(row):
+            _cell(figure, (x + starts[place], y, widths[place], side), cell, f"{index + 1}.{place + 1}", colormap)
+    if heat:
+        _scale(figure, MARGIN, bottom + GAP, colormap)
+    return figure
+
+
+def _cell(figure, box, cell, label, colormap):
+    if isinstance(cell, list):
+        _bars(figure, *box[:2], _probabilities(cell)[:5], None)
+    elif isinstance(cell, tuple):
+        picture = _displayed(_pictures([cell[0]])[0])
+        _show(figure, box, _blended(picture, _heat(cell[1], "The heatmap"), colormap, None), f"overlay {label}")
+    elif cell is not None and np.ndim(cell) == 2:
+        square = np.zeros((SHORT_SIDE, SHORT_SIDE * np.shape(cell)[1] // np.shape(cell)[0], 3), np.uint8)
+        heat = _stretched(_heat(cell, "The heatmap"), square)
+        _show(figure, box, _colormap(colormap)(heat, bytes=True)[..., :3], f"heatmap {label}")
+    elif cell is not None:
+        _show(figure, box, _displayed(_pictures([cell])[0]), f"image {label}")
+
+
+def matrix(
+    counts: Any, labels: Sequence[str], *, xlabel: str = "", ylabel: str = "", title: str | None = None
+) -> "matplotlib.figure.Figure":
+    """A square matrix of counts, such as a confusion matrix; the colour is the share of the row, as its square root.
+
+    The root lets rare confusions show beside a strong diagonal.
+
+    Raises:
+      ValueError: not as many rows and columns as labels.
+
+    Example:
+      >>> figure = matrix([[9, 1], [2, 8]], ["cat", "dog"], xlabel="predicted", ylabel="true")
+    """
+    counts = np.asarray(counts)
+    if counts.shape != (len(labels), len(labels)):
+        raise ValueError(f"The matrix has shape {counts.shape}; expected {len(labels)} labels in each direction.")
+    cell, left, top = 0.56, 1.25, MARGIN + (HEADING if title else 0) + 0.75
+    extent = cell * len(labels)
+    figure = _figure(left + extent + 2 * MARGIN, top + extent + MARGIN)
+    _headline(figure, title, None)
+    shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+    axes = _axes(figure, (MARGIN + left, top, extent, extent), "matrix")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(*counts.shape):
+        colour = "white" if shares[row, column] > 0.6 else INK
+        axes.text(column, row, f"{counts[row, column]:,}", color=colour, ha="center", va="center", fontsize=9, **FONT)
+    for index, label in enumerate(labels):
+        centre = (index + 0.5) * cell
+        _text(figure, MARGIN + left - 0.08, top + centre, label, fontsize=9.5, ha="right", va="center")
+        _text(figure, MARGIN + left + centre, top - 0.08, label, fontsize=9.5, ha="left", rotation=40)
+    _text(figure, MARGIN, top - 0.1, ylabel, fontsize=10.5, color=GREY)
+    _text(figure, MARGIN + left + extent, top + extent + 0.2, xlabel, fontsize=10.5, color=GREY, ha="right")
+    return figure
+
+
+def intervals(
+    values: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    xlabel: str = "",
+    title: str | None = None,
+    reference: float | int | None = None,
+) -> "matplotlib.figure.Figure":
+    """Named numbers with their intervals, `(value, half of the interval)`, one under the other and in groups.
+
+    `reference` is marked by a line, such as zero for a difference or one half for a coin's chance.
+
+    Raises:
+      ValueError: there are no numbers.
+
+    Example:
+      >>> figure = intervals({"right": {"grad_cam": (0.4, 0.02)}, "wrong": {"grad_cam": (0.5, 0.05)}}, xlabel="area")
+    """
+    if not values or not all(values.values()):
+        raise ValueError("There is nothing to draw: give at least one number for each group.")
+    wide, line, left, right = 5.6, 0.27, 2.5, 1.3
+    top = MARGIN + (HEADING if title else 0)
+    high = line * (len(values) + sum(map(len, values.values())))
+    figure = _figure(2 * MARGIN + left + wide + right, top + high + 0.45 + MARGIN)
+    _headline(figure, title, None)
+    axes = _axes(figure, (MARGIN + left, top, wide, high), "intervals")
+    _dress(axes, xlabel, "")
+    axes.spines["left"].set_visible(False)
+    if reference is not None:
+        axes.axvline(reference, color=GREY, linewidth=1)
+    y, names = top, []
+    for name, group in values.items():
+        _fit([_text(figure, MARGIN, y + 0.6 * line, name, fontsize=10, fontweight="bold")], left, 7)
+        for row, (value, half) in group.items():
+            y += line
+            place = (y - top) / line + 0.5
+            axes.errorbar(value, place, xerr=half, color=ACCENT, marker="o", markersize=5, capsize=3, linewidth=1.5)
+            names.append(_text(figure, MARGIN + GAP, y + 0.6 * line, row, fontsize=9.5))
+            number = f"{value:.3f} ± {half:.3f}"
+            _text(figure, MARGIN + left + wide + GAP, y + 0.6 * line, number, fontsize=9.5, color=GREY)
+        y += line
+    _fit(names, left - 2 * GAP, 7)
+    axes.set(ylim=(high / line, 0), yticks=[])
+    return figure

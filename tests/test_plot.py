@@ -438,3 +438,62 @@ PANEL_MISTAKES = [
 def test_wrong_panels(heatmaps, options, message):
     with pytest.raises(ValueError, match=message):
         plot.panel(photograph(), heatmaps, **options)
+
+
+# Figures of studies.
+
+
+def test_gallery_draws_each_kind_of_cell():
+    image, map_ = photograph(32, 32), heat()
+    row = [image, map_, (image, map_), list(PREDICTIONS), None]
+    columns = ["image", "heat", "both", "predictions", "nothing"]
+    figure = plot.gallery([row] * 3, columns=columns, labels=["cat\nright"] * 3, title="Cats", across=2)
+    expected = [f"{kind} {index}.{place}" for index in (1, 2, 3) for place, kind in ((1, "image"), (2, "heatmap"))]
+    assert set(expected) < set(labels(figure)) and labels(figure).count("predictions") == 3
+    assert labels(figure)[-1] == "colour scale"
+    assert texts(figure).count("heat") == 2 and texts(figure).count("right") == 3 and texts(figure)[0] == "Cats"
+    np.testing.assert_array_equal(shown(figure, "overlay 3.3")[::256], shown(figure, "overlay 1.3")[::256])
+    assert plot._png(figure, 50)
+
+
+def test_gallery_rows_stand_below_or_beside_each_other():
+    def corners(**options):
+        figure = plot.gallery([[photograph()]] * 4, **options)
+        return [tuple(np.round(axes.get_position().bounds[:2], 6)) for axes in figure.axes]
+
+    for across, columns in ((1, 1), (2, 2), (9, 4)):
+        found = corners(across=across)
+        assert len({x for x, _ in found}) == columns and len({y for _, y in found}) == 4 // columns
+    assert labels(plot.gallery([[photograph()]])) == ["image 1.1"]  # no heat, no scale
+
+
+def test_matrix_writes_every_count():
+    figure = plot.matrix([[1200, 1], [0, 8]], ["cat", "dog"], xlabel="predicted", ylabel="true", title="Confusions")
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["1,200", "1", "0", "8"]
+    assert texts(figure).count("cat") == 2 and {"predicted", "true", "Confusions"} < set(texts(figure))
+
+
+def test_intervals_are_drawn_where_they_are():
+    values = {"first": {"a": (0.5, 0.1), "b": (0.25, 0.0)}, "second": {"a": (-1.0, 2.0)}}
+    figure = plot.intervals(values, xlabel="share", title="Shares", reference=0)
+    [axes] = figure.axes
+    assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.25, -1.0]
+    assert {"first", "second", "a", "b", "0.500 ± 0.100"} < set(texts(figure))
+
+
+STUDY_MISTAKES = [
+    (lambda: plot.gallery([]), "equally many cells"),
+    (lambda: plot.gallery([[photograph()], [photograph()] * 2]), "equally many cells"),
+    (lambda: plot.gallery([[photograph()]], columns=["a", "b"]), "2 columns and 0 labels for 1x1"),
+    (lambda: plot.gallery([[photograph()]], labels=["a", "b"]), "0 columns and 2 labels for 1x1"),
+    (lambda: plot.gallery([[2 * heat()]]), r"The heatmap ranges from .*; expected \[0, 1\]"),
+    (lambda: plot.matrix([[1, 2]], ["a"]), r"shape \(1, 2\); expected 1 labels"),
+    (lambda: plot.intervals({"a": {}}), "nothing to draw"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), STUDY_MISTAKES)
+def test_wrong_figures_of_studies(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
