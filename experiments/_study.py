@@ -100,3 +100,52 @@ def progress():
         TimeRemainingColumn(),
     )
     return Progress(*columns)
+
+
+def part(args: argparse.Namespace, name: str, compute, **settings) -> dict[str, np.ndarray]:
+    """The arrays by name that `compute()` returns; from `parts/` where a run with the same settings left them."""
+    path = args.output / "parts" / f"{name}.npz"
+    wanted = json.dumps({"smoke": args.smoke, **settings}, sort_keys=True, default=str)
+    if path.exists():
+        with np.load(path) as file:
+            if str(file["settings"]) == wanted:
+                return {key: file[key] for key in file.files if key != "settings"}
+    arrays = {key: np.asarray(value) for key, value in compute().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        np.savez(file, settings=wanted, **arrays)
+    unfinished.replace(path)
+    return arrays
+
+
+def padded(array: np.ndarray, start: int, size: int) -> np.ndarray:
+    """`array[start : start + size]`; where that is shorter, its last row again and again, so that shapes stay."""
+    return array[np.minimum(np.arange(start, start + size), len(array) - 1)]
+
+
+def plus_minus(value: dict, digits: int = 3) -> str:
+    """What `mean_and_interval` gives, as text."""
+    return f"{value['mean']:.{digits}f} ± {value['interval']:.{digits}f}"
+
+
+def effect(ones, others) -> dict:
+    """How far `ones` lie above `others`: Cohen's d, and the chance that one of them is larger (AUC).
+
+    With half of each 95 % interval; that of the AUC is DeLong's (1988, https://doi.org/10.2307/2531595).
+    """
+    from scipy.stats import rankdata
+
+    x, y = np.asarray(ones, np.float64), np.asarray(others, np.float64)
+    m, n = len(x), len(y)
+    pooled = np.sqrt(((m - 1) * x.var(ddof=1) + (n - 1) * y.var(ddof=1)) / (m + n - 2))
+    d = (x.mean() - y.mean()) / pooled
+    ranks = rankdata(np.concatenate([x, y]))
+    below = (ranks[:m] - rankdata(x)) / n  # the share of the others that each one exceeds; a tie is half
+    above = 1 - (ranks[m:] - rankdata(y)) / m  # and the share of the ones that exceed each other
+    errors = {
+        "cohen_d": np.sqrt(1 / m + 1 / n + d**2 / (2 * (m + n))),
+        "auc": np.sqrt(below.var(ddof=1) / m + above.var(ddof=1) / n),
+    }
+    means = {"cohen_d": d, "auc": below.mean()}
+    return {name: {"mean": float(means[name]), "interval": float(1.96 * errors[name])} for name in means}

@@ -1,15 +1,19 @@
 """Every study runs from start to end in smoke mode and leaves what it promises."""
 
+import argparse
 import importlib
 import json
 
+import numpy as np
 import pytest
 
 import jaxcam
+from experiments import _study
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
+    "mistakes": ["table.md", "confusion.png", "spread.png", "examples.png", "mistakes.png", "disagreement.png"],
 }
 
 
@@ -47,3 +51,28 @@ def test_the_trained_model_loads(finished):
         classifier = jaxcam.load(output / "resnet18_cifar10.safetensors", architecture="resnet18")
         assert classifier.module.width == about["width"] and classifier.labels == tuple(about["labels"])
         assert classifier.about["sha256"] == about["sha256"]
+
+
+def test_effect_counts_pairs():
+    rng = np.random.default_rng(0)
+    ones, others = rng.integers(1, 9, 40), rng.integers(0, 8, 60)  # with ties, of which each side gets half
+    found = _study.effect(ones, others)
+    pairs = (ones[:, None] > others) + 0.5 * (ones[:, None] == others)
+    assert found["auc"]["mean"] == pytest.approx(pairs.mean())
+    assert found["cohen_d"]["mean"] == pytest.approx((ones.mean() - others.mean()) / 2.3, abs=0.1)
+    again = [_study.effect(rng.choice(ones, 40), rng.choice(others, 60)) for _ in range(500)]  # the bootstrap's error
+    for name, value in found.items():
+        spread = np.std([each[name]["mean"] for each in again])
+        assert value["interval"] == pytest.approx(1.96 * spread, rel=0.15), name
+
+
+def test_a_part_is_computed_once_for_the_same_settings(tmp_path):
+    args, calls = argparse.Namespace(output=tmp_path, smoke=True), []
+
+    def compute():
+        calls.append(1)
+        return {"values": np.arange(3)}
+
+    for images, expected in ((8, 1), (8, 1), (9, 2)):
+        assert _study.part(args, "first", compute, images=images)["values"].tolist() == [0, 1, 2]
+        assert len(calls) == expected
