@@ -6,13 +6,15 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxcam
-from experiments import _study
+from experiments import _study, photos
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
+    "photos": ["table.md", "overview.png", "index.html", "01-chelsea.png"],
     "mistakes": ["table.md", "confusion.png", "spread.png", "examples.png", "mistakes.png", "disagreement.png"],
 }
 
@@ -76,3 +78,22 @@ def test_a_part_is_computed_once_for_the_same_settings(tmp_path):
     for images, expected in ((8, 1), (8, 1), (9, 2)):
         assert _study.part(args, "first", compute, images=images)["values"].tolist() == [0, 1, 2]
         assert len(calls) == expected
+
+
+def test_a_photograph_on_which_the_model_guesses_is_flagged(tmp_path):
+    photo = tmp_path / "<b>noise & co.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(photo)
+    photos.main([str(photo), "--output", str(tmp_path / "out")])
+    [report] = json.loads((tmp_path / "out" / "metrics.json").read_text())["photos"]
+    assert "low confidence" in report["flags"] and "below 50%" in report["flags"]["low confidence"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "&lt;b&gt;noise &amp; co.png" in page and "<b>noise" not in page and "data:image/png;base64," in page
+    with pytest.raises(SystemExit):
+        photos.main(["missing.png", "--output", str(tmp_path / "out")])
+
+
+def test_heat_on_the_frame():
+    corner, centre = np.zeros((2, 16, 16), np.float32)
+    corner[0, 0], centre[8, 8] = 1, 1
+    found = photos.on_frame(np.stack([corner, centre, np.ones((16, 16)), np.zeros((16, 16))]))
+    np.testing.assert_allclose(found, [1, 0, 1 - (12 / 16) ** 2, 0])
