@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxcam import data
+from jaxcam import data, metrics
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
@@ -149,3 +149,29 @@ def effect(ones, others) -> dict:
     }
     means = {"cohen_d": d, "auc": below.mean()}
     return {name: {"mean": float(means[name]), "interval": float(1.96 * errors[name])} for name in means}
+
+
+SIMILARITIES = {  # of two sets of maps
+    "Pearson": metrics.pearson,
+    "Spearman": metrics.spearman,
+    "IoU, top 20 %": lambda a, b: metrics.iou_top(a, b, top=0.2),
+}
+
+RANDOM = "random weights: a test of the script, not a result"
+
+
+def random_weights(path: Path, architecture: str = "resnet50", *, width: int = 64, seed: int = 0) -> Path:
+    """An ImageNet state dict for want of a real one: random weights, and BatchNorm statistics measured on noise."""
+    from jaxcam.models import ARCHITECTURES, save
+
+    if path.exists():
+        return path
+    module = ARCHITECTURES[architecture](width=width)
+    first, *keys = jax.random.split(jax.random.key(seed), 31)
+    variables = jax.jit(module.init)(first, np.zeros((1, 64, 64, 3), np.float32))
+    measure = jax.jit(lambda variables, images: module.apply(variables, images, train=True, mutable=["batch_stats"])[1])
+    for key in keys:  # of what the running averages were at first, 30 passes leave a twentieth
+        variables = variables | measure(variables, jax.random.normal(key, (8, 64, 64, 3)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, variables, metadata={"architecture": architecture, "note": RANDOM})
+    return path

@@ -24,11 +24,6 @@ SPREADS = {  # high is spread out
     "effective area": metrics.effective_area,
     "1 - Gini": lambda heatmaps: 1 - metrics.gini(heatmaps),
 }
-SIMILARITIES = {
-    "Pearson": metrics.pearson,
-    "Spearman": metrics.spearman,
-    "IoU, top 20 %": lambda a, b: metrics.iou_top(a, b, top=0.2),
-}
 SHAPLEY, AGAIN = "Shapley values", "the same, other orders"  # no map can agree better with a value than its own noise
 WORST = 6  # images in disagreement.png
 SHAPLEY_BATCH = 32
@@ -66,7 +61,7 @@ def main(argv=None):
 
     right = seen["predicted"] == test.labels
     agreement = {
-        name: {how: np.asarray(function(values, cells[SHAPLEY])) for how, function in SIMILARITIES.items()}
+        name: {how: np.asarray(function(values, cells[SHAPLEY])) for how, function in _study.SIMILARITIES.items()}
         for name, values in cells.items()
         if name != SHAPLEY
     }
@@ -216,8 +211,8 @@ def tables(args, results) -> str:
             f"Agreement with Shapley values of patches of {args.patch} x {args.patch} pixels ({args.orders} orders) on "
             f"{args.shapley_images} images; the CAMs before their ReLU:\n",
             _study.markdown(
-                ["map", *SIMILARITIES],
-                [[name, *(show(row[how]) for how in SIMILARITIES)] for name, row in agreement.items()],
+                ["map", *_study.SIMILARITIES],
+                [[name, *(show(row[how]) for how in _study.SIMILARITIES)] for name, row in agreement.items()],
             ),
         ]
     )

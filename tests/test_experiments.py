@@ -14,6 +14,7 @@ from experiments import _study, photos
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
+    "transport": ["table.md", "examples.png", "groups.png", "stability.png"],
     "photos": ["table.md", "overview.png", "index.html", "01-chelsea.png"],
     "mistakes": ["table.md", "confusion.png", "spread.png", "examples.png", "mistakes.png", "disagreement.png"],
 }
