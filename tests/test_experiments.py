@@ -1,7 +1,7 @@
 """Every study runs from start to end in smoke mode and leaves what it promises."""
 
 import argparse
-import importlib
+import importlib.util
 import json
 
 import numpy as np
@@ -15,13 +15,19 @@ STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
     "transport": ["table.md", "examples.png", "groups.png", "stability.png"],
+    "compare_pytorch": ["table.md", "maps.png"],
     "photos": ["table.md", "overview.png", "index.html", "01-chelsea.png"],
     "mistakes": ["table.md", "confusion.png", "spread.png", "examples.png", "mistakes.png", "disagreement.png"],
 }
 
 
+NEEDS = {"compare_pytorch": ("torch", "captum", "pytorch_grad_cam")}
+
+
 @pytest.fixture(scope="module", params=STUDIES)
 def finished(request, tmp_path_factory):
+    if not all(map(importlib.util.find_spec, NEEDS.get(request.param, ()))):
+        pytest.skip('needs the PyTorch libraries: pip install -e ".[torch]"')
     output = tmp_path_factory.mktemp(request.param)
     main = importlib.import_module(f"experiments.{request.param}").main
     main(["--smoke", "--output", str(output)])
