@@ -1,4 +1,4 @@
-"""Every method through every metric, on images where the right answer is known and on CIFAR-10.
+"""Every method through every metric, on images where the right answer is known and on CIFAR-10; CAMs at every stage.
 
     python -m experiments.leaderboard --data-dir DIR
 
@@ -23,11 +23,20 @@ import jaxcam
 from experiments import _study
 from jaxcam import data, metrics, plot, train
 from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
-from jaxcam.models import ARCHITECTURES
+from jaxcam.models.resnet import BasicBlock, ResNet
 
 NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-APPLICABLE = [name for name in METHODS if name not in FOR_TRANSFORMERS]
-FEW = 16  # images for the metrics that run the method many times
+# A row is a method, by default at the last stage, or "method@layer".
+ROWS = [name for name in METHODS if name not in FOR_TRANSFORMERS]
+ROWS += [
+    f"{name}@{layer}" for name in ("grad_cam", "hires_cam", "layer_cam") for layer in ("layer1", "layer2", "layer3")
+]
+OPTIONS = {  # where the defaults take thousands of forward passes
+    "ss_cam": {"num_samples": 8, "top_k": 32},
+    "is_cam": {"top_k": 32},
+    "sobol": {"num_samples": 16},
+}
+FEW = 8  # images for the metrics that run the method many times
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,12 @@ COLUMNS = [
 
 def main(argv=None):
     parser = _study.arguments("leaderboard", __doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=64, help="explained images per data set")
-    parser.add_argument("--methods", nargs="+", default=APPLICABLE, choices=APPLICABLE, metavar="NAME")
+    parser.add_argument("--images", type=int, default=32, help="explained images per data set")
+    parser.add_argument("--methods", nargs="+", default=ROWS, choices=ROWS, metavar="NAME")
     parser.add_argument("--epochs", type=int, default=8, help="of training on shapes")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.images, args.epochs, args.methods = 4, 1, ["grad_cam", "saliency"]
+        args.images, args.epochs, args.methods = 4, 1, ["grad_cam@layer3", "saliency"]
     cases = {"shapes": partial(shapes_case, args), "cifar10": partial(cifar10_case, args)}
     rows = []
     with _study.progress() as progress:
@@ -142,12 +151,15 @@ def main(argv=None):
     print(f"{len(rows)} rows; written to {args.output}")
 
 
-def explain_with(method):
-    """The method as `(model, images, targets) -> heatmaps`."""
+def explain_with(row):
+    """A row's method as `(model, images, targets) -> heatmaps`."""
+    name, _, layer = row.partition("@")
+    method = partial(METHODS[name], **OPTIONS.get(name, {}))
+    is_heatmap = "raw" in inspect.signature(METHODS[name]).parameters  # the CAM methods
 
     def explain(model, images, targets):
-        result = METHODS[method](model, images, targets)
-        is_heatmap = "raw" in inspect.signature(METHODS[method]).parameters  # the CAM methods
+        model = jaxcam.tap(model.module, model.variables, layer) if layer else model
+        result = method(model, images, targets)
         return result if is_heatmap else jaxcam.heatmap(result)
 
     return explain
@@ -184,7 +196,8 @@ def cost(case: Case, explain) -> float:
 def shapes_case(args) -> Case:
     """A ResNet-18 of width 8, trained on which shapes are there, and the images in which it finds them all."""
     count = 256 if args.smoke else 6000
-    module = ARCHITECTURES["resnet18"](num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
+    depth = (1, 1, 1, 1) if args.smoke else (2, 2, 2, 2)
+    module = ResNet(depth, BasicBlock, num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
     training, test = data.shapes(count, seed=1), data.shapes(max(256, 4 * args.images), seed=2)
     there = {"train": training.masks.any((2, 3)), "test": test.masks.any((2, 3))}
     shuffled = np.random.default_rng(0).permutation(there["train"])
@@ -272,10 +285,10 @@ def write_tables(folder, rows) -> None:
 
 
 def quality_against_cost(rows):
-    points = {
-        name: {row["method"]: (row["passes"], row["rank"]) for row in rows if row["data"] == name}
-        for name in dict.fromkeys(row["data"] for row in rows)
-    }
+    points = {row["data"]: {} for row in rows}
+    for row in rows:
+        if "@" not in row["method"]:
+            points[row["data"]][row["method"]] = row["passes"], row["rank"]
     return plot.scatter(points, xlabel="cost, forward passes", ylabel="quality, mean rank over the metrics", log_x=True)
 
 
