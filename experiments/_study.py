@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from scipy import stats
 
 from jaxcam import data
 
@@ -100,3 +101,52 @@ def progress():
         TimeRemainingColumn(),
     )
     return Progress(*columns)
+
+
+def part(path: Path, settings: dict, compute) -> dict:
+    """What `compute()` returns, done once: a later run with the same settings reads it from the JSON file `path`."""
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+    if path.exists():
+        saved = json.loads(path.read_text())
+        if saved["settings"] != settings:
+            raise SystemExit(f"{path} was made with other settings; choose another --output, or delete that folder.")
+        return saved["result"]
+    result = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"settings": settings, "result": result}) + "\n")
+    unfinished.replace(path)  # whole or not at all
+    return result
+
+
+def batched(function, *arrays, size: int = 64, description: str = ""):
+    """`function` on `size` rows of the arrays at a time, under a progress bar; results are NumPy arrays of all rows.
+
+    The last batch is filled up by repeating its rows, so that one compilation serves.
+    """
+    total, results = len(arrays[0]), []
+    with progress() as bar:
+        for start in bar.track(range(0, total, size), description=description):
+            rows = (np.resize(each[start : start + size], (size, *each.shape[1:])) for each in arrays)
+            results.append(jax.tree.map(np.asarray, function(*rows)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
+
+
+def across_runs(summaries: list[dict]) -> dict:
+    """One summary of the `mean_and_interval` of several runs on the same images, each run counting the same.
+
+    `std` and `interval` speak of images: their spread, and what another sample of images would change in one run.
+    `runs_interval` speaks of seeds: half the 95 % interval of the mean over runs, by Student's t; `None` for one run.
+    """
+    means, deviations, counts = (np.array([each[key] for each in summaries]) for key in ("mean", "std", "count"))
+    runs = len(summaries)
+    std, count = float(np.sqrt(np.mean(deviations**2))), float(counts.mean())
+    spread = stats.t.ppf(0.975, runs - 1) * means.std(ddof=1) / np.sqrt(runs) if runs > 1 else None
+    return {
+        "mean": float(means.mean()),
+        "std": std,
+        "interval": 1.96 * std / np.sqrt(count),
+        "runs_interval": None if spread is None else float(spread),
+        "count": count,
+        "runs": runs,
+    }

@@ -42,7 +42,7 @@ SIDEBAR, SLIDE = 2.6, (12.0, 6.75)
 BAR_ROW, SCALE_WIDTH, MOST_PREDICTIONS = 0.37, 2.6, 10
 SMALLEST, LARGEST = 1.0, 4.2  # sides of a square picture
 NARROWEST = 1.45  # of what a caption stands over: it holds "integrated_gradients"
-ROW_TITLE, ROW_LARGEST = 1.3, 1.8  # in `rows`: room at the left, side of a picture
+ROW_TITLE, ROW_LARGEST = 1.1, 1.8  # in `rows`: room at the left, side of a picture
 LETTER = 0.085  # width of one, on average, at the size of a curve's label
 
 

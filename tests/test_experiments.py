@@ -9,6 +9,7 @@ import jaxcam
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
+    "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
 }
 
