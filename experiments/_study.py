@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from jaxcam import data
+from jaxcam import data, train
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
@@ -117,6 +117,17 @@ def part(path: Path, settings: dict, compute) -> dict:
     unfinished.write_text(json.dumps({"settings": settings, "result": result}) + "\n")
     unfinished.replace(path)  # whole or not at all
     return result
+
+
+def train_until(epoch: int, *data_and_model, checkpoint_dir: Path, **options) -> tuple[train.State, dict]:
+    """The state after an epoch of `train.fit` and that epoch's record; it goes on from the checkpoint of the last one.
+
+    A study that measures after every epoch calls this epoch by epoch, and so can be interrupted anywhere.
+    """
+    state, history = train.fit(*data_and_model, num_epochs=epoch, checkpoint_dir=checkpoint_dir, **options)
+    if len(history) != epoch:
+        raise SystemExit(f"{checkpoint_dir} is ahead of what was measured; choose another --output, or delete it.")
+    return state, history[-1]
 
 
 def batched(function, *arrays, size: int = 64, description: str = ""):

@@ -70,18 +70,17 @@ def main(argv=None):
 
     def trained(seed, epoch):
         """The state after an epoch, from the checkpoint or by going on from it, and the record of that epoch."""
-        state, history = train.fit(
+        return _study.train_until(
+            epoch,
             module,
             train_data,
             test_data,
             optimizer=optimizer,
-            num_epochs=epoch,
             normalize=NORMALIZE,
             batch_size=args.batch_size,
             seed=seed,
             checkpoint_dir=args.output / "checkpoints" / f"seed-{seed}",
         )
-        return state, history[-1]
 
     def one_epoch(seed, epoch):
         state, record = trained(seed, epoch)
