@@ -213,7 +213,8 @@ def tables(args, epochs, bundled):
     ]
     cells = (f"{bundled['all'][pair][metric]['mean']:.3f}" for pair, metric in columns)
     rows.append(["bundled model", f"{bundled['accuracy']:.1%}", *cells])
-    text += ["How agreement changes with accuracy (means).\n", _study.markdown(header, rows)]
+    about = f"How agreement changes with accuracy (means; {args.epoch_images} images before the last epoch).\n"
+    text += [about, _study.markdown(header, rows)]
 
     names = {pair.split(" / ")[1] for pair in bundled["all"] if pair not in ORIGINAL}
     header = ["method", *(f"{reference}, {TITLES[metric]}" for reference in REFERENCES for metric in METRICS)]
