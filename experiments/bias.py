@@ -23,7 +23,6 @@ from experiments.train_cifar10 import MEAN, STD
 from jaxcam import data, metrics, plot, train
 from jaxcam.models import ARCHITECTURES
 
-LAYER = "layer4.1.conv2"
 FROG = data.CIFAR10_LABELS.index("frog")
 NORMALIZE = train.Normalization(MEAN, STD)
 # The original's training loss after five epochs; its test accuracy was about 75 %.
@@ -44,6 +43,7 @@ def main(argv=None):
     parser.add_argument("--width", type=int, default=16 if on_cpu else 64, help="features of the first stage")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--images", type=int, help="explained test frogs (default: all 1,000)")
+    parser.add_argument("--layer", default="layer4.1.conv2", help="of Grad-CAM and Guided Grad-CAM")
     parser.add_argument("--window", type=int, default=4, help="side of a masked patch, in pixels")
     args = parser.parse_args(argv)
     if args.smoke:
@@ -69,7 +69,7 @@ def main(argv=None):
             seed=seed,
             checkpoint_dir=args.output / "checkpoints" / f"seed-{seed}-square-{size}",
         )
-        return jaxcam.tap(module, state.variables, LAYER), record
+        return jaxcam.tap(module, state.variables, args.layer), record
 
     def one_epoch(seed, size, epoch):
         model, record = trained(seed, size, epoch)
@@ -80,7 +80,7 @@ def main(argv=None):
             squares[str(tested)] = decisions(model, test_data, tested) | explained
         return {"training": record, "squares": squares}
 
-    names = ("smoke", "sizes", "epochs", "width", "batch_size", "images", "window")
+    names = ("smoke", "sizes", "epochs", "width", "batch_size", "images", "layer", "window")
     settings = {name: getattr(args, name) for name in names}
     runs = {}
     for seed in args.seeds:
@@ -186,14 +186,14 @@ def over_seeds(args, runs, size, epoch):
 def tables(args, results, shares):
     """A table for each size of the square, after the last epoch; and the mass on the square, epoch by epoch."""
     text = [
-        f"Seeds {args.seeds}, {args.epochs} epochs at width {args.width}. Means with half their 95 % interval over "
-        'images and, in parentheses, over seeds where there are several; heat is that for "frog", on test frogs with '
-        "the square and, in the same place, on the same frogs without it.\n"
+        f"Seeds {args.seeds}, {args.epochs} epochs at width {args.width}, heat at `{args.layer}`. Means with half "
+        "their 95 % interval over images and, in parentheses, over seeds where there are several; heat is that for "
+        '"frog", on test frogs with the square and, in the same place, on the same frogs without it.\n'
     ]
     for size, epochs in results.items():
         last, share = epochs[-1], shares[size]
         text.append(
-            f"## A square of {size} px\n\nIt covers {share['area']:.2%} of the image; a map of Grad-CAM's resolution "
+            f"## A square of {size} px\n\nIt covers {share['area']:.2%} of the image; a map of 4x4 cells "
             f"with heat in the corner cell alone has {share['most']:.1%} of its mass there.\n"
         )
         losses = [f"{np.mean(last[model]['loss']):.3f}" for model in ORIGINAL]
