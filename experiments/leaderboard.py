@@ -9,7 +9,6 @@ goes on where it stopped. Writes metrics.json, table.md, table.csv and quality-a
 
 import csv
 import inspect
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -128,21 +127,24 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.smoke:
         args.images, args.epochs, args.methods = 4, 1, ["grad_cam@layer3", "saliency"]
-    cases = {"shapes": partial(shapes_case, args), "cifar10": partial(cifar10_case, args)}
+    cases = {"shapes": shapes_case(args), "cifar10": cifar10_case(args)}
+    settings = {name: getattr(args, name) for name in ("smoke", "images", "epochs")}
     rows = []
     with _study.progress() as progress:
         task = progress.add_task("", total=len(cases) * len(args.methods))
-        for name, make in cases.items():
-            case = make()
+        for name, case in cases.items():
             reference = explain_with("grad_cam")(case.model, case.images, case.targets)
             for method in args.methods:
                 progress.update(task, description=f"{name}: {method}")
-                path = args.output / "rows" / f"{name}-{method}.json"
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps(measure(case, name, method, reference)) + "\n")
-                rows.append(json.loads(path.read_text()))
+                path = args.output / "parts" / f"{name}-{method}.json"
+                own = settings | {"options": OPTIONS.get(method)}
+                values = _study.part(path, own, partial(measure, case, method, reference))
+                rows.append({"data": name, "method": method, "values": values})
                 progress.advance(task)
+    path = args.output / "parts" / "costs.json"
+    costs = _study.part(path, settings | {"methods": args.methods}, partial(measure_costs, cases, args.methods))
+    for row in rows:
+        row["passes"] = costs[row["data"]][row["method"]]
     add_ranks(rows)
     _study.write_metrics(args, {"rows": rows})
     write_tables(args.output, rows)
@@ -165,7 +167,8 @@ def explain_with(row):
     return explain
 
 
-def measure(case: Case, name: str, method: str, reference) -> dict:
+def measure(case: Case, method: str, reference) -> dict:
+    """`{metric: mean and interval over images}`."""
     explain = explain_with(method)
     heatmaps = explain(case.model, case.images, case.targets)
     row = Row(case, explain, heatmaps, reference)
@@ -173,24 +176,31 @@ def measure(case: Case, name: str, method: str, reference) -> dict:
     for column, _, function in COLUMNS:
         measured = function(row)
         if measured is not None:
-            measured = np.asarray(measured, np.float64)
-            interval = 1.96 * measured.std(ddof=1) / np.sqrt(len(measured))
-            values[column] = {"mean": float(measured.mean()), "interval": float(interval)}
-    return {"data": name, "method": method, "passes": cost(case, explain), "values": values}
+            values[column] = _study.mean_and_interval(measured)
+    return values
 
 
-def cost(case: Case, explain) -> float:
-    """Time of the method over time of a forward pass of the same images, medians of interleaved runs."""
-    images, targets = case.images[:FEW], case.targets[:FEW]
+def measure_costs(cases: dict[str, Case], methods) -> dict:
+    """`{data: {method: forward passes}}`: each method's time over that of a forward pass of the same images.
+
+    Medians of runs in turn with forward passes; after everything else, so that nothing compiles in between.
+    """
     forward = jax.jit(lambda model, images: model(images))
-    runs = {"forward": lambda: forward(case.model, images), "method": lambda: explain(case.model, images, targets)}
-    seconds = {name: [] for name in runs}
-    for _ in range(4):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - start)
-    return float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))  # the first run compiles
+    costs = {name: {} for name in cases}
+    for name, case in cases.items():
+        images, targets = case.images[:FEW], case.targets[:FEW]
+        for method in methods:
+            explain = partial(explain_with(method), case.model, images, targets)
+            runs = {"forward": partial(forward, case.model, images), "method": explain}
+            seconds = {run: [] for run in runs}
+            for _ in range(4):
+                for run, function in runs.items():
+                    start = time.perf_counter()
+                    jax.block_until_ready(function())
+                    seconds[run].append(time.perf_counter() - start)
+            # The first run compiles.
+            costs[name][method] = float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))
+    return costs
 
 
 def shapes_case(args) -> Case:
