@@ -9,8 +9,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from scipy import stats
 
-from jaxcam import data, metrics
+from jaxcam import data, metrics, train
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
@@ -102,21 +103,22 @@ def progress():
     return Progress(*columns)
 
 
-def part(args: argparse.Namespace, name: str, compute, **settings) -> dict[str, np.ndarray]:
-    """The arrays by name that `compute()` returns; from `parts/` where a run with the same settings left them."""
+def part(args: argparse.Namespace, name: str, compute, **settings) -> dict:
+    """What `compute()` returns, arrays and JSON values by name, done once: a later run reads it from `parts/`."""
     path = args.output / "parts" / f"{name}.npz"
     wanted = json.dumps({"smoke": args.smoke, **settings}, sort_keys=True, default=str)
-    if path.exists():
-        with np.load(path) as file:
-            if str(file["settings"]) == wanted:
-                return {key: file[key] for key in file.files if key != "settings"}
-    arrays = {key: np.asarray(value) for key, value in compute().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(file, settings=wanted, **arrays)
-    unfinished.replace(path)
-    return arrays
+    if not path.exists():
+        result = {key: value if hasattr(value, "shape") else json.dumps(value) for key, value in compute().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        with unfinished.open("wb") as file:
+            np.savez(file, settings=wanted, **result)
+        unfinished.replace(path)  # whole or not at all
+    with np.load(path) as file:
+        saved = {key: file[key] for key in file.files}
+    if str(saved.pop("settings")) != wanted:
+        raise SystemExit(f"{path} was made with other settings; choose another --output, or delete that folder.")
+    return {key: json.loads(str(value)) if value.dtype.kind == "U" else value for key, value in saved.items()}
 
 
 def padded(array: np.ndarray, start: int, size: int) -> np.ndarray:
@@ -175,3 +177,47 @@ def random_weights(path: Path, architecture: str = "resnet50", *, width: int = 6
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, variables, metadata={"architecture": architecture, "note": RANDOM})
     return path
+
+
+def train_until(epoch: int, *data_and_model, checkpoint_dir: Path, **options) -> tuple[train.State, dict]:
+    """The state after an epoch of `train.fit` and that epoch's record; it goes on from the checkpoint of the last one.
+
+    A study that measures after every epoch calls this epoch by epoch, and so can be interrupted anywhere.
+    """
+    state, history = train.fit(*data_and_model, num_epochs=epoch, checkpoint_dir=checkpoint_dir, **options)
+    if len(history) != epoch:
+        raise SystemExit(f"{checkpoint_dir} is ahead of what was measured; choose another --output, or delete it.")
+    return state, history[-1]
+
+
+def batched(function, *arrays, size: int = 64, description: str = ""):
+    """`function` on `size` rows of the arrays at a time, under a progress bar; results are NumPy arrays of all rows.
+
+    The last batch is filled up by repeating its last row, so that one compilation serves.
+    """
+    total, results = len(arrays[0]), []
+    with progress() as bar:
+        for start in bar.track(range(0, total, size), description=description):
+            rows = (padded(each, start, size) for each in arrays)
+            results.append(jax.tree.map(np.asarray, function(*rows)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
+
+
+def across_runs(summaries: list[dict]) -> dict:
+    """One summary of the `mean_and_interval` of several runs on the same images, each run counting the same.
+
+    `std` and `interval` speak of images: their spread, and what another sample of images would change in one run.
+    `runs_interval` speaks of seeds: half the 95 % interval of the mean over runs, by Student's t; `None` for one run.
+    """
+    means, deviations, counts = (np.array([each[key] for each in summaries]) for key in ("mean", "std", "count"))
+    runs = len(summaries)
+    std, count = float(np.sqrt(np.mean(deviations**2))), float(counts.mean())
+    spread = stats.t.ppf(0.975, runs - 1) * means.std(ddof=1) / np.sqrt(runs) if runs > 1 else None
+    return {
+        "mean": float(means.mean()),
+        "std": std,
+        "interval": 1.96 * std / np.sqrt(count),
+        "runs_interval": None if spread is None else float(spread),
+        "count": count,
+        "runs": runs,
+    }

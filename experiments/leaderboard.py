@@ -1,4 +1,4 @@
-"""Every method through every metric, on images where the right answer is known and on CIFAR-10.
+"""Every method through every metric, on images where the right answer is known and on CIFAR-10; CAMs at every stage.
 
     python -m experiments.leaderboard --data-dir DIR
 
@@ -9,7 +9,6 @@ goes on where it stopped. Writes metrics.json, table.md, table.csv and quality-a
 
 import csv
 import inspect
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +22,20 @@ import jaxcam
 from experiments import _study
 from jaxcam import data, metrics, plot, train
 from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
-from jaxcam.models import ARCHITECTURES
+from jaxcam.models.resnet import BasicBlock, ResNet
 
 NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-APPLICABLE = [name for name in METHODS if name not in FOR_TRANSFORMERS]
-FEW = 16  # images for the metrics that run the method many times
+# A row is a method, by default at the last stage, or "method@layer".
+ROWS = [name for name in METHODS if name not in FOR_TRANSFORMERS]
+ROWS += [
+    f"{name}@{layer}" for name in ("grad_cam", "hires_cam", "layer_cam") for layer in ("layer1", "layer2", "layer3")
+]
+OPTIONS = {  # where the defaults take thousands of forward passes
+    "ss_cam": {"num_samples": 8, "top_k": 32},
+    "is_cam": {"top_k": 32},
+    "sobol": {"num_samples": 16},
+}
+FEW = 8  # images for the metrics that run the method many times
 
 
 @dataclass(frozen=True)
@@ -113,27 +121,29 @@ COLUMNS = [
 
 def main(argv=None):
     parser = _study.arguments("leaderboard", __doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=64, help="explained images per data set")
-    parser.add_argument("--methods", nargs="+", default=APPLICABLE, choices=APPLICABLE, metavar="NAME")
+    parser.add_argument("--images", type=int, default=32, help="explained images per data set")
+    parser.add_argument("--methods", nargs="+", default=ROWS, choices=ROWS, metavar="NAME")
     parser.add_argument("--epochs", type=int, default=8, help="of training on shapes")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.images, args.epochs, args.methods = 4, 1, ["grad_cam", "saliency"]
-    cases = {"shapes": partial(shapes_case, args), "cifar10": partial(cifar10_case, args)}
+        args.images, args.epochs, args.methods = 4, 1, ["grad_cam@layer3", "saliency"]
+    cases = {"shapes": shapes_case(args), "cifar10": cifar10_case(args)}
+    settings = {name: getattr(args, name) for name in ("images", "epochs")}
     rows = []
     with _study.progress() as progress:
         task = progress.add_task("", total=len(cases) * len(args.methods))
-        for name, make in cases.items():
-            case = make()
+        for name, case in cases.items():
             reference = explain_with("grad_cam")(case.model, case.images, case.targets)
             for method in args.methods:
                 progress.update(task, description=f"{name}: {method}")
-                path = args.output / "rows" / f"{name}-{method}.json"
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(json.dumps(measure(case, name, method, reference)) + "\n")
-                rows.append(json.loads(path.read_text()))
+                compute, options = partial(measure, case, method, reference), OPTIONS.get(method)
+                values = _study.part(args, f"{name}-{method}", compute, options=options, **settings)
+                rows.append({"data": name, "method": method, "values": values})
                 progress.advance(task)
+    compute = partial(measure_costs, cases, args.methods)
+    costs = _study.part(args, "costs", compute, methods=args.methods, **settings)
+    for row in rows:
+        row["passes"] = costs[row["data"]][row["method"]]
     add_ranks(rows)
     _study.write_metrics(args, {"rows": rows})
     write_tables(args.output, rows)
@@ -142,18 +152,22 @@ def main(argv=None):
     print(f"{len(rows)} rows; written to {args.output}")
 
 
-def explain_with(method):
-    """The method as `(model, images, targets) -> heatmaps`."""
+def explain_with(row):
+    """A row's method as `(model, images, targets) -> heatmaps`."""
+    name, _, layer = row.partition("@")
+    method = partial(METHODS[name], **OPTIONS.get(name, {}))
+    is_heatmap = "raw" in inspect.signature(METHODS[name]).parameters  # the CAM methods
 
     def explain(model, images, targets):
-        result = METHODS[method](model, images, targets)
-        is_heatmap = "raw" in inspect.signature(METHODS[method]).parameters  # the CAM methods
+        model = jaxcam.tap(model.module, model.variables, layer) if layer else model
+        result = method(model, images, targets)
         return result if is_heatmap else jaxcam.heatmap(result)
 
     return explain
 
 
-def measure(case: Case, name: str, method: str, reference) -> dict:
+def measure(case: Case, method: str, reference) -> dict:
+    """`{metric: mean and interval over images}`."""
     explain = explain_with(method)
     heatmaps = explain(case.model, case.images, case.targets)
     row = Row(case, explain, heatmaps, reference)
@@ -161,30 +175,38 @@ def measure(case: Case, name: str, method: str, reference) -> dict:
     for column, _, function in COLUMNS:
         measured = function(row)
         if measured is not None:
-            measured = np.asarray(measured, np.float64)
-            interval = 1.96 * measured.std(ddof=1) / np.sqrt(len(measured))
-            values[column] = {"mean": float(measured.mean()), "interval": float(interval)}
-    return {"data": name, "method": method, "passes": cost(case, explain), "values": values}
+            values[column] = _study.mean_and_interval(measured)
+    return values
 
 
-def cost(case: Case, explain) -> float:
-    """Time of the method over time of a forward pass of the same images, medians of interleaved runs."""
-    images, targets = case.images[:FEW], case.targets[:FEW]
+def measure_costs(cases: dict[str, Case], methods) -> dict:
+    """`{data: {method: forward passes}}`: each method's time over that of a forward pass of the same images.
+
+    Medians of runs in turn with forward passes; after everything else, so that nothing compiles in between.
+    """
     forward = jax.jit(lambda model, images: model(images))
-    runs = {"forward": lambda: forward(case.model, images), "method": lambda: explain(case.model, images, targets)}
-    seconds = {name: [] for name in runs}
-    for _ in range(4):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - start)
-    return float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))  # the first run compiles
+    costs = {name: {} for name in cases}
+    for name, case in cases.items():
+        images, targets = case.images[:FEW], case.targets[:FEW]
+        for method in methods:
+            explain = partial(explain_with(method), case.model, images, targets)
+            runs = {"forward": partial(forward, case.model, images), "method": explain}
+            seconds = {run: [] for run in runs}
+            for _ in range(4):
+                for run, function in runs.items():
+                    start = time.perf_counter()
+                    jax.block_until_ready(function())
+                    seconds[run].append(time.perf_counter() - start)
+            # The first run compiles.
+            costs[name][method] = float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))
+    return costs
 
 
 def shapes_case(args) -> Case:
     """A ResNet-18 of width 8, trained on which shapes are there, and the images in which it finds them all."""
     count = 256 if args.smoke else 6000
-    module = ARCHITECTURES["resnet18"](num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
+    depth = (1, 1, 1, 1) if args.smoke else (2, 2, 2, 2)
+    module = ResNet(depth, BasicBlock, num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
     training, test = data.shapes(count, seed=1), data.shapes(max(256, 4 * args.images), seed=2)
     there = {"train": training.masks.any((2, 3)), "test": test.masks.any((2, 3))}
     shuffled = np.random.default_rng(0).permutation(there["train"])
@@ -272,10 +294,10 @@ def write_tables(folder, rows) -> None:
 
 
 def quality_against_cost(rows):
-    points = {
-        name: {row["method"]: (row["passes"], row["rank"]) for row in rows if row["data"] == name}
-        for name in dict.fromkeys(row["data"] for row in rows)
-    }
+    points = {row["data"]: {} for row in rows}
+    for row in rows:
+        if "@" not in row["method"]:
+            points[row["data"]][row["method"]] = row["passes"], row["rank"]
     return plot.scatter(points, xlabel="cost, forward passes", ylabel="quality, mean rank over the metrics", log_x=True)
 
 

@@ -13,4 +13,5 @@ CoarseMaps = Float[Array, "n a b"]
 Maps = Heatmaps | CoarseMaps | tuple[CoarseMaps, ...]  # a CAM method's result: coarse with raw=True
 Attributions = Float[Array, "n h w c"]
 Activations = Float[Array, "n a b k"]
+Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None  # broadcast to the images
 Score = Callable[[Logits, Integer[Array, "n"]], Float[Array, "n"]]

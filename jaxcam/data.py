@@ -65,6 +65,34 @@ def cifar10(split: str, *, data_dir: str | Path | None = None) -> Split:
     return Split(images, np.array([row["label"] for row in rows], np.int32))
 
 
+def with_square(
+    split: Split, label: int | None = None, size: int = 4, color: tuple[int, int, int] = (255, 255, 0)
+) -> Split:
+    """The biased copy of a split: a square of `color` in the top left corner of every image of class `label`.
+
+    Args:
+      split: images and labels; they stay as they are.
+      label: the class that gets the square; `None` for all images.
+      size: side of the square, in pixels.
+      color: RGB, 0 to 255; bright yellow by default.
+
+    Raises:
+      ValueError: a square that is empty or larger than the images.
+
+    Example:
+      >>> split = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]))
+      >>> with_square(split, 1, size=2).images[:, 0, :3, 0].tolist()
+      [[0, 0, 0], [255, 255, 0]]
+    """
+    side = min(split.images.shape[1:3])
+    if not 1 <= size <= side:
+        raise ValueError(f"size is {size}; the square must have 1 to {side} pixels on images of this size.")
+    chosen = np.ones(len(split.labels), bool) if label is None else split.labels == label
+    images = split.images.copy()
+    images[chosen, :size, :size] = color
+    return Split(images, split.labels)
+
+
 SHAPES_LABELS = ("circle", "ring", "square", "triangle", "cross", "star")
 
 

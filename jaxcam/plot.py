@@ -43,6 +43,8 @@ BAR_ROW, SCALE_WIDTH, MOST_PREDICTIONS = 0.37, 2.6, 10
 SMALLEST, LARGEST = 1.0, 4.2  # sides of a square picture
 LABELS = 1.75  # beside a row of pictures
 NARROWEST = 1.45  # of what a caption stands over: it holds "integrated_gradients"
+ROW_TITLE, ROW_LARGEST = 1.1, 1.8  # in `rows`: room at the left, side of a picture
+LETTER = 0.085  # width of one, on average, at the size of a curve's label
 
 
 def colorize(heatmaps: Any, colormap: str = COLORMAP) -> UInt8[np.ndarray, "n h w 3"]:
@@ -193,10 +195,79 @@ def panel(
     return figure
 
 
-def curves(
-    values: Mapping[str, Sequence[float]], *, xlabel: str = "", ylabel: str = "", title: str | None = None
+def rows(
+    images: Any,
+    heatmaps: Mapping[str, Any],
+    *,
+    titles: Sequence[str] | None = None,
+    over: bool = True,
+    colormap: str = COLORMAP,
+    alpha: float | None = None,
 ) -> "matplotlib.figure.Figure":
-    """Named curves over 1, 2, 3, ..., each labelled at its end: training, deletion and insertion.
+    """One row per image: the image, then the heatmap of each method, with a colour scale.
+
+    Args:
+      images: `[n, H, W, 3]` or a list of `[H, W, 3]` of any sizes: uint8, float in [0, 1], or normalised floats.
+      heatmaps: by method, float `[n, h, w]` in [0, 1], of any resolution.
+      titles: one per image, at the left of its row.
+      over: heatmaps laid over their image, as in `blend`; otherwise on their own.
+      colormap: any name that matplotlib knows.
+      alpha: as in `blend`.
+
+    Raises:
+      ValueError: no heatmaps, wrong shapes, different `n`, NaN, heat outside [0, 1], unknown colour map, alpha outside
+        [0, 1].
+
+    Example:
+      >>> figure = rows(np.zeros((2, 32, 32, 3), np.uint8), {"grad_cam": np.zeros((2, 4, 4))}, titles=["cat", "dog"])
+      >>> len(figure.axes)  # two rows of two, and the colour scale
+      5
+    """
+    pictures = [_displayed(picture) for picture in _pictures(images)]
+    if not heatmaps:
+        raise ValueError("There are no heatmaps: the mapping is empty.")
+    if titles is not None and len(titles) != len(pictures):
+        raise ValueError(f"There are {len(titles)} titles and {len(pictures)} images; give one title per image.")
+    heats = {name: _heats(each, len(pictures)) for name, each in heatmaps.items()}
+    left = MARGIN + (ROW_TITLE if titles else 0)
+    aspect = _framed(float(np.median([picture.shape[1] / picture.shape[0] for picture in pictures])))
+    wide = max(NARROWEST, min(ROW_LARGEST, (SLIDE[0] - left - MARGIN) / (1 + len(heats)) - SEAM))
+    high, top = wide / aspect, MARGIN + CAPTION
+    right, bottom = left + (1 + len(heats)) * (wide + SEAM) - SEAM, top + len(pictures) * (high + SEAM) - SEAM
+
+    figure = _figure(max(right, left + SCALE_WIDTH) + MARGIN, bottom + FOOTER + MARGIN)
+    corners = [(left + column * (wide + SEAM), MARGIN) for column in range(1 + len(heats))]
+    _captions(figure, corners, ["Image", *heats], wide)
+    row_titles = []
+    for row, picture in enumerate(pictures):
+        y = top + row * (high + SEAM)
+        if titles:
+            row_titles.append(_text(figure, MARGIN, y + high / 2, titles[row], fontsize=10.5, va="center"))
+        _show(figure, (left, y, wide, high), picture, f"image {row + 1}")
+        for (x, _), (name, own) in zip(corners[1:], heats.items(), strict=True):
+            alone = _colormap(colormap)(_stretched(own[row], picture), bytes=True)[..., :3]
+            shown = _blended(picture, own[row], colormap, alpha) if over else alone
+            _show(figure, (x, y, wide, high), shown, f"{name} {row + 1}")
+    _fit(row_titles, ROW_TITLE - GAP, 8)
+    _scale(figure, left, bottom + GAP, colormap)
+    return figure
+
+
+def curves(
+    values: Mapping[str, Sequence[float]],
+    *,
+    x: Sequence[float] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str | None = None,
+) -> "matplotlib.figure.Figure":
+    """Named curves, each labelled at its end: training, deletion and insertion.
+
+    Args:
+      values: by name, the height of each point.
+      x: the place of each point, for all curves; `None` is 1, 2, 3, ...
+      intervals: by name, half the width of the band around each point; curves without one have no band.
 
     Raises:
       ValueError: there are no curves, or one of them has no points.
@@ -206,13 +277,19 @@ def curves(
     """
     if not values or not all(len(each) for each in values.values()):
         raise ValueError("There is nothing to draw: give at least one curve with at least one point.")
-    figure, (axes,) = _charts(1, xlabel, ylabel, [title])
+    figure, (axes,) = _charts(1, xlabel, ylabel, [title], beside=LETTER * max(map(len, values)))
+    ends = []
     for colour, (name, each) in zip(_colours(len(values)), values.items(), strict=True):
-        places = np.arange(1, len(each) + 1)
+        places, each = np.arange(1, len(each) + 1) if x is None else np.asarray(x), np.asarray(each)
         axes.plot(places, each, color=colour, linewidth=1.8, marker="o", markersize=3, clip_on=False)
-        end = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(name, (places[-1], each[-1]), color=colour, fontsize=9.5, annotation_clip=False, **end, **FONT)
-    axes.set_xlim(1, None)
+        if name in (intervals or {}):
+            half = np.asarray(intervals[name])
+            axes.fill_between(places, each - half, each + half, color=colour, alpha=0.15, linewidth=0)
+        ends.append((name, colour, places[-1], each[-1]))
+    if x is None:
+        axes.set_xlim(1, None)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _end_labels(figure, axes, ends)
     return figure
 
 
@@ -549,10 +626,23 @@ def _labels_apart(figure, axes, group):
             text.remove()
 
 
-def _charts(count, xlabel, ylabel, titles):
-    """A figure with `count` empty charts side by side."""
+def _end_labels(figure, axes, ends):
+    """The curves' names beside their ends `(name, colour, x, y)`, pushed upwards until none lies on another."""
+    figure.canvas.draw()
+    points = figure.dpi / 72
+    lowest = -np.inf
+    for name, colour, x, y in sorted(ends, key=lambda end: end[3]):
+        _, height = axes.transData.transform((x, y))
+        place = max(height, lowest)
+        lowest = place + 12 * points
+        offset = {"xytext": (7, (place - height) / points), "textcoords": "offset points", "va": "center"}
+        axes.annotate(name, (x, y), color=colour, fontsize=9.5, annotation_clip=False, **offset, **FONT)
+
+
+def _charts(count, xlabel, ylabel, titles, beside=0.0):
+    """A figure with `count` empty charts next to each other, and room for labels `beside` the last one."""
     wide, high, left, below = 5.6, 4.4, 0.5, 0.45
-    figure = _figure(count * (wide + left + GUTTER) + 2 * MARGIN, high + below + HEADING + 2 * MARGIN)
+    figure = _figure(count * (wide + left + GUTTER) + beside + 2 * MARGIN, high + below + HEADING + 2 * MARGIN)
     charts = []
     for index, title in enumerate(titles):
         x = MARGIN + left + index * (wide + left + GUTTER)

@@ -36,7 +36,7 @@ INSIDE = {
         ["cam", "decomposition", "every_layer", "gradient", "masking", "paths", "perturbation", "regions"],
         ["relevance", "rules", "noise"],
     ],
-    "models": [["resnet", "_pickle"], ["_labels"], ["weights"]],
+    "models": [["resnet", "_pickle", "_download"], ["_labels"], ["_read"], ["weights"]],
     "metrics": [
         ["_checks"],
         ["_altered", "similarity"],

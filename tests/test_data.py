@@ -101,6 +101,25 @@ def test_unknown_split(tmp_path):
         data.cifar10("validation", data_dir=tmp_path)
 
 
+def test_with_square_marks_one_class():
+    images = np.full((6, 32, 32, 3), 7, np.uint8)
+    split = data.Split(images, np.arange(6, dtype=np.int32) % 3)
+    biased = data.with_square(split, 2, size=5)
+    marked = (biased.images == (255, 255, 0)).all(-1)
+    assert marked[2::3, :5, :5].all() and marked.sum() == 2 * 25
+    assert (biased.images[~marked] == 7).all() and (images == 7).all()  # nothing else, and not in place
+    np.testing.assert_array_equal(biased.labels, split.labels)
+    everywhere = data.with_square(split, size=1, color=(1, 2, 3)).images
+    assert (everywhere[:, 0, 0] == (1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("size", [0, 33])
+def test_with_square_that_does_not_fit(size):
+    split = data.Split(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32))
+    with pytest.raises(ValueError, match=f"size is {size}; the square must have 1 to 32 pixels"):
+        data.with_square(split, 0, size=size)
+
+
 def test_shapes_are_what_their_masks_say():
     images, labels, masks = data.shapes(64, seed=3)
     assert images.shape == (64, 64, 64, 3) and images.dtype == np.uint8

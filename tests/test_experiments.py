@@ -13,6 +13,8 @@ from experiments import _study, photos
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
+    "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],
+    "bias": ["table.md", "examples-4px.png", "mass-grad_cam.png", "mass-guided_grad_cam.png"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
     "transport": ["table.md", "examples.png", "groups.png", "stability.png"],
     "compare_pytorch": ["table.md", "maps.png"],

@@ -423,6 +423,47 @@ def test_wrong_number_of_titles():
         plot.overlay(photograph()[None], heat()[None], titles=["a", "b"])
 
 
+# Rows and curves.
+
+
+def test_rows_show_each_image_with_its_own_heatmaps():
+    images = np.stack([photograph(), 255 - photograph()])
+    heats = {"grad_cam": np.stack([heat(), 1 - heat()]), "saliency": np.zeros((2, 7, 7))}
+    figure = plot.rows(images, heats, titles=["cat", "dog"])
+    assert texts(figure)[:5] == ["Image", "grad_cam", "saliency", "cat", "dog"]
+    for row in (1, 2):
+        image = shown(figure, f"image {row}")
+        np.testing.assert_array_equal(shown(figure, f"saliency {row}"), image)  # no heat: the photograph
+        assert np.abs(np.int64(shown(figure, f"grad_cam {row}")) - image).max() > 20
+    assert labels(figure)[-1] == "colour scale"
+    alone = plot.rows(images, heats, over=False, colormap="jet")
+    assert (shown(alone, "saliency 1") == (0, 0, 127)).all()
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_wrong_rows():
+    for heats, titles, message in [
+        ({}, None, "There are no heatmaps"),
+        ({"cam": heat()[None]}, ["a", "b"], "There are 2 titles and 1 images"),
+        ({"cam": np.stack([heat()] * 2)}, None, "There are 2 heatmaps and 1 images"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            plot.rows(photograph()[None], heats, titles=titles)
+
+
+def test_labels_of_curves_stay_apart_and_inside():
+    values = {"integrated gradients / saliency": [0.1, 0.5], "b": [0.3, 0.5], "c": [0.2, 0.501]}
+    figure = plot.curves(values, x=[0.4, 0.9], intervals={"b": [0.1, 0.1]}, xlabel="accuracy")
+    [axes] = figure.axes
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 3 and len(axes.collections) == 1  # the band
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0.4, 0.9])
+
+
 PANEL_MISTAKES = [
     ({}, {}, r"There are no heatmaps"),
     ({"grad_cam": heat()[None]}, {}, r"The heatmap 'grad_cam' has shape \(1, 7, 7\); expected \[h, w\]"),

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as serialize
 
 from jaxcam.image import Preprocess
-from jaxcam.models import _pickle, weights
+from jaxcam.models import _download, _pickle, weights
 from jaxcam.models.resnet import ARCHITECTURES
 from jaxcam.models.weights import load, models, save, state_dict
 
@@ -684,7 +684,7 @@ def online(tmp_path, monkeypatch):
     def use(url):
         monkeypatch.setattr(constants, "ENDPOINT", url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(weights, "TORCHVISION", f"{url}/models/")
+        monkeypatch.setattr(_download, "TORCHVISION", f"{url}/models/")
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -859,8 +859,8 @@ def test_no_network_and_no_cache(online, offline, tmp_path):
 
 
 def test_a_network_that_never_answers(online, monkeypatch):
-    assert 2 * weights.PATIENCE <= 5 or "HF_HUB_ETAG_TIMEOUT" in os.environ
-    monkeypatch.setattr(weights, "PATIENCE", 0.3)
+    assert 2 * _download.PATIENCE <= 5 or "HF_HUB_ETAG_TIMEOUT" in os.environ
+    monkeypatch.setattr(_download, "PATIENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         online.use(f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
@@ -875,7 +875,7 @@ def test_a_network_that_never_answers(online, monkeypatch):
 def test_a_call_that_hangs_is_given_up():
     start = time.monotonic()
     with pytest.raises(TimeoutError, match="no answer in 0.1 seconds"):
-        weights._within(0.1, lambda: time.sleep(1))
+        _download._within(0.1, lambda: time.sleep(1))
     assert time.monotonic() - start < 0.9
 
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._gradient import input_gradient, integral, straight_line
-from jaxcam._inputs import check_images, check_targets, engine, positive, predicted
-from jaxcam._typing import Attributions, Images, Score, Targets
+from jaxcam._inputs import check_baseline, check_images, check_targets, engine, positive, predicted
+from jaxcam._typing import Attributions, Baseline, Images, Score, Targets
 from jaxcam.score import logit
 from jaxcam.tap import Tap
 
@@ -23,7 +23,7 @@ def integrated_gradients(
     targets: Targets = None,
     *,
     score: Score = logit,
-    baseline: Images | float | None = None,
+    baseline: Baseline = None,
     num_steps: int = 50,
     chunk_size: int = 32,
 ) -> Attributions:
@@ -52,18 +52,9 @@ def integrated_gradients(
     positive(num_steps=num_steps, chunk_size=chunk_size)
     images = check_images(images)
     targets = check_targets(model, images, targets)
-    baseline = _baseline(baseline, images)
+    baseline = check_baseline(baseline, images)
     options = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size}
     return straight_line(model, images, targets, baseline, **options)
-
-
-def _baseline(baseline, images):
-    """`baseline` for each of the images; zeros for `None`."""
-    baseline = jnp.asarray(0 if baseline is None else baseline, images.dtype)
-    try:
-        return jnp.broadcast_to(baseline, images.shape)
-    except ValueError:
-        raise ValueError(f"baseline has shape {baseline.shape}, which does not fit images {images.shape}.") from None
 
 
 def expected_gradients(
@@ -72,7 +63,7 @@ def expected_gradients(
     targets: Targets = None,
     *,
     score: Score = logit,
-    baseline: Images | float | None = None,
+    baseline: Baseline = None,
     num_samples: int = 50,
     chunk_size: int = 32,
     key=None,
@@ -202,15 +193,16 @@ def guided_integrated_gradients(
     targets: Targets = None,
     *,
     score: Score = logit,
-    baseline: Images | float | None = None,
+    baseline: Baseline = None,
     num_steps: int = 100,
     fraction: float = 0.25,
     max_distance: float = 0.02,
 ) -> Attributions:
     """Guided integrated gradients: the path moves the pixels with the smallest gradients first, which avoids noise.
 
-    `attribution = sum_s gradient(x_s) * (x_{s+1} - x_s)`, where each step moves the share `fraction` of pixels whose
-    gradients are smallest, until `1 / num_steps` of the way (in L1) is done.
+    `attribution = sum_s (gradient(x_s) + gradient(x_{s+1})) / 2 * (x_{s+1} - x_s)`, where each step moves the share
+    `fraction` of pixels whose gradients are smallest, until `1 / num_steps` of the way (in L1) is done. (The paper's
+    code takes `gradient(x_s)` alone; the trapezoidal rule comes closer to the score's difference at the same cost.)
 
     Args:
       model, images, targets, score, baseline: as for `integrated_gradients`.
@@ -236,7 +228,7 @@ def guided_integrated_gradients(
         raise ValueError(f"fraction is {fraction} and max_distance is {max_distance}; both must be in (0, 1].")
     images = check_images(images)
     targets = check_targets(model, images, targets)
-    baseline = _baseline(baseline, images)
+    baseline = check_baseline(baseline, images)
     static = {"score": score, "num_steps": num_steps, "fraction": fraction, "max_distance": max_distance}
     return _guided_engine(model, images, targets, baseline, **static)
 
@@ -246,17 +238,20 @@ def _guided_engine(model, images, targets, baseline, *, score, num_steps, fracti
     targets = predicted(model(images)) if targets is None else targets
     start, end = baseline.astype(jnp.float32), images.astype(jnp.float32)
 
+    def gradient(points):
+        return input_gradient(model, points.astype(images.dtype), targets, score).astype(jnp.float32)
+
     def step(carry, index):
-        points, total = carry
-        gradients = input_gradient(model, points.astype(images.dtype), targets, score).astype(jnp.float32)
+        points, before, total = carry
         alpha = (index + 1) / num_steps
         slow, fast = jnp.maximum(alpha - max_distance, 0), jnp.minimum(alpha + max_distance, 1)
         move = jax.vmap(lambda x, g, a, b: _moved(x, g, a, b, slow, fast, 1 - alpha, fraction))
-        moved = move(points, gradients, start, end)
-        return (moved, total + (moved - points) * gradients), None
+        moved = move(points, before, start, end)
+        after = gradient(moved)
+        return (moved, after, total + (moved - points) * (before + after) / 2), None
 
-    (_, total), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), jnp.arange(num_steps))
-    return total
+    first = start, gradient(start), jnp.zeros_like(start)
+    return jax.lax.scan(step, first, jnp.arange(num_steps))[0][2]
 
 
 def _moved(x, gradient, start, end, slow, fast, left, fraction):

@@ -14,16 +14,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Integer
 
 from jaxcam._array import chunked_map, chunked_sum, resize
 from jaxcam._inputs import check_baseline, check_images, check_targets, engine, pair, positive, predicted
-from jaxcam._typing import Heatmaps, Images, Score, Targets
+from jaxcam._typing import Baseline, Heatmaps, Images, Score, Targets
 from jaxcam.score import logit
 from jaxcam.segments import grid
 from jaxcam.tap import Tap
 
-Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None
 Segments = (
     Integer[Array, "h w"] | Integer[np.ndarray, "h w"] | Integer[Array, "n h w"] | Integer[np.ndarray, "n h w"] | None
 )

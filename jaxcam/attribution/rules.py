@@ -32,7 +32,7 @@ from jaxcam._rewrite import (
     replaced,
     trace,
 )
-from jaxcam._typing import Attributions, Images, Score, Targets
+from jaxcam._typing import Attributions, Baseline, Images, Score, Targets
 from jaxcam.score import logit
 from jaxcam.tap import Tap
 
@@ -196,7 +196,7 @@ def deep_lift(
     targets: Targets = None,
     *,
     score: Score = logit,
-    baseline: Images | float | None = None,
+    baseline: Baseline = None,
 ) -> Attributions:
     """DeepLIFT with the rescale rule: backpropagation where a nonlinearity passes its slope between baseline and image.
 

@@ -14,12 +14,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import queue
 import re
-import shutil
-import threading
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,33 +24,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcam._errors import unknown
 from jaxcam.image import Preprocess
-from jaxcam.models import _labels, _pickle
+from jaxcam.models import _download, _labels, _read
 from jaxcam.models._labels import CIFAR10, IMAGENET
 from jaxcam.models.resnet import ARCHITECTURES, ResNet
 
 ASSETS = Path(__file__).parents[1] / "assets"
-TORCHVISION = "https://download.pytorch.org/models/"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-PATIENCE = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 2.5))
 
-DTYPES = {  # of safetensors
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 LEAVES = {  # Flax's collection and leaf, and the same in torchvision
     ("params", "kernel"): "weight",
     ("params", "scale"): "weight",
@@ -204,7 +185,7 @@ def load(
             f"{file.path} is truncated or altered: its sha256 is {sha256}, and should begin with {file.sha256}. "
             f"{'Install jaxcam again' if bundled else f'Delete {os.path.realpath(file.path)} and load it again'}."
         )
-    tensors, header = _read(data, str(file.path))
+    tensors, header = _read.read(data, str(file.path))
     facts = {**_recognise(file.path.name, sha256), **header, **file.facts}
     architecture = architecture or facts.get("architecture")
     if architecture is None:
@@ -261,44 +242,6 @@ def _recognise(filename: str, sha256: str) -> dict:
 def _row_facts(row: Registered) -> dict:
     about = {"data": row.data, "licence": row.licence, "top1": row.top1}
     return {"architecture": row.architecture, "preprocess": dataclasses.asdict(row.preprocess), "about": about}
-
-
-def _read(data: bytes, name: str) -> tuple[dict[str, Any], dict]:
-    """The state dict in a file's bytes, and what `save` wrote beside it."""
-    if not data:
-        raise ValueError(f"{name} is empty (0 bytes).")
-    if data[8:9] == b"{":
-        state, header = _read_safetensors(data, name)
-    elif data[:2] == b"PK" or data[:1] == b"\x80":
-        state, header = _pickle.read(data, name), {}
-    else:
-        raise ValueError(f"{name} is neither a safetensors file nor a PyTorch file.")
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict):
-        raise ValueError(f"{name} holds a {type(state).__name__}, not a state dict.")
-    prefix = "module." if all(str(key).startswith("module.") for key in state) else ""  # of DataParallel
-    state = {str(key).removeprefix(prefix): value for key, value in state.items()}
-    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}, header
-
-
-def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict]:
-    import safetensors
-
-    try:
-        entries = safetensors.deserialize(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{name} is truncated or altered ({error}). Copy or download it again.") from error
-    strange = sorted({entry["dtype"] for _, entry in entries} - set(DTYPES))
-    if strange:
-        raise ValueError(f"{name} has tensors of dtype {', '.join(strange)}; known: {', '.join(DTYPES)}.")
-    tensors = {key: np.frombuffer(e["data"], DTYPES[e["dtype"]]).reshape(e["shape"]) for key, e in entries}
-    try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return tensors, _labels.header_facts(json.loads(header.get("__metadata__", {}).get("jaxcam", "{}")))
-    except Exception as error:  # anybody's file: anything can be in it
-        raise ValueError(f"{name} has a header that cannot be understood ({error!r}).") from error
 
 
 # --- Conversion ------------------------------------------------------------------------------------------------------
@@ -436,10 +379,10 @@ def _registered(row: Registered) -> _File:
         return _File(ASSETS / row.file, recorded.get("sha256", ""), facts)
     # All caches come before all networks.
     sources = [
-        partial(_hub_cached, row.repository, HUB_FILES, "main"),
-        partial(_torchvision_cached, row),
-        partial(_hub_download, row.repository, HUB_FILES, "main"),
-        partial(_torchvision_download, row),
+        partial(_download.hub_cached, row.repository, HUB_FILES, "main"),
+        partial(_download.torchvision_cached, row.file, row.sha256),
+        partial(_download.hub_download, row.repository, HUB_FILES, "main"),
+        partial(_download.torchvision_download, row.file, row.sha256),
     ]
     problems = []
     for source in sources:
@@ -450,9 +393,11 @@ def _registered(row: Registered) -> _File:
             continue
         if found:
             path, sha256 = found
-            facts["about"]["source"] = f"{TORCHVISION}{row.file}" if path.name == row.file else f"hf:{row.repository}"
+            facts["about"]["source"] = (
+                f"{_download.TORCHVISION}{row.file}" if path.name == row.file else f"hf:{row.repository}"
+            )
             return _File(path, sha256, facts)
-    raise _unavailable(row.name, problems)
+    raise _download.unavailable(row.name, problems)
 
 
 def _recorded(row: Registered) -> dict:
@@ -467,15 +412,20 @@ def _on_hub(name: str) -> _File:
         raise ValueError(f'{name!r} is not of the form "hf:owner/repo" or "hf:owner/repo@revision".')
     repository, revision = spec[1], spec[2] or "main"
     try:
-        path, sha256 = _hub_cached(repository, HUB_FILES, revision) or _hub_download(repository, HUB_FILES, revision)
+        path, sha256 = _from_hub(repository, HUB_FILES, revision)
         commit = path.parent.name  # the cache keeps a folder for each commit; its config.json belongs to these weights
         facts = _hub_config(repository, commit)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _unavailable(name, [str(error)]) from error
+        raise _download.unavailable(name, [str(error)]) from error
     about = {**facts.get("about", {}), "source": f"hf:{repository}", "revision": commit}
     return _File(path, sha256, {**facts, "about": about})
+
+
+def _from_hub(repository: str, files: Iterable[str], revision: str) -> tuple[Path, str]:
+    found = _download.hub_cached(repository, files, revision)
+    return found or _download.hub_download(repository, files, revision)
 
 
 def _hub_config(repository: str, commit: str) -> dict:
@@ -484,139 +434,10 @@ def _hub_config(repository: str, commit: str) -> dict:
     if try_to_load_from_cache(repository, "config.json", revision=commit) is _CACHED_NO_EXIST:
         return {}
     try:
-        path, _ = _hub_cached(repository, ["config.json"], commit) or _hub_download(repository, ["config.json"], commit)
+        path, _ = _from_hub(repository, ["config.json"], commit)
     except FileNotFoundError:
         return {}
     try:
         return _labels.config_facts(json.loads(path.read_text(encoding="utf-8")))
     except Exception as error:  # anybody's file: anything can be in it
         raise ValueError(f"{path} is not a config.json that can be understood ({error!r}).") from error
-
-
-def _hub_cached(repository: str, files: Iterable[str], revision: str) -> tuple[Path, str] | None:
-    """The first of the files in the hub's cache, and its sha256 where the hub recorded it. Asks no network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in files:
-        path = try_to_load_from_cache(repository, file, revision=revision)
-        if isinstance(path, str):
-            # The cache links to a blob named by its ETag, which is the sha256 of a large file. One link only: the blob
-            # may itself link to a store that is shared under other names.
-            return Path(path), _sha256_of(Path(os.readlink(path)).name if os.path.islink(path) else "")
-    return None
-
-
-def _sha256_of(etag: str | None) -> str:
-    return etag if re.fullmatch("[0-9a-f]{64}", etag or "") else ""
-
-
-MISSING = {
-    "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, or run `hf auth login`",
-    "GatedRepoError": "the repository is gated: ask for access on its page, and run `hf auth login`",
-    "RevisionNotFoundError": "the repository has no such revision",
-}
-
-
-def _hub_download(repository: str, files: Iterable[str], revision: str) -> tuple[Path, str]:
-    """The first of the files that the hub has, downloaded into its cache, and its sha256."""
-    import huggingface_hub as hub
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    for file in files:
-        url = hub.hf_hub_url(repository, file, revision=revision)
-        try:
-            etag = _within(PATIENCE, partial(_etag, url))
-            path = hub.hf_hub_download(repository, file, revision=revision)
-        except RemoteEntryNotFoundError:
-            continue
-        except Exception as error:  # the HTTP library below the hub, and so its exceptions, changes with the version
-            reason = MISSING.get(type(error).__name__)
-            if reason:
-                raise FileNotFoundError(f"{url}: {reason}.") from error
-            raise ConnectionError(f"{url}: {_first_line(error)}.") from error
-        return Path(path), _sha256_of(etag)
-    raise FileNotFoundError(f"The repository {repository} ({revision}) on the hub has no {' or '.join(files)}.")
-
-
-def _etag(url: str) -> str | None:
-    """Asks once whether anybody is there; hf_hub_download alone would repeat the question for half a minute."""
-    from huggingface_hub import get_hf_file_metadata
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    try:
-        return get_hf_file_metadata(url, timeout=PATIENCE).etag
-    except RemoteEntryNotFoundError:  # it is there; hf_hub_download says the same, and notes it in its cache
-        return None
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("JAXCAM_CACHE", "~/.cache/jaxcam")).expanduser()
-
-
-def _torchvision_cached(row: Registered) -> tuple[Path, str] | None:
-    path = _cache() / row.file
-    return (path, row.sha256) if path.is_file() else None
-
-
-def _torchvision_download(row: Registered) -> tuple[Path, str]:
-    """The file from torchvision's own address; it enters the cache only whole and verified."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from rich.console import Console
-    from rich.progress import wrap_file
-
-    url, path = f"{TORCHVISION}{row.file}", _cache() / row.file
-    if HF_HUB_OFFLINE:
-        raise ConnectionError(f"{url}: not asked, because HF_HUB_OFFLINE is set.")
-    part = path.with_name(f"{row.file}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _within(PATIENCE, partial(urllib.request.urlopen, url, timeout=30)) as response, open(part, "wb") as file:
-            size = int(response.headers.get("Content-Length", 0))
-            with wrap_file(response, size, description=row.file, console=Console(stderr=True)) as body:
-                shutil.copyfileobj(body, file)
-        data = part.read_bytes()
-        if not (sha256 := hashlib.sha256(data).hexdigest()).startswith(row.sha256):
-            raise ValueError(
-                f"truncated or altered on the way ({len(data)} of {size} bytes, sha256 {sha256} instead of "
-                f"{row.sha256}...); nothing was kept"
-            )
-        part.replace(path)
-    except Exception as error:
-        raise ConnectionError(f"{url}: {_first_line(error)}.") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path, row.sha256
-
-
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """`call()`, given up after so long: looking up a name and trying each of its addresses obey no other limit."""
-    results = queue.SimpleQueue()
-
-    def run():
-        try:
-            results.put((call(), None))
-        except Exception as error:
-            results.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        result, error = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:g} seconds") from None
-    if error:
-        raise error
-    return result
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _unavailable(name: str, problems: list[str]) -> OSError:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return OSError(
-        f"{name} is not in the cache ({HF_HUB_CACHE}, {_cache()}) and could not be downloaded. {' '.join(problems)} "
-        "Load it once where there is a network (HF_HUB_ETAG_TIMEOUT=20 for a slow one), or download the file "
-        'elsewhere and call jaxcam.load("FILE", architecture="...").'
-    )

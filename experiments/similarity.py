@@ -1,0 +1,261 @@
+"""Do Grad-CAM, saliency and integrated gradients agree on what a CIFAR-10 classifier looks at?
+
+    python -m experiments.similarity --data-dir DIR
+
+Trains a ResNet-18 with CIFAR stem for five epochs from each seed (SGD, learning rate 0.1, momentum 0.9, weight decay
+5e-4, batch 128, random crop and flip) and compares the heatmaps of correctly classified test images, after every epoch
+on a few and at the end on all; the same with the bundled, well-trained model, there for more methods. Grad-CAM is that
+of `layer4`, which has 4x4 cells on 32 pixels. Attributions become heatmaps by their absolute value, summed over
+channels. Writes metrics.json, table.md, examples.png, and accuracy-pearson.png and accuracy-iou.png.
+"""
+
+from functools import partial
+from itertools import combinations
+
+import jax
+import numpy as np
+
+import jaxcam
+from experiments import _study
+from experiments.train_cifar10 import MEAN, STD
+from jaxcam import data, metrics, plot, train
+from jaxcam.models import ARCHITECTURES
+
+LAYER = "layer4"
+NORMALIZE = train.Normalization(MEAN, STD)
+METRICS = {"pearson": metrics.pearson, "iou": partial(metrics.iou_top, top=0.2)}
+TITLES = {"pearson": "Pearson", "iou": "IoU of the top 20 %"}
+FEW = 100  # the original's number of images
+# The original: one run, about 75 % accuracy; mean and standard deviation over its images.
+ORIGINAL = {
+    "Grad-CAM / saliency": {"pearson": (0.221, 0.192), "iou": (0.189, 0.081)},
+    "Grad-CAM / IG": {"pearson": (0.151, 0.095), "iou": (0.166, 0.042)},
+    "saliency / IG": {"pearson": (0.352, 0.086), "iou": (0.232, 0.034)},
+}
+REFERENCES = ("Grad-CAM", "saliency", "IG")
+# CAM methods that need one backward pass, as Grad-CAM does.
+VARIANTS = (
+    "cam",
+    "grad_cam_plus_plus",
+    "x_grad_cam",
+    "hires_cam",
+    "layer_cam",
+    "grad_cam_elementwise",
+    "shapley_cam",
+    "finer_cam",
+    "eigen_grad_cam",
+)
+
+
+def main(argv=None):
+    on_cpu = jax.default_backend() == "cpu"
+    parser = _study.arguments("similarity", __doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--width", type=int, default=16 if on_cpu else 64, help="features of the first stage")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--num-steps", type=int, default=16 if on_cpu else 50, help="of integrated gradients")
+    parser.add_argument("--images", type=int, help="correctly classified test images at the end (default: all)")
+    parser.add_argument("--epoch-images", type=int, default=300, help="as --images, after the other epochs")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--variant-images", type=int, default=1000, help="as --images, for the bundled model")
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.seeds, args.epochs, args.width, args.num_steps = [0, 1], 2, 4, 4
+        args.images, args.epoch_images, args.variant_images, args.variants = 24, 12, 12, VARIANTS[1:2]
+
+    train_data, test_data = _study.cifar10(args)
+    module = ARCHITECTURES["resnet18"](num_classes=10, width=args.width, stem="cifar")
+    optimizer = train.sgd(0.1, momentum=0.9, nesterov=False, weight_decay=5e-4)
+
+    def trained(seed, epoch):
+        """The state after an epoch, from the checkpoint or by going on from it, and the record of that epoch."""
+        return _study.train_until(
+            epoch,
+            module,
+            train_data,
+            test_data,
+            optimizer=optimizer,
+            normalize=NORMALIZE,
+            batch_size=args.batch_size,
+            seed=seed,
+            checkpoint_dir=args.output / "checkpoints" / f"seed-{seed}",
+        )
+
+    def one_epoch(seed, epoch):
+        state, record = trained(seed, epoch)
+        images = args.images if epoch == args.epochs else args.epoch_images
+        model = jaxcam.tap(module, state.variables, LAYER)
+        name = f"seed {seed}, epoch {epoch}"
+        return {"training": record, **measure(args, model, test_data, images, description=name)}
+
+    settings = {name: getattr(args, name) for name in ("epochs", "width", "batch_size", "num_steps")}
+    settings |= {name: getattr(args, name) for name in ("images", "epoch_images")}
+    runs = {}
+    for seed in args.seeds:
+        for epoch in range(1, args.epochs + 1):
+            name = f"seed-{seed}-epoch-{epoch}"
+            runs[seed, epoch] = _study.part(args, name, partial(one_epoch, seed, epoch), **settings)
+
+    bundled = jaxcam.load("resnet18_cifar10")
+    model = jaxcam.tap(bundled.module, bundled.variables, LAYER)
+    options = {"variants": tuple(args.variants), "description": "bundled model"}
+    facts = {"num_steps": args.num_steps, "weights": bundled.about["sha256"], **options}
+    compute = partial(measure, args, model, test_data, args.variant_images, **options)
+    well_trained = _study.part(args, "bundled", compute, images=args.variant_images, **facts)
+
+    epochs = [over_seeds([runs[seed, epoch] for seed in args.seeds]) for epoch in range(1, args.epochs + 1)]
+    _study.write_metrics(args, {"epochs": epochs, "bundled": well_trained, "original": ORIGINAL})
+    (args.output / "table.md").write_text(tables(args, epochs, well_trained))
+    for metric in METRICS:
+        plot.save(against_accuracy(metric, epochs, well_trained), args.output / f"accuracy-{metric}.png")
+    if not (args.output / "examples.png").exists():
+        state, _ = trained(args.seeds[0], args.epochs)
+        picture = examples(args, jaxcam.tap(module, state.variables, LAYER), test_data)
+        plot.save(picture, args.output / "examples.png")
+    print(f"{len(args.seeds)} runs, test accuracy {epochs[-1]['accuracy']['mean']:.2%}; written to {args.output}")
+
+
+def heatmaps(model, images, targets, num_steps, variants=()):
+    """The heatmaps to be compared, by name: the three of the study, then what else is asked for."""
+    images = NORMALIZE(images)
+    gradients = jaxcam.saliency(model, images, targets)
+    chunk_size = min(256, len(images) * num_steps)
+    integrated = partial(jaxcam.integrated_gradients, model, images, targets, chunk_size=chunk_size)  # from zeros
+    maps = {
+        "Grad-CAM": jaxcam.grad_cam(model, images, targets),
+        "saliency": jaxcam.heatmap(gradients),
+        "IG": jaxcam.heatmap(integrated(num_steps=num_steps)),
+    }
+    if variants:
+        maps |= {name: jaxcam.METHODS[name](model, images, targets) for name in variants}
+        maps["saliency, maximum over channels"] = jaxcam.heatmap(abs(gradients).max(-1))
+        maps["IG, four times the steps"] = jaxcam.heatmap(integrated(num_steps=4 * num_steps))
+    return maps
+
+
+def agreement(model, images, targets, num_steps, variants):
+    """Every metric of every pair with at least one of the three, `[n]` each."""
+    maps = heatmaps(model, images, targets, num_steps, variants)
+    pairs = [(a, b) for a, b in combinations(maps, 2) if a in REFERENCES]
+    return {f"{a} / {b}": {name: metric(maps[a], maps[b]) for name, metric in METRICS.items()} for a, b in pairs}
+
+
+def correct(args, model, test_data):
+    """The indices of the test images that the model classifies correctly; in smoke mode of all."""
+    batch_size = min(500, len(test_data.images))
+    logits = train.predict(model.module, model.variables, test_data.images, normalize=NORMALIZE, batch_size=batch_size)
+    right = logits.argmax(-1) == test_data.labels
+    return np.flatnonzero(right | args.smoke), float(right.mean())
+
+
+def measure(args, model, test_data, images, *, description, variants=()):
+    """The accuracy, and the agreement on the first images that are classified correctly: on a few, and on `images`."""
+    right, accuracy = correct(args, model, test_data)
+    chosen = right[:images]
+    explain = partial(agreement, model, num_steps=args.num_steps, variants=variants)
+    options = {"size": batch(args), "description": description}
+    values = _study.batched(explain, test_data.images[chosen], test_data.labels[chosen], **options)
+    few = jax.tree.map(lambda each: _study.mean_and_interval(each[:FEW]), values)
+    return {"accuracy": accuracy, "few": few, "all": jax.tree.map(_study.mean_and_interval, values)}
+
+
+def batch(args):
+    """Images in one batch of explanations: one size everywhere, so that each method is compiled once."""
+    return 12 if args.smoke else 64
+
+
+def over_seeds(parts):
+    """One epoch of all runs."""
+
+    def combined(name):
+        leaves = [part[name] for part in parts]
+        return {
+            pair: {metric: _study.across_runs([each[pair][metric] for each in leaves]) for metric in METRICS}
+            for pair in ORIGINAL
+        }
+
+    accuracies = [part["accuracy"] for part in parts]
+    training = [part["training"] for part in parts]
+    accuracy = {"mean": float(np.mean(accuracies)), "runs": accuracies}
+    return {"accuracy": accuracy, "few": combined("few"), "all": combined("all"), "training": training}
+
+
+def tables(args, epochs, bundled):
+    """Ours beside the original's; how agreement changes in training; all methods on the well-trained model."""
+    last = epochs[-1]
+    count = last["all"]["Grad-CAM / IG"]["pearson"]["count"]
+    accuracy = f"{last['accuracy']['mean']:.1%}"
+    few = f"first {FEW} images" if count > FEW else "first images"
+    text = [
+        f"Mean ± standard deviation over correctly classified test images; {len(args.seeds)} runs of {args.epochs} "
+        f"epochs at width {args.width}, {accuracy} test accuracy, on average {count:.0f} images; the bundled model has "
+        f"{bundled['accuracy']:.1%}. 95 % intervals of the mean: over images in one run, and over runs.\n"
+    ]
+    header = ["pair", "metric", "original, 100 images", f"ours, {few}", f"ours, {count:.0f} images"]
+    header += ["± over images", "± over runs", f"bundled model, {args.variant_images} images"]
+    rows = []
+    for pair, original in ORIGINAL.items():
+        for metric, (mean, std) in original.items():
+            ours, runs_interval = last["all"][pair][metric], last["all"][pair][metric]["runs_interval"]
+            cells = [f"{mean:.3f} ± {std:.3f}", spread(last["few"][pair][metric]), spread(ours)]
+            cells += [f"{ours['interval']:.3f}", "" if runs_interval is None else f"{runs_interval:.3f}"]
+            rows.append([pair, TITLES[metric], *cells, spread(bundled["all"][pair][metric])])
+    text += [_study.markdown(header, rows)]
+
+    columns = [(pair, metric) for pair in ORIGINAL for metric in METRICS]
+    header = ["epoch", "test accuracy", *(f"{pair}, {TITLES[metric]}" for pair, metric in columns)]
+    rows = [
+        [epoch, f"{each['accuracy']['mean']:.1%}", *(f"{each['all'][p][m]['mean']:.3f}" for p, m in columns)]
+        for epoch, each in enumerate(epochs, 1)
+    ]
+    cells = (f"{bundled['all'][pair][metric]['mean']:.3f}" for pair, metric in columns)
+    rows.append(["bundled model", f"{bundled['accuracy']:.1%}", *cells])
+    about = f"How agreement changes with accuracy (means; {args.epoch_images} images before the last epoch).\n"
+    text += [about, _study.markdown(header, rows)]
+
+    names = {pair.split(" / ")[1] for pair in bundled["all"] if pair not in ORIGINAL}
+    header = ["method", *(f"{reference}, {TITLES[metric]}" for reference in REFERENCES for metric in METRICS)]
+    rows = []
+    for name in sorted(names, key=lambda name: (name not in VARIANTS, name)):
+        pairs = [bundled["all"][f"{reference} / {name}"][metric] for reference in REFERENCES for metric in METRICS]
+        rows.append([f"`{name}`" if name in VARIANTS else name, *map(spread, pairs)])
+    text += ["Further methods on the bundled model.\n", _study.markdown(header, rows)]
+    return "\n".join(text)
+
+
+def spread(summary):
+    return f"{summary['mean']:.3f} ± {summary['std']:.3f}"
+
+
+def against_accuracy(metric, epochs, bundled):
+    """Mean agreement against test accuracy, with 95 % intervals over runs (over images where there is one run)."""
+    points = [(each["accuracy"]["mean"], each["all"]) for each in epochs] + [(bundled["accuracy"], bundled["all"])]
+    points.sort(key=lambda point: point[0])
+    chosen = {pair: [each[pair][metric] for _, each in points] for pair in ORIGINAL}
+    return plot.curves(
+        {pair: [each["mean"] for each in own] for pair, own in chosen.items()},
+        x=[accuracy for accuracy, _ in points],
+        intervals={
+            pair: [each.get("runs_interval") or each["interval"] for each in own] for pair, own in chosen.items()
+        },
+        xlabel=f"test accuracy after epochs 1 to {len(epochs)}, and of the bundled model",
+        ylabel=f"agreement, {TITLES[metric]}",
+        title="Agreement of methods against accuracy",
+    )
+
+
+def examples(args, model, test_data):
+    """The first correctly classified image of six classes, with its three heatmaps."""
+    right, _ = correct(args, model, test_data)
+    _, first = np.unique(test_data.labels[right], return_index=True)
+    chosen = right[first[:6]]
+    images, targets = test_data.images[chosen], test_data.labels[chosen]
+    explain = partial(heatmaps, model, num_steps=args.num_steps)
+    maps = _study.batched(explain, images, targets, size=batch(args), description="examples")
+    maps = {name: maps[name] for name in REFERENCES}
+    return plot.rows(images, maps, titles=[data.CIFAR10_LABELS[target] for target in targets], over=False)
+
+
+if __name__ == "__main__":
+    main()
