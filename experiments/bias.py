@@ -247,7 +247,8 @@ def examples(args, standard, biased, test_data, size):
     for title, (method, model) in columns.items():
         explain = partial(heatmaps, method, model)
         maps[title] = _study.batched(explain, images, size=batch(args), description=f"examples, {title}")
-    return plot.rows(images, maps, colormap="jet", alpha=0.5)
+    rows = [[image, *((image, heat[row]) for heat in maps.values())] for row, image in enumerate(images)]
+    return plot.gallery(rows, columns=["image", *maps], side=1.8, colormap="jet", alpha=0.5)
 
 
 if __name__ == "__main__":

@@ -254,7 +254,9 @@ def examples(args, model, test_data):
     explain = partial(heatmaps, model, num_steps=args.num_steps)
     maps = _study.batched(explain, images, targets, size=batch(args), description="examples")
     maps = {name: maps[name] for name in REFERENCES}
-    return plot.rows(images, maps, titles=[data.CIFAR10_LABELS[target] for target in targets], over=False)
+    rows = [[image, *(heat[row] for heat in maps.values())] for row, image in enumerate(images)]
+    labels = [data.CIFAR10_LABELS[target] for target in targets]
+    return plot.gallery(rows, columns=["image", *maps], labels=labels)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,41 @@ def predict(module, variables, images, *, normalize, batch_size: int = 500) -> n
     return np.concatenate(outputs)
 
 
+def measure_batch_stats(module, variables, images, *, normalize, augment: bool = True, batch_size: int = 500, seed=0):
+    """`variables` with BatchNorm statistics measured on the images, for averaged weights, which never saw a batch.
+
+    Each statistic is its mean over the batches, whatever momentum the module has.
+
+    Example:
+      >>> variables = measure_batch_stats(module, averaged, train.images, normalize=cifar)  # doctest: +SKIP
+    """
+    order_key, augment_key = jax.random.split(jax.random.key(seed))
+    order = np.asarray(jax.random.permutation(order_key, len(images)))
+    batches = np.array_split(order, max(1, len(order) // batch_size))
+    batches = [batch[: len(batches[-1])] for batch in batches]  # of one length, so that one compilation serves
+
+    def running(start, index):
+        stats = jax.tree.map(lambda leaf: jnp.full_like(leaf, start), variables["batch_stats"])
+        key, options = jax.random.fold_in(augment_key, index), {"normalize": normalize, "augment": augment}
+        return _running_stats(
+            {**variables, "batch_stats": stats}, images[batches[index]], key, module=module, **options
+        )
+
+    # A running average that starts from zero is `(1 - momentum) batch`; one that starts from one, `momentum` more.
+    totals = running(0, 0)
+    momentum = jax.tree.map(jnp.subtract, running(1, 0), totals)
+    for index in range(1, len(batches)):
+        totals = jax.tree.map(jnp.add, totals, running(0, index))
+    stats = jax.tree.map(lambda total, m: total / (len(batches) * (1 - m)), totals, momentum)
+    return {**variables, "batch_stats": stats}
+
+
+@partial(jax.jit, static_argnames=("module", "normalize", "augment"))
+def _running_stats(variables, images, key, *, module, normalize, augment):
+    images = random_crop_and_flip(key, images) if augment else images
+    return module.apply(variables, normalize(images), train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+
 def evaluate(module, variables, data, *, normalize, batch_size: int = 500) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of `variables` on `data = (images uint8[n, h, w, c], labels int[n])`."""
     images, labels = np.asarray(data[0]), jnp.asarray(data[1])
@@ -233,11 +268,11 @@ def fit(
                 "seconds": seconds,
             }
             history.append(record)
-            if checkpoint_dir is not None:
-                save(checkpoint_dir, state, history, settings)
             bar.epoch(record)
             if on_epoch is not None:
                 on_epoch(record, state)
+            if checkpoint_dir is not None:  # last: an epoch that was interrupted here is done again
+                save(checkpoint_dir, state, history, settings)
     return state, history
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxcam import plot
 from jaxcam.image import Preprocess, sample
+from jaxcam.plot import _layout
 
 PREPROCESS = Preprocess(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PREDICTIONS = [("cat", 0.871), ("dog", 0.093), ("frog", 0.0361), ("deer", 0.0002), ("a very long label, " * 9, 0.0)]
@@ -220,7 +221,7 @@ def test_panel_bars():
     tracks, bars = axes.patches[::2], axes.patches[1::2]
     assert [bar.get_width() for bar in bars] == [probability for _, probability in PREDICTIONS]
     assert {track.get_width() for track in tracks} == {1}
-    accent = matplotlib.colors.to_rgba(plot.ACCENT)
+    accent = matplotlib.colors.to_rgba(_layout.ACCENT)
     assert [bar.get_facecolor() == accent for bar in bars] == [False, True, False, False, False]
     heights = [bar.get_y() for bar in bars]
     assert heights == sorted(heights) and axes.yaxis_inverted(), "the best is on top"
@@ -423,33 +424,7 @@ def test_wrong_number_of_titles():
         plot.overlay(photograph()[None], heat()[None], titles=["a", "b"])
 
 
-# Rows and curves.
-
-
-def test_rows_show_each_image_with_its_own_heatmaps():
-    images = np.stack([photograph(), 255 - photograph()])
-    heats = {"grad_cam": np.stack([heat(), 1 - heat()]), "saliency": np.zeros((2, 7, 7))}
-    figure = plot.rows(images, heats, titles=["cat", "dog"])
-    assert texts(figure)[:5] == ["Image", "grad_cam", "saliency", "cat", "dog"]
-    for row in (1, 2):
-        image = shown(figure, f"image {row}")
-        np.testing.assert_array_equal(shown(figure, f"saliency {row}"), image)  # no heat: the photograph
-        assert np.abs(np.int64(shown(figure, f"grad_cam {row}")) - image).max() > 20
-    assert labels(figure)[-1] == "colour scale"
-    alone = plot.rows(images, heats, over=False, colormap="jet")
-    assert (shown(alone, "saliency 1") == (0, 0, 127)).all()
-    boxes = [axes.get_position() for axes in figure.axes]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-
-
-def test_wrong_rows():
-    for heats, titles, message in [
-        ({}, None, "There are no heatmaps"),
-        ({"cam": heat()[None]}, ["a", "b"], "There are 2 titles and 1 images"),
-        ({"cam": np.stack([heat()] * 2)}, None, "There are 2 heatmaps and 1 images"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            plot.rows(photograph()[None], heats, titles=titles)
+# Curves.
 
 
 def test_labels_of_curves_stay_apart_and_inside():
@@ -494,7 +469,7 @@ def test_gallery_draws_each_kind_of_cell():
     assert labels(figure)[-1] == "colour scale"
     assert texts(figure).count("heat") == 2 and texts(figure).count("right") == 3 and texts(figure)[0] == "Cats"
     np.testing.assert_array_equal(shown(figure, "overlay 3.3")[::256], shown(figure, "overlay 1.3")[::256])
-    assert plot._png(figure, 50)
+    assert _layout.png(figure, 50)
 
 
 def test_gallery_rows_stand_below_or_beside_each_other():

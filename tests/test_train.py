@@ -1,5 +1,6 @@
 """Training: it learns, it resumes exactly, it refuses what does not belong together."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,3 +151,22 @@ def test_label_smoothing_mixes_in_the_uniform_distribution():
     log_softmax = jax.nn.log_softmax(logits)[0]
     expected = -(0.7 * log_softmax[2] + 0.1 * log_softmax.sum())
     np.testing.assert_allclose(train.cross_entropy(logits, label, 0.3)[0], expected, rtol=1e-6)
+
+
+def test_measured_batch_stats_are_means_over_the_batches(data):
+    """Of a module whose momentum nobody tells."""
+
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(x)
+            return nn.Dense(2)(x.mean((1, 2)))
+
+    module = Normalised()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    options = {"normalize": NORMALIZE, "augment": False, "batch_size": 16, "seed": 3}
+    measured = train.measure_batch_stats(module, variables, data[0], **options)["batch_stats"]["BatchNorm_0"]
+    order = np.asarray(jax.random.permutation(jax.random.split(jax.random.key(3))[0], 64))
+    batches = np.asarray(NORMALIZE(jnp.asarray(data[0])))[order].reshape(4, -1, 3)
+    np.testing.assert_allclose(measured["mean"], batches.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(measured["var"], batches.var(1).mean(0), rtol=1e-4)

@@ -1,0 +1,211 @@
+"""Figures, and where things stand in them: all lengths in inches, from the figure's top left corner."""
+
+import contextlib
+import io
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcam.plot._pixels import find_colormap
+
+SAVED_DPI, SHOWN_DPI = 150, 100
+INK, GREY, TRACK, ACCENT = "#1c1c1c", "#6a6a6a", "#ebebeb", "#c2403d"
+FONT = {"family": "DejaVu Sans", "usetex": False, "parse_math": False}  # it ships with matplotlib; labels are no TeX
+
+# The layouts, in inches; font sizes in points.
+MARGIN, GUTTER, GAP, SEAM = 0.35, 0.45, 0.2, 0.05
+HEADING, SUBHEADING, CAPTION, FOOTER = 0.4, 0.34, 0.28, 0.56
+SIDEBAR, SLIDE = 2.6, (12.0, 6.75)
+BAR_ROW, SCALE_WIDTH, MOST_PREDICTIONS = 0.37, 2.6, 10
+SMALLEST, LARGEST = 1.0, 4.2  # sides of a square picture
+NARROWEST = 1.45  # of what a caption stands over: it holds "integrated_gradients"
+
+
+class Grid(NamedTuple):
+    """Blocks of pictures under captions: where each caption starts, and each block's boxes (x, y, width, height)."""
+
+    corners: list[tuple[float, float]]
+    boxes: list[list[tuple[float, float, float, float]]]
+    width: float  # of a block
+    right: float
+    bottom: float
+
+
+def arranged(count, aspect, shapes, origin, room, caption) -> Grid:
+    """Arranges `count` blocks so that pictures become as large as the room allows; too small, and the room grows.
+
+    `shapes` are the blocks to choose from: pictures across and down.
+    """
+    root, best = math.sqrt(framed(aspect)), (0, 0, 0, (1, 1))
+
+    def side(columns, rows, across, down):
+        wide = ((room[0] + GAP) / columns - GAP - (across - 1) * SEAM) / across / root
+        high = ((room[1] + GAP) / rows - GAP - caption - (down - 1) * SEAM) / down * root
+        legible = not caption or across * min(wide, high) * root >= NARROWEST
+        return min(wide, high) if legible else 0
+
+    while best[0] < SMALLEST:
+        best = max(  # of equally large ones, the arrangement with fewer gaps
+            (side(columns, rows, *shape), -rows * columns, columns, shape)
+            for shape in shapes
+            for columns in range(1, count + 1)
+            for rows in [math.ceil(count / columns)]
+        )
+        room = 1.05 * room[0], 1.05 * room[1]
+    largest, _, columns, (across, down) = best
+    wide, high = min(largest, LARGEST) * root, min(largest, LARGEST) / root
+    width = across * (wide + SEAM) - SEAM
+    height = caption + down * (high + SEAM) - SEAM
+    corners = [
+        (origin[0] + index % columns * (width + GAP), origin[1] + index // columns * (height + GAP))
+        for index in range(count)
+    ]
+    boxes = [
+        [
+            (x + column * (wide + SEAM), y + caption + row * (high + SEAM), wide, high)
+            for row in range(down)
+            for column in range(across)
+        ]
+        for x, y in corners
+    ]
+    right = max(x for x, _ in corners) + width
+    return Grid(corners, boxes, width, right, corners[-1][1] + height)
+
+
+def framed(aspect: float) -> float:
+    """The aspect of the frame: a very long picture does not fill its own."""
+    return min(max(aspect, 0.4), 2.5)
+
+
+def blank(width, height):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=SHOWN_DPI, facecolor="white", layout="none")
+    FigureCanvasAgg(figure)
+    figure._repr_png_ = partial(png, figure, SHOWN_DPI)  # notebooks show it, though pyplot was never imported
+    return figure
+
+
+def png(figure, dpi) -> bytes:
+    content = io.BytesIO()
+    box = figure.bbox_inches  # all of it, whatever rcParams say
+    figure.savefig(content, format="png", dpi=dpi, facecolor="white", transparent=False, bbox_inches=box, pad_inches=0)
+    return content.getvalue()
+
+
+def save(figure: "matplotlib.figure.Figure", path: str | os.PathLike) -> None:
+    """Writes a figure as PNG at 150 dpi, whole or not at all; makes the folders that are missing.
+
+    Raises:
+      ValueError: the path does not end in `.png` (`figure.savefig` writes other formats).
+      OSError: the folder cannot be made or written.
+
+    Example:
+      >>> save(overlay(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 4, 4))), "figures/overlay.png")
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"'{path}' does not end in .png; figure.savefig writes other formats.")
+    content = png(figure, SAVED_DPI)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise type(error)(f"Cannot write '{path}': {error.strerror}. Choose another output folder.") from error
+
+
+def axes_at(figure, box, label):
+    x, y, width, height = box
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((x / across, 1 - (y + height) / down, width / across, height / down), label=label)
+    axes.set_axis_off()
+    return axes
+
+
+def show(figure, box, picture, label):
+    from matplotlib.patches import Rectangle
+
+    axes = axes_at(figure, box, label)
+    axes.imshow(picture, origin="upper", aspect="equal", interpolation="bicubic", resample=True)
+    axes.set_anchor("NW")
+    height, width = picture.shape[:2]  # a picture on white gets an edge
+    axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=TRACK, linewidth=0.5, clip_on=False))
+
+
+def write(figure, x, y, text, **style):
+    across, down = figure.get_size_inches()
+    text = " ".join(str(text).split())
+    return figure.text(x / across, 1 - y / down, text, **{"color": INK, "va": "baseline", **FONT, **style})
+
+
+def fit(texts, width, smallest):
+    """Shrinks texts alike until the longest fits `width`, and shortens those that do not even fit at `smallest`."""
+    if not texts:
+        return
+    length = partial(_length, texts[0].figure.canvas.get_renderer())
+    size = texts[0].get_fontsize()
+    size = max(smallest, min(size, 0.99 * size * width / max(map(length, texts))))  # hinting moves letters
+    for text in texts:
+        text.set_fontsize(size)
+        full = text.get_text()
+        keep = len(full)
+        while length(text) > width and keep > 1:
+            keep = min(keep - 1, int(keep * width / length(text)))
+            text.set_text(full[:keep].rstrip() + "…")
+
+
+def _length(renderer, text) -> float:
+    return max(text.get_window_extent(renderer).width / text.figure.dpi, 1e-6)
+
+
+def headline(figure, title, explained):
+    room = figure.get_figwidth() - 2 * MARGIN
+    if title:
+        fit([write(figure, MARGIN, MARGIN + 0.2, title, fontsize=16, fontweight="bold")], room, 10)
+    if explained:
+        y = MARGIN + (HEADING if title else 0) + 0.12
+        fit([write(figure, MARGIN, y, f"Explained class: {explained}", fontsize=11, color=GREY)], room, 8)
+
+
+def captions_above(figure, corners, names, width):
+    fit([write(figure, x, y + 0.17, n, fontsize=10.5) for (x, y), n in zip(corners, names, strict=False)], width, 8)
+
+
+def probability_bars(figure, x, y, predictions, explained):
+    """Labels with their probabilities, each above a bar as long as the probability."""
+    height = BAR_ROW * len(predictions)
+    axes = axes_at(figure, (x, y, SIDEBAR, height), "predictions")
+    axes.set(xlim=(0, 1), ylim=(height, 0))
+    highlighted = predictions[0][0] if explained is None else explained
+    texts = []
+    for row, (label, probability) in enumerate(predictions, 1):
+        colour, weight = (ACCENT, "bold") if label == highlighted else (GREY, "normal")
+        bar = BAR_ROW * row - 0.1
+        axes.barh(bar, 1, 0.07, color=TRACK, linewidth=0)
+        axes.barh(bar, probability, 0.07, color=colour, linewidth=0)
+        style = {"fontsize": 9.5, "fontweight": weight}
+        texts.append(write(figure, x, y + bar - 0.09, label, **style))
+        texts.append(write(figure, x + SIDEBAR, y + bar - 0.09, _percent(probability), ha="right", **style))
+    fit(texts, SIDEBAR - 0.65, 8)
+
+
+def _percent(probability: float) -> str:
+    if 0 < probability < 0.0005:
+        return "<0.1%"
+    return f"{probability:.1%}" if probability == 1 or probability < 0.9995 else ">99.9%"
+
+
+def colour_scale(figure, x, y, colormap):
+    axes = axes_at(figure, (x, y, SCALE_WIDTH, 0.11), "colour scale")
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=find_colormap(colormap), aspect="auto", interpolation="nearest")
+    for position, text, side in ((0, "0", "left"), (0.5, "relative importance", "center"), (1, "1", "right")):
+        write(figure, x + position * SCALE_WIDTH, y + 0.29, text, fontsize=9, color=GREY, ha=side)

@@ -1,0 +1,156 @@
+"""What is given, checked and turned into pixels: images as uint8, heatmaps as colours and as overlays."""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from jaxcam._errors import unknown
+
+COLORMAP = "inferno"  # perceptually uniform; any name that matplotlib knows will do, "jet" included
+OPACITY = 0.7  # of the hottest places: the photograph's texture still shows
+SLACK = 1e-3  # by which floats may leave [0, 1]
+SHORT_SIDE, LONG_SIDE = 256, 1024  # pixels of a picture in a figure, if its aspect allows
+
+
+def colorize(heatmaps: Any, colormap: str = COLORMAP) -> UInt8[np.ndarray, "n h w 3"]:
+    """The colours of heatmaps: float `[n, h, w]` in [0, 1] to uint8 `[n, h, w, 3]`.
+
+    Args:
+      heatmaps: float `[n, h, w]` in [0, 1].
+      colormap: any name that matplotlib knows: "inferno", "viridis", "magma", "turbo", "jet", ...
+
+    Raises:
+      ValueError: unknown colour map (the error names the closest ones); not `[n, h, w]`; NaN or outside [0, 1].
+
+    Example:
+      >>> colorize(np.zeros((1, 2, 2)), "jet")[0, 0, 0].tolist()
+      [0, 0, 127]
+    """
+    heats = as_heats(heatmaps)
+    return find_colormap(colormap)(np.stack(heats), bytes=True)[..., :3]
+
+
+def blend(
+    images: Any, heatmaps: Any, *, colormap: str = COLORMAP, alpha: float | None = None
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Heatmaps laid over their images: uint8 `[n, H, W, 3]` at the images' resolution.
+
+    Each pixel is `(1 - a) * image + a * colour`. By default the opacity `a` follows the heat `s` as
+    `0.7 * min(1, 2 s)`: cold areas show the photograph as it is. A number makes it the same everywhere:
+    `colormap="jet", alpha=0.5` is the familiar look.
+
+    Args:
+      images: `[n, H, W, 3]` or a list of `[H, W, 3]` of one size: uint8, float in [0, 1], or normalised floats.
+      heatmaps: float `[n, h, w]` in [0, 1], of any resolution.
+      colormap: any name that matplotlib knows.
+      alpha: constant opacity in [0, 1]; `None` lets it follow the heat.
+
+    Raises:
+      ValueError: wrong shapes, different `n`, NaN, heat outside [0, 1], unknown colour map, alpha outside [0, 1].
+
+    Example:
+      >>> blend(np.full((1, 32, 32, 3), 9, np.uint8), np.zeros((1, 4, 4))).max()
+      np.uint8(9)
+    """
+    pictures = as_pictures(images)
+    heats = as_heats(heatmaps, len(pictures))
+    sizes = {picture.shape for picture in pictures}
+    if len(sizes) > 1:
+        raise ValueError(f"The images have the shapes {sorted(sizes)}; blend takes images of one size.")
+    return np.stack([blended(*pair, colormap, alpha) for pair in zip(pictures, heats, strict=True)])
+
+
+def as_pictures(images) -> list[np.ndarray]:
+    """Images as uint8 `[h, w, 3]`, whichever of the three conventions they follow."""
+    if getattr(images, "ndim", 4) != 4:
+        raise ValueError(f"The images have shape {images.shape}; expected [n, h, w, 3] or a list. Use [image] for one.")
+    arrays = [np.asarray(image) for image in images]
+    if not arrays:
+        raise ValueError("There are no images.")
+    for index, array in enumerate(arrays, 1):
+        name = "The image" if len(arrays) == 1 else f"Image {index} of {len(arrays)}"
+        if array.ndim != 3 or array.shape[-1] != 3 or not array.size:
+            hint = " For files, use preprocess.view(files)." if array.ndim == 0 else ""
+            raise ValueError(f"{name} has shape {array.shape}; expected [h, w, 3].{hint}")
+        if array.dtype != np.uint8 and array.dtype.kind in "iub":
+            raise ValueError(f"{name} holds {array.dtype}; expected uint8 or floating point.")
+        if array.dtype != np.uint8 and not np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(f"{name} has NaN or infinite pixels.")
+    floats = [array.astype(np.float32) for array in arrays if array.dtype != np.uint8]
+    normalised = any(array.min() < -SLACK or array.max() > 1 + SLACK for array in floats)
+    return [array if array.dtype == np.uint8 else _eight_bits(array.astype(np.float32), normalised) for array in arrays]
+
+
+def _eight_bits(array, normalised) -> np.ndarray:
+    if normalised:
+        array = (array - array.min()) / max(array.max() - array.min(), np.finfo(np.float32).tiny)
+    return np.uint8(np.round(255 * np.clip(array, 0, 1)))
+
+
+def as_heats(heatmaps, expected: int | None = None) -> list[np.ndarray]:
+    heatmaps = np.asarray(heatmaps)
+    if heatmaps.ndim != 3 or not heatmaps.size:
+        hints = {2: " Use heatmap[None] for one.", 4: " For attributions, use jaxcam.heatmap(attributions)."}
+        hint = hints.get(heatmaps.ndim, "")
+        raise ValueError(f"The heatmaps have shape {heatmaps.shape}; expected [n, h, w].{hint}")
+    if expected is not None and len(heatmaps) != expected:
+        raise ValueError(f"There are {len(heatmaps)} heatmaps and {expected} images; give one heatmap per image.")
+    return [as_heat(heat, f"Heatmap {index} of {len(heatmaps)}") for index, heat in enumerate(heatmaps, 1)]
+
+
+def as_heat(heat, name) -> np.ndarray:
+    heat = np.asarray(heat)
+    if heat.ndim != 2 or not heat.size:
+        hint = " For attributions, use jaxcam.heatmap(attributions)." if heat.ndim == 3 and heat.shape[-1] == 3 else ""
+        raise ValueError(f"{name} has shape {heat.shape}; expected [h, w].{hint}")
+    heat = heat.astype(np.float32)
+    if not np.isfinite(heat).all():
+        raise ValueError(f"{name} has NaN or infinite values.")
+    if heat.min() < -SLACK or heat.max() > 1 + SLACK:
+        raise ValueError(
+            f"{name} ranges from {heat.min():.3g} to {heat.max():.3g}; expected [0, 1]. "
+            "For signed attributions, use jaxcam.heatmap(attributions)."
+        )
+    return np.clip(heat, 0, 1)
+
+
+def as_probabilities(predictions) -> list[tuple[str, float]]:
+    for label, probability in predictions:
+        if not -SLACK <= probability <= 1 + SLACK:
+            raise ValueError(f"The probability of {label!r} is {probability}; expected a number in [0, 1].")
+    return [(str(label), float(probability)) for label, probability in predictions]
+
+
+def find_colormap(name):
+    import matplotlib
+
+    if name not in matplotlib.colormaps:
+        raise unknown("colour map", name, matplotlib.colormaps)
+    return matplotlib.colormaps[name]
+
+
+def stretched(heat, picture) -> np.ndarray:
+    size = picture.shape[1], picture.shape[0]
+    return np.asarray(Image.fromarray(np.ascontiguousarray(heat)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+
+
+def blended(picture, heat, colormap, alpha) -> np.ndarray:
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; expected a number in [0, 1], or None to let the opacity follow the heat.")
+    heat = stretched(heat, picture)
+    opacity = OPACITY * np.minimum(1, 2 * heat) if alpha is None else np.full_like(heat, alpha)
+    colours = np.float32(find_colormap(colormap)(heat, bytes=True)[..., :3])
+    return np.uint8(np.round(picture + opacity[..., None] * (colours - picture)))
+
+
+def displayed(picture) -> np.ndarray:
+    """A small picture in larger pixels, so that it stays crisp under smooth heat; a huge one scaled down."""
+    short, long = min(picture.shape[:2]), max(picture.shape[:2])
+    if long > LONG_SIDE:
+        size = [max(1, round(side * LONG_SIDE / long)) for side in picture.shape[1::-1]]
+        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    times = min(math.ceil(SHORT_SIDE / short), LONG_SIDE // long)
+    return picture.repeat(times, axis=0).repeat(times, axis=1)

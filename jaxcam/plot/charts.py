@@ -1,0 +1,231 @@
+"""Charts: curves, points, a matrix of counts, and numbers with their intervals."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcam.plot._layout import (
+    ACCENT,
+    FONT,
+    GAP,
+    GREY,
+    GUTTER,
+    HEADING,
+    INK,
+    MARGIN,
+    TRACK,
+    axes_at,
+    blank,
+    fit,
+    headline,
+    write,
+)
+
+LETTER = 0.085  # width of one, on average, at the size of a curve's label
+
+
+def curves(
+    values: Mapping[str, Sequence[float]],
+    *,
+    x: Sequence[float] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str | None = None,
+) -> "matplotlib.figure.Figure":
+    """Named curves, each labelled at its end: training, deletion and insertion.
+
+    Args:
+      values: by name, the height of each point.
+      x: the place of each point, for all curves; `None` is 1, 2, 3, ...
+      intervals: by name, half the width of the band around each point; curves without one have no band.
+
+    Raises:
+      ValueError: there are no curves, or one of them has no points.
+
+    Example:
+      >>> figure = curves({"train": [0.5, 0.2, 0.1], "test": [0.5, 0.3, 0.25]}, xlabel="epoch", ylabel="error rate")
+    """
+    if not values or not all(len(each) for each in values.values()):
+        raise ValueError("There is nothing to draw: give at least one curve with at least one point.")
+    figure, (axes,) = _charts(1, xlabel, ylabel, [title], beside=LETTER * max(map(len, values)))
+    ends = []
+    for colour, (name, each) in zip(_colours(len(values)), values.items(), strict=True):
+        places, each = np.arange(1, len(each) + 1) if x is None else np.asarray(x), np.asarray(each)
+        axes.plot(places, each, color=colour, linewidth=1.8, marker="o", markersize=3, clip_on=False)
+        if name in (intervals or {}):
+            half = np.asarray(intervals[name])
+            axes.fill_between(places, each - half, each + half, color=colour, alpha=0.15, linewidth=0)
+        ends.append((name, colour, places[-1], each[-1]))
+    if x is None:
+        axes.set_xlim(1, None)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _end_labels(figure, axes, ends)
+    return figure
+
+
+def scatter(
+    points: Mapping[str, Mapping[str, tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", log_x: bool = False
+) -> "matplotlib.figure.Figure":
+    """Named points `(x, y)`, one chart for each group, such as quality against cost; points none beats are marked.
+
+    A point is beaten by one that lies to its left and above it (cheaper and better).
+
+    Raises:
+      ValueError: there are no points.
+
+    Example:
+      >>> figure = scatter({"shapes": {"grad_cam": (1.1, 0.7), "rise": (900.0, 0.8)}}, log_x=True)
+    """
+    if not points or not all(points.values()):
+        raise ValueError("There is nothing to draw: give at least one point for each chart.")
+    figure, charts = _charts(len(points), xlabel, ylabel, list(points))
+    for axes, group in zip(charts, points.values(), strict=True):
+        axes.set_xscale("log" if log_x else "linear")
+        for x, y in group.values():
+            beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in group.values())
+            axes.plot(x, y, "o", color=GREY if beaten else ACCENT, markersize=5 if beaten else 7, zorder=3)
+        axes.margins(0.12)
+        _labels_apart(figure, axes, group)
+    return figure
+
+
+def matrix(
+    counts: Any, labels: Sequence[str], *, xlabel: str = "", ylabel: str = "", title: str | None = None
+) -> "matplotlib.figure.Figure":
+    """A square matrix of counts, such as a confusion matrix; the colour is the share of the row, as its square root.
+
+    The root lets rare confusions show beside a strong diagonal.
+
+    Raises:
+      ValueError: not as many rows and columns as labels.
+
+    Example:
+      >>> figure = matrix([[9, 1], [2, 8]], ["cat", "dog"], xlabel="predicted", ylabel="true")
+    """
+    counts = np.asarray(counts)
+    if counts.shape != (len(labels), len(labels)):
+        raise ValueError(f"The matrix has shape {counts.shape}; expected {len(labels)} labels in each direction.")
+    cell, left, top = 0.56, 1.25, MARGIN + (HEADING if title else 0) + 0.75
+    extent = cell * len(labels)
+    figure = blank(left + extent + 2 * MARGIN, top + extent + MARGIN)
+    headline(figure, title, None)
+    shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+    axes = axes_at(figure, (MARGIN + left, top, extent, extent), "matrix")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(*counts.shape):
+        colour = "white" if shares[row, column] > 0.6 else INK
+        axes.text(column, row, f"{counts[row, column]:,}", color=colour, ha="center", va="center", fontsize=9, **FONT)
+    for index, label in enumerate(labels):
+        centre = (index + 0.5) * cell
+        write(figure, MARGIN + left - 0.08, top + centre, label, fontsize=9.5, ha="right", va="center")
+        write(figure, MARGIN + left + centre, top - 0.08, label, fontsize=9.5, ha="left", rotation=40)
+    write(figure, MARGIN, top - 0.1, ylabel, fontsize=10.5, color=GREY)
+    write(figure, MARGIN + left + extent, top + extent + 0.2, xlabel, fontsize=10.5, color=GREY, ha="right")
+    return figure
+
+
+def intervals(
+    values: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    xlabel: str = "",
+    title: str | None = None,
+    reference: float | int | None = None,
+) -> "matplotlib.figure.Figure":
+    """Named numbers with their intervals, `(value, half of the interval)`, one under the other and in groups.
+
+    `reference` is marked by a line, such as zero for a difference or one half for a coin's chance.
+
+    Raises:
+      ValueError: there are no numbers.
+
+    Example:
+      >>> figure = intervals({"right": {"grad_cam": (0.4, 0.02)}, "wrong": {"grad_cam": (0.5, 0.05)}}, xlabel="area")
+    """
+    if not values or not all(values.values()):
+        raise ValueError("There is nothing to draw: give at least one number for each group.")
+    wide, line, left, right = 5.6, 0.27, 2.5, 1.3
+    top = MARGIN + (HEADING if title else 0)
+    high = line * (len(values) + sum(map(len, values.values())))
+    figure = blank(2 * MARGIN + left + wide + right, top + high + 0.45 + MARGIN)
+    headline(figure, title, None)
+    axes = axes_at(figure, (MARGIN + left, top, wide, high), "intervals")
+    _dress(axes, xlabel, "")
+    axes.spines["left"].set_visible(False)
+    if reference is not None:
+        axes.axvline(reference, color=GREY, linewidth=1)
+    y, names = top, []
+    for name, group in values.items():
+        fit([write(figure, MARGIN, y + 0.6 * line, name, fontsize=10, fontweight="bold")], left, 7)
+        for row, (value, half) in group.items():
+            y += line
+            place = (y - top) / line + 0.5
+            axes.errorbar(value, place, xerr=half, color=ACCENT, marker="o", markersize=5, capsize=3, linewidth=1.5)
+            names.append(write(figure, MARGIN + GAP, y + 0.6 * line, row, fontsize=9.5))
+            number = f"{value:.3f} ± {half:.3f}"
+            write(figure, MARGIN + left + wide + GAP, y + 0.6 * line, number, fontsize=9.5, color=GREY)
+        y += line
+    fit(names, left - 2 * GAP, 7)
+    axes.set(ylim=(high / line, 0), yticks=[])
+    return figure
+
+
+def _labels_apart(figure, axes, group):
+    """Each point's name beside it, pushed up or down until it lies on no other name."""
+    figure.canvas.draw()
+    renderer, taken = figure.canvas.get_renderer(), []
+    for name, (x, y) in sorted(group.items(), key=lambda item: -item[1][1]):
+        sides = [(7, "left"), (-7, "right")]
+        shifts = sorted(range(-120, 121, 4), key=abs)
+        for shift, (across, side) in ((shift, place) for shift in shifts for place in sides):
+            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 7.5, "color": INK}
+            arrow = {"arrowstyle": "-", "color": TRACK, "linewidth": 0.6, "shrinkB": 2} if abs(shift) > 8 else None
+            text = axes.annotate(name, (x, y), xytext=(across, shift), arrowprops=arrow, **style, **FONT)
+            box = text.get_window_extent(renderer).expanded(1.02, 1.1)
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
+
+
+def _end_labels(figure, axes, ends):
+    """The curves' names beside their ends `(name, colour, x, y)`, pushed upwards until none lies on another."""
+    figure.canvas.draw()
+    points = figure.dpi / 72
+    lowest = -np.inf
+    for name, colour, x, y in sorted(ends, key=lambda end: end[3]):
+        _, height = axes.transData.transform((x, y))
+        place = max(height, lowest)
+        lowest = place + 12 * points
+        offset = {"xytext": (7, (place - height) / points), "textcoords": "offset points", "va": "center"}
+        axes.annotate(name, (x, y), color=colour, fontsize=9.5, annotation_clip=False, **offset, **FONT)
+
+
+def _charts(count, xlabel, ylabel, titles, beside=0.0):
+    """A figure with `count` empty charts next to each other, and room for labels `beside` the last one."""
+    wide, high, left, below = 5.6, 4.4, 0.5, 0.45
+    figure = blank(count * (wide + left + GUTTER) + beside + 2 * MARGIN, high + below + HEADING + 2 * MARGIN)
+    charts = []
+    for index, title in enumerate(titles):
+        x = MARGIN + left + index * (wide + left + GUTTER)
+        axes = axes_at(figure, (x, MARGIN + HEADING, wide, high), f"chart {index + 1}")
+        _dress(axes, xlabel, ylabel if index == 0 else "")
+        if title:
+            write(figure, x, MARGIN + 0.15, title, fontsize=12, fontweight="bold")
+        charts.append(axes)
+    return figure, charts
+
+
+def _dress(axes, xlabel, ylabel):
+    axes.set_axis_on()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=TRACK, linewidth=0.6)
+    axes.tick_params(labelsize=9, colors=GREY, labelfontfamily=FONT["family"])
+    axes.set_xlabel(xlabel, fontsize=10, color=INK, **FONT)
+    axes.set_ylabel(ylabel, fontsize=10, color=INK, **FONT)
+
+
+def _colours(count: int) -> list:
+    return [ACCENT, "#2f6db3", "#3a8f5c", "#8a5fb0", "#b8862b", GREY][:count] if count <= 6 else ["#444444"] * count

@@ -1,0 +1,226 @@
+"""Figures of images and their heatmaps: overlays, the panel of one photograph, and galleries of rows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcam.plot._layout import (
+    BAR_ROW,
+    CAPTION,
+    FOOTER,
+    GAP,
+    GREY,
+    GUTTER,
+    HEADING,
+    MARGIN,
+    MOST_PREDICTIONS,
+    SCALE_WIDTH,
+    SIDEBAR,
+    SLIDE,
+    SUBHEADING,
+    arranged,
+    blank,
+    captions_above,
+    colour_scale,
+    fit,
+    framed,
+    headline,
+    probability_bars,
+    show,
+    write,
+)
+from jaxcam.plot._pixels import (
+    COLORMAP,
+    SHORT_SIDE,
+    as_heat,
+    as_heats,
+    as_pictures,
+    as_probabilities,
+    blended,
+    displayed,
+    find_colormap,
+    stretched,
+)
+
+LABELS = 1.75  # beside a row of pictures
+
+
+def overlay(
+    images: Any,
+    heatmaps: Any,
+    *,
+    colormap: str = COLORMAP,
+    alpha: float | None = None,
+    titles: Sequence[str] | None = None,
+) -> "matplotlib.figure.Figure":
+    """A figure of heatmaps laid over their images, one column per image, wrapped into a grid, with a colour scale.
+
+    Args:
+      images: `[n, H, W, 3]` or a list of `[H, W, 3]` of any sizes: uint8, float in [0, 1], or normalised floats.
+      heatmaps: float `[n, h, w]` in [0, 1], of any resolution.
+      colormap: any name that matplotlib knows.
+      alpha: constant opacity in [0, 1]; `None` lets it follow the heat, as in `blend`.
+      titles: one per image.
+
+    Raises:
+      ValueError: wrong shapes, different `n`, NaN, heat outside [0, 1], unknown colour map, alpha outside [0, 1].
+
+    Example:
+      >>> figure = overlay(np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 4, 4)), titles=["cat", "dog"])
+      >>> len(figure.axes)  # two images and the colour scale
+      3
+    """
+    pictures = as_pictures(images)
+    heats = as_heats(heatmaps, len(pictures))
+    if titles is not None and len(titles) != len(pictures):
+        raise ValueError(f"There are {len(titles)} titles and {len(pictures)} images; give one title per image.")
+    captions = titles or []
+    aspect = float(np.median([picture.shape[1] / picture.shape[0] for picture in pictures]))
+    room = SLIDE[0] - 2 * MARGIN, SLIDE[1] - 2 * MARGIN - FOOTER
+    grid = arranged(len(pictures), aspect, [(1, 1)], (MARGIN, MARGIN), room, CAPTION if captions else 0)
+    figure = blank(max(grid.right, MARGIN + SCALE_WIDTH) + MARGIN, grid.bottom + FOOTER + MARGIN)
+    for index, (picture, heat, [box]) in enumerate(zip(pictures, heats, grid.boxes, strict=True), 1):
+        show(figure, box, blended(displayed(picture), heat, colormap, alpha), f"overlay {index}")
+    captions_above(figure, grid.corners, captions, grid.boxes[0][0][2])
+    colour_scale(figure, MARGIN, grid.bottom + GAP, colormap)
+    return figure
+
+
+def panel(
+    image: Any,
+    heatmaps: Mapping[str, Any],
+    *,
+    predictions: Sequence[tuple[str, Any]] = (),
+    title: str | None = None,
+    explained: str | None = None,
+    colormap: str = COLORMAP,
+) -> "matplotlib.figure.Figure":
+    """One photograph, what the model takes it for, and per method the heatmap and its overlay, with a colour scale.
+
+    The grid of methods is arranged so that the pictures become as large as a 16:9 slide allows; from some twenty
+    methods on the figure grows instead, so that every title stays readable.
+
+    Args:
+      image: `[H, W, 3]`: uint8, float in [0, 1], or normalised floats.
+      heatmaps: by method, float `[h, w]` in [0, 1], of any resolution.
+      predictions: (label, probability) of the top classes, best first; at most ten are drawn.
+      title: headline, such as the file's name.
+      explained: the label of the class that the heatmaps explain; its bar is highlighted, or the first bar without it.
+      colormap: any name that matplotlib knows.
+
+    Raises:
+      ValueError: no heatmaps, wrong shapes, NaN, heat outside [0, 1], a probability outside [0, 1], unknown colour map.
+
+    Example:
+      >>> figure = panel(np.zeros((64, 64, 3), np.uint8), {"grad_cam": np.eye(7)}, predictions=[("cat", 0.9)])
+      >>> [axes.get_label() for axes in figure.axes]
+      ['image', 'predictions', 'heatmap grad_cam', 'overlay grad_cam', 'colour scale']
+    """
+    picture = displayed(as_pictures([image])[0])
+    if not heatmaps:
+        raise ValueError("There are no heatmaps: the mapping is empty.")
+    heats = {name: stretched(as_heat(heat, f"The heatmap {name!r}"), picture) for name, heat in heatmaps.items()}
+    predictions = as_probabilities(predictions)[:MOST_PREDICTIONS]
+
+    aspect = picture.shape[1] / picture.shape[0]
+    left, top = MARGIN + SIDEBAR + GUTTER, MARGIN + (HEADING if title else 0) + (SUBHEADING if explained else 0)
+    photograph = MARGIN, top + CAPTION, SIDEBAR, SIDEBAR / framed(aspect)
+    bars = photograph[1] + photograph[3] + GAP
+    bottom = bars + CAPTION + BAR_ROW * len(predictions) if predictions else bars - GAP
+    room = SLIDE[0] - left - MARGIN, max(SLIDE[1] - MARGIN, bottom) - FOOTER - top
+    grid = arranged(len(heats), aspect, [(1, 2), (2, 1)], (left, top), room, CAPTION)
+
+    figure = blank(max(grid.right, left + SCALE_WIDTH) + MARGIN, max(grid.bottom + FOOTER, bottom) + MARGIN)
+    headline(figure, title, explained)
+    captions_above(figure, [(MARGIN, top)], ["Image"], SIDEBAR)
+    show(figure, photograph, picture, "image")
+    if predictions:
+        captions_above(figure, [(MARGIN, bars)], ["Predicted class"], SIDEBAR)
+        probability_bars(figure, MARGIN, bars + CAPTION, predictions, explained)
+    captions_above(figure, grid.corners, list(heats), grid.width)
+    for (name, heat), (alone, over) in zip(heats.items(), grid.boxes, strict=True):
+        show(figure, alone, find_colormap(colormap)(heat, bytes=True)[..., :3], f"heatmap {name}")
+        show(figure, over, blended(picture, heat, colormap, None), f"overlay {name}")
+    colour_scale(figure, left, grid.bottom + GAP, colormap)
+    return figure
+
+
+def gallery(
+    rows: Sequence[Sequence[Any]],
+    *,
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    title: str | None = None,
+    across: int = 1,
+    side: float = 1.5,
+    colormap: str = COLORMAP,
+    alpha: float | None = None,
+) -> "matplotlib.figure.Figure":
+    """Rows of pictures under common headings, with a colour scale where heat is shown.
+
+    A cell is an image `[h, w, 3]`, a heatmap `[h, w]` in [0, 1], a pair `(image, heatmap)` that is drawn as an overlay,
+    a list of predictions `[(label, probability), ...]`, best first, that is drawn as bars, or `None` for nothing.
+
+    Args:
+      rows: of equally many cells each.
+      columns: a heading for each place of a row.
+      labels: what stands to the left of each row; lines after the first are smaller.
+      title: headline.
+      across: rows that stand beside each other; they are filled from left to right, then downwards.
+      side: of a picture, in inches.
+      colormap: any name that matplotlib knows.
+      alpha: of overlays, as in `blend`.
+
+    Raises:
+      ValueError: no rows, rows, labels or columns of different number, and all that `overlay` and `panel` reject.
+
+    Example:
+      >>> image = np.zeros((32, 32, 3), np.uint8)
+      >>> figure = gallery([[image, np.eye(4), (image, np.eye(4)), [("cat", 0.9)]]], labels=["cat\\nright"])
+    """
+    rows, across = [list(row) for row in rows], min(across, len(rows))
+    if not rows or {len(row) for row in rows} != {len(rows[0])} or not rows[0]:
+        raise ValueError("The rows must hold equally many cells, and at least one.")
+    if len(columns) not in (0, len(rows[0])) or len(labels) not in (0, len(rows)):
+        raise ValueError(f"There are {len(columns)} columns and {len(labels)} labels for {len(rows)}x{len(rows[0])}.")
+    widths = [SIDEBAR if any(isinstance(row[place], list) for row in rows) else side for place in range(len(rows[0]))]
+    starts = np.cumsum([LABELS if labels else 0, *(width + GAP / 2 for width in widths)])
+    top = MARGIN + (HEADING if title else 0)
+    height = max([side] + [BAR_ROW * len(cell[:5]) for row in rows for cell in row if isinstance(cell, list)])
+    pitch = starts[-1] - GAP / 2 + GUTTER, height + GAP / 2
+    bottom = top + (CAPTION if columns else 0) + math.ceil(len(rows) / across) * pitch[1] - GAP / 2
+    heat = any(isinstance(cell, tuple) or getattr(cell, "ndim", 0) == 2 for row in rows for cell in row)
+    wide = max(across * pitch[0] - GUTTER, SCALE_WIDTH if heat else 0)
+    figure = blank(wide + 2 * MARGIN, bottom + (FOOTER if heat else 0) + MARGIN)
+    headline(figure, title, None)
+    for block in range(across if columns else 0):
+        corners = [(MARGIN + block * pitch[0] + start, top) for start in starts[:-1]]
+        captions_above(figure, corners, columns, min(widths))
+    for index, row in enumerate(rows):
+        x = MARGIN + index % across * pitch[0]
+        y = bottom + GAP / 2 - (math.ceil(len(rows) / across) - index // across) * pitch[1]
+        for line, text in enumerate(labels[index].splitlines() if labels else []):
+            style = {"fontsize": 9, "color": GREY} if line else {"fontsize": 10.5, "fontweight": "bold"}
+            fit([write(figure, x, y + 0.17 * (line + 1), text, **style)], LABELS - GAP / 2, 7)
+        for place, cell in enumerate(row):
+            box, label = (x + starts[place], y, widths[place], side), f"{index + 1}.{place + 1}"
+            _cell(figure, box, cell, label, colormap, alpha)
+    if heat:
+        colour_scale(figure, MARGIN, bottom + GAP, colormap)
+    return figure
+
+
+def _cell(figure, box, cell, label, colormap, alpha):
+    if isinstance(cell, list):
+        probability_bars(figure, *box[:2], as_probabilities(cell)[:5], None)
+    elif isinstance(cell, tuple):
+        picture = displayed(as_pictures([cell[0]])[0])
+        show(figure, box, blended(picture, as_heat(cell[1], "The heatmap"), colormap, alpha), f"overlay {label}")
+    elif cell is not None and np.ndim(cell) == 2:
+        square = np.zeros((SHORT_SIDE, SHORT_SIDE * np.shape(cell)[1] // np.shape(cell)[0], 3), np.uint8)
+        heat = stretched(as_heat(cell, "The heatmap"), square)
+        show(figure, box, find_colormap(colormap)(heat, bytes=True)[..., :3], f"heatmap {label}")
+    elif cell is not None:
+        show(figure, box, displayed(as_pictures([cell])[0]), f"image {label}")
