@@ -11,6 +11,7 @@ for each photograph, overview.png, and index.html, a page that needs no other fi
 import base64
 import hashlib
 import html
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -132,8 +133,11 @@ def look_at_all(args, name, model, images, weights) -> dict:
     with _study.progress() as progress:
         for start in progress.track(range(0, len(images), BATCH), description=name):
             batch = _study.padded(images, start, BATCH)
-            facts = {"images": hashlib.sha256(batch.tobytes()).hexdigest(), "layer": model.layers, "weights": weights}
-            batches.append(_study.part(args, f"{name}-{start}", lambda batch=batch: look(model, batch), **facts))
+            facts = {"layer": model.layers, "weights": weights}
+            seen = hashlib.sha256(batch.tobytes() + json.dumps(facts).encode()).hexdigest()[
+                :16
+            ]  # other photos, other part
+            batches.append(_study.part(args, f"{name}-{seen}", lambda batch=batch: look(model, batch), **facts))
     return {key: np.concatenate([batch[key] for batch in batches])[: len(images)] for key in batches[0]}
 
 

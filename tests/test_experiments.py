@@ -82,11 +82,13 @@ def test_a_part_is_computed_once_for_the_same_settings(tmp_path):
 
     def compute():
         calls.append(1)
-        return {"values": np.arange(3)}
+        return {"values": np.arange(3), "about": {"accuracy": (0.5,)}}
 
-    for images, expected in ((8, 1), (8, 1), (9, 2)):
-        assert _study.part(args, "first", compute, images=images)["values"].tolist() == [0, 1, 2]
-        assert len(calls) == expected
+    for _ in range(2):
+        part = _study.part(args, "first", compute, images=8)
+        assert part["values"].tolist() == [0, 1, 2] and part["about"] == {"accuracy": [0.5]} and len(calls) == 1
+    with pytest.raises(SystemExit, match="made with other settings; choose another --output"):
+        _study.part(args, "first", compute, images=9)
 
 
 def test_a_photograph_on_which_the_model_guesses_is_flagged(tmp_path):
