@@ -134,10 +134,9 @@ def look_at_all(args, name, model, images, weights) -> dict:
         for start in progress.track(range(0, len(images), BATCH), description=name):
             batch = _study.padded(images, start, BATCH)
             facts = {"layer": model.layers, "weights": weights}
-            seen = hashlib.sha256(batch.tobytes() + json.dumps(facts).encode()).hexdigest()[
-                :16
-            ]  # other photos, other part
-            batches.append(_study.part(args, f"{name}-{seen}", lambda batch=batch: look(model, batch), **facts))
+            # Other photographs, or another model, in the same folder: another part.
+            key = hashlib.sha256(batch.tobytes() + json.dumps(facts).encode()).hexdigest()[:16]
+            batches.append(_study.part(args, f"{name}-{key}", lambda batch=batch: look(model, batch), **facts))
     return {key: np.concatenate([batch[key] for batch in batches])[: len(images)] for key in batches[0]}
 
 
