@@ -1,11 +1,8 @@
-"""Two fake CPU devices, quick compilation, float32 with full precision, and what several test files share."""
+"""Two fake CPU devices, float32 with full precision, and what several test files share."""
 
 import os
 
-# Tests are bound by compilation: programs that LLVM does not optimise are ready a third sooner.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
