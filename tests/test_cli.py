@@ -154,7 +154,7 @@ def test_models_methods_layers(capsys, monkeypatch):
     assert all(name in printed for name in METRICS)
     assert cli.main(["layers", "resnet18_cifar10"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"layer4 +4 x 4 x 128 \(default\)", printed)
+    assert re.search(r"layer4 +4 x 4 x 256 \(default\)", printed)
 
 
 def test_installed_command_and_help():
