@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -190,16 +191,21 @@ def train_until(epoch: int, *data_and_model, checkpoint_dir: Path, **options) ->
     return state, history[-1]
 
 
-def batched(function, *arrays, size: int = 64, description: str = ""):
+def batched(
+    function, *arrays, size: int = 64, description: str = "", saved_by: argparse.Namespace | None = None, **settings
+):
     """`function` on `size` rows of the arrays at a time, under a progress bar; results are NumPy arrays of all rows.
 
-    The last batch is filled up by repeating its last row, so that one compilation serves.
+    The last batch is filled up by repeating its last row, so that one compilation serves. With the study's arguments as
+    `saved_by`, every batch is a `part` of its own, named after the description and made with these settings.
     """
     total, results = len(arrays[0]), []
+    settings |= {"size": size, "of": total}
     with progress() as bar:
         for start in bar.track(range(0, total, size), description=description):
-            rows = (padded(each, start, size) for each in arrays)
-            results.append(jax.tree.map(np.asarray, function(*rows)))
+            compute = partial(function, *(padded(each, start, size) for each in arrays))
+            found = part(saved_by, f"{description}-{start}", compute, **settings) if saved_by else compute()
+            results.append(jax.tree.map(np.asarray, found))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
 
 

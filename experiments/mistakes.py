@@ -8,6 +8,8 @@ an interrupted run goes on where it stopped. Writes metrics.json, table.md, conf
 mistakes.png and disagreement.png.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,9 +57,16 @@ def main(argv=None):
         test = test._replace(labels=np.where(np.arange(len(images)) % 3, predicted, test.labels))
     chosen = np.random.default_rng(args.seed).permutation(len(images))[: args.shapley_images]
     weights = {"weights": classifier.about["sha256"], "layer": model.layers}
-    with _study.progress() as progress:
-        seen = look_at_all(args, progress, model, images, test.labels, weights)
-        cells = patch_values(args, progress, model, images[chosen], weights)
+    seen = _study.batched(
+        partial(look, model),
+        images,
+        test.labels,
+        size=min(args.batch_size, len(images)),
+        description="images",
+        saved_by=args,
+        **weights,
+    )
+    cells = patch_values(args, model, images[chosen], weights)
 
     right = seen["predicted"] == test.labels
     agreement = {
@@ -101,21 +110,9 @@ def main(argv=None):
 # Measurements.
 
 
-def look_at_all(args, progress, model, images, labels, weights) -> dict:
-    """Prediction, confidence and spread of the maps of every image, by name."""
-    size = min(args.batch_size, len(images))
-    task = progress.add_task("test images", total=-(-len(images) // size))
-    batches = []
-    for start in range(0, len(images), size):
-        batch = _study.padded(images, start, size), _study.padded(labels, start, size)
-        settings = {**weights, "size": size, "images": len(images)}
-        batches.append(_study.part(args, f"images-{start}", lambda batch=batch: look(model, *batch), **settings))
-        progress.advance(task)
-    return {name: np.concatenate([batch[name] for batch in batches])[: len(images)] for name in batches[0]}
-
-
 @jax.jit
 def look(model, images, labels):
+    """Prediction, confidence and spread of the maps of every image, by name."""
     logits = model(images)
     first, second = jax.lax.top_k(logits, 2)[1].T
     heatmaps = {name: method(model, images, first) for name, method in METHODS.items()}
@@ -130,13 +127,14 @@ def look(model, images, labels):
     }
 
 
-def patch_values(args, progress, model, images, weights) -> dict:
+def patch_values(args, model, images, weights) -> dict:
     """What each method says of each patch `[n, rows, columns]`, by name; the CAMs signed, before their ReLU."""
     grid = segments.grid(images.shape[1:3], args.patch)
-    task = progress.add_task("Shapley values", total=-(-len(images) // SHAPLEY_BATCH))
     keys = jax.random.split(jax.random.key(args.seed))
 
     def values(batch):
+        batch = jnp.asarray(batch)
+
         def in_patches(maps):
             maps = jax.image.resize(maps, (len(batch), *images.shape[1:3]), "bilinear")
             patches = maps.reshape(len(batch), grid.shape[0] // args.patch, args.patch, -1, args.patch)
@@ -149,13 +147,8 @@ def patch_values(args, progress, model, images, weights) -> dict:
         cams = {name: in_patches(method(model, batch, raw=True)) for name, method in METHODS.items()}
         return {SHAPLEY: shapley(keys[0]), AGAIN: shapley(keys[1]), **cams}
 
-    batches = []
-    for start in range(0, len(images), SHAPLEY_BATCH):
-        batch = jnp.asarray(_study.padded(images, start, SHAPLEY_BATCH))
-        options = {"images": len(images), "orders": args.orders, "patch": args.patch, "seed": args.seed}
-        batches.append(_study.part(args, f"shapley-{start}", lambda batch=batch: values(batch), **weights, **options))
-        progress.advance(task)
-    return {name: np.concatenate([batch[name] for batch in batches])[: len(images)] for name in batches[0]}
+    settings = {**weights, "orders": args.orders, "patch": args.patch, "seed": args.seed}
+    return _study.batched(values, images, size=SHAPLEY_BATCH, description="Shapley values", saved_by=args, **settings)
 
 
 def confusion(labels, predicted):

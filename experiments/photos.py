@@ -13,6 +13,7 @@ import hashlib
 import html
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,15 +130,11 @@ def main(argv=None):
 
 def look_at_all(args, name, model, images, weights) -> dict:
     """Probabilities, heatmaps and the value of each flag's measure, for every image."""
-    batches = []
-    with _study.progress() as progress:
-        for start in progress.track(range(0, len(images), BATCH), description=name):
-            batch = _study.padded(images, start, BATCH)
-            facts = {"layer": model.layers, "weights": weights}
-            # Other photographs, or another model, in the same folder: another part.
-            key = hashlib.sha256(batch.tobytes() + json.dumps(facts).encode()).hexdigest()[:16]
-            batches.append(_study.part(args, f"{name}-{key}", lambda batch=batch: look(model, batch), **facts))
-    return {key: np.concatenate([batch[key] for batch in batches])[: len(images)] for key in batches[0]}
+    facts = {"layer": model.layers, "weights": weights}
+    # Other photographs, or another model, in the same folder: other parts.
+    key = hashlib.sha256(images.tobytes() + json.dumps(facts).encode()).hexdigest()[:8]
+    compute = partial(look, model)
+    return _study.batched(compute, images, size=BATCH, description=f"{name}-{key}", saved_by=args, **facts)
 
 
 @jax.jit

@@ -86,9 +86,8 @@ def main(argv=None):
     test = _study.cifar10(args)[1]
     rows = [np.flatnonzero(test.labels == CIFAR10_LABELS.index(name))[: args.images] for name in GROUPS]
     explained = np.concatenate([row[: args.explained] for row in rows])
-    with _study.progress() as progress:
-        seen = classify(args, progress, classifier, test.images[np.concatenate(rows)])
-        maps = explain(args, progress, classifier, test.images[explained])
+    seen = classify(args, classifier, test.images[np.concatenate(rows)])
+    maps = explain(args, classifier, test.images[explained])
     results = {
         "weights": origin(classifier),
         "groups": shares(classifier, seen, np.repeat(np.arange(len(rows)), [len(row) for row in rows])),
@@ -142,18 +141,12 @@ def looking(args, classifier):
     return partial(look, model, preprocess=classifier.preprocess, size=args.size, channels=args.channels)
 
 
-def in_batches(args, progress, name, function, classifier, images) -> dict:
-    """`function(batch)` of all images, batch by batch, from disk where it has been computed."""
-    settings = {"weights": classifier.about["sha256"], "size": args.size, "batch": args.batch_size, "of": len(images)}
-    settings["channels"] = args.channels
-    batches = []
-    for start in progress.track(range(0, len(images), args.batch_size), description=name):
-        batch = _study.padded(images, start, args.batch_size)
-        batches.append(_study.part(args, f"{name}-{start}", partial(function, batch), **settings))
-    return {key: np.concatenate([each[key] for each in batches])[: len(images)] for key in batches[0]}
+def in_batches(args, name, function, classifier, images) -> dict:
+    settings = {"weights": classifier.about["sha256"], "side": args.size, "channels": args.channels}
+    return _study.batched(function, images, size=args.batch_size, description=name, saved_by=args, **settings)
 
 
-def classify(args, progress, classifier, images) -> dict:
+def classify(args, classifier, images) -> dict:
     """The five likeliest labels of each image, and the probability of each group."""
     members = np.stack([np.isin(classifier.labels, names) for names in GROUPS.values()]).astype(np.float32)
 
@@ -163,7 +156,7 @@ def classify(args, progress, classifier, images) -> dict:
         probabilities = jax.nn.softmax(logits)
         return {"top": jax.lax.top_k(probabilities, 5)[1], "groups": probabilities @ members.T}
 
-    return in_batches(args, progress, "classify", partial(top, classifier.variables), classifier, images)
+    return in_batches(args, "classify", partial(top, classifier.variables), classifier, images)
 
 
 @jax.jit
@@ -171,7 +164,7 @@ def similar(a, b):
     return {name: function(a, b) for name, function in _study.SIMILARITIES.items()}
 
 
-def explain(args, progress, classifier, images) -> dict:
+def explain(args, classifier, images) -> dict:
     """Similarities `[n]` of the methods' maps to each other, and of each method's to those of corrupted images."""
     see = looking(args, classifier)
 
@@ -186,7 +179,7 @@ def explain(args, progress, classifier, images) -> dict:
             found |= {f"{method}, {name}": similar(before[method], after[method]) for method in METHODS}
         return same | {f"{how}: {name}": values for name, row in found.items() for how, values in row.items()}
 
-    return in_batches(args, progress, "explain", compare, classifier, images)
+    return in_batches(args, "explain", compare, classifier, images)
 
 
 def summary(maps, name) -> dict:

@@ -16,6 +16,17 @@ def highest_precision():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compilation(request):
+    """Most tests compile longer than they run; a file whose programs run long is marked `optimized`.
+
+    Programs go when their file is done: the kernel allows a process 65,530 memory mappings, and each program takes some.
+    """
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def as_user():
     """Switches the shape checks of the tests off, to see the errors that a user sees."""

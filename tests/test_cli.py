@@ -14,6 +14,8 @@ from jaxcam import cli
 from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
 from jaxcam.metrics import METRICS
 
+pytestmark = pytest.mark.optimized
+
 APPLICABLE = set(METHODS) - set(FOR_TRANSFORMERS)
 
 
