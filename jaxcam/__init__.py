@@ -9,6 +9,7 @@
 import importlib
 
 from jaxcam import metrics, score, segments
+from jaxcam._explain import explain
 from jaxcam.attribution import (
     METHODS,
     ablation_cam,
@@ -86,6 +87,7 @@ __all__ = [
     "eigen_cam",
     "eigen_grad_cam",
     "expected_gradients",
+    "explain",
     "feature_ablation",
     "fem",
     "finer_cam",

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 BATCH = 16  # images explained at once
+PROGRAMS = 512 * 2**20  # bytes of compiled programs that are kept; the oldest go first
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,6 +79,7 @@ def _explain(args) -> None:
     import jaxcam
     from jaxcam import plot
 
+    _keep_programs()
     logits = jax.jit(lambda model, images: model(images))
     methods = _chosen_methods(args.method)
     plot.colorize(np.zeros((1, 1, 1)), args.colormap)  # a mistyped name is found before anything is computed
@@ -99,9 +101,8 @@ def _explain(args) -> None:
             heatmaps = {}
             for name, method in methods.items():
                 progress.update(task, description=name)
-                result = method(model, images, targets)
-                is_heatmap = "raw" in inspect.signature(method).parameters  # the CAM methods
-                heatmaps[name] = np.asarray(result if is_heatmap else jaxcam.heatmap(result, percentile=99))
+                found = jaxcam.explain(model, images, targets, methods={name: method}, percentile=99)
+                heatmaps[name] = np.asarray(found[name])
                 progress.advance(task)
             for index, path in enumerate(batch):
                 own = {name: maps[index] for name, maps in heatmaps.items()}
@@ -109,6 +110,26 @@ def _explain(args) -> None:
                 _write(args.output, names[start + index], views[index], own, report, args.colormap)
                 _print_report(progress.console, report)
     print(f"{len(paths)} image{'s' if len(paths) > 1 else ''} explained; results in {args.output}")
+
+
+def _keep_programs() -> None:
+    """Compiled programs stay on disk, so that a second run begins at once; `$JAX_COMPILATION_CACHE_DIR` goes first."""
+    import platform
+
+    import jax
+
+    from jaxcam.models._download import cache_folder
+
+    if jax.config.jax_compilation_cache_dir is None:
+        # A folder for each machine: a program for one processor may not run on another that shares the home folder.
+        folder = cache_folder() / "programs" / platform.node()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", PROGRAMS)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _chosen_methods(names: list[str]) -> dict:

@@ -20,7 +20,7 @@ def highest_precision():
 def compilation(request):
     """Most tests compile longer than they run; a file whose programs run long is marked `optimized`.
 
-    Programs go when their file is done: the kernel allows a process 65,530 memory mappings, and each program takes some.
+    Programs go when their file is done: each takes memory mappings, of which a process may have 65,530.
     """
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
     yield

@@ -26,7 +26,7 @@ LAYERS = [
     ["_inputs", "_rewrite"],
     ["_cam", "_gradient", "segments"],
     ["attribution", "models"],
-    ["metrics"],
+    ["metrics", "_explain"],
     ["data", "train", "plot"],
     ["cli"],
 ]
@@ -137,6 +137,7 @@ def test_signatures(name):
 def public_functions():
     modules = [
         "tap",
+        "_explain",
         "score",
         "segments",
         "image",

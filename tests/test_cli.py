@@ -1,6 +1,7 @@
 """The command line, as a person uses it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,12 @@ from jaxcam.metrics import METRICS
 pytestmark = pytest.mark.optimized
 
 APPLICABLE = set(METHODS) - set(FOR_TRANSFORMERS)
+
+
+@pytest.fixture(autouse=True)
+def keep_no_programs(monkeypatch):
+    """Not in this process, whose settings all tests share."""
+    monkeypatch.setattr(cli, "_keep_programs", lambda: None)
 
 
 @pytest.fixture
@@ -162,3 +169,22 @@ def test_models_methods_layers(capsys, monkeypatch):
 def test_installed_command_and_help():
     result = subprocess.run([sys.executable, "-m", "jaxcam.cli", "--help"], capture_output=True, text=True, check=True)
     assert all(command in result.stdout for command in ("explain", "models", "methods", "layers"))
+
+
+def test_a_second_run_finds_the_compiled_programs(photo, tmp_path):
+    """In the package's own folder, unless the user has named another; a place that cannot be written is no error."""
+    arguments = ["explain", photo, "--method", "grad_cam", "--output", str(tmp_path / "out")]
+
+    def programs(folder, **environment):
+        environment = {**os.environ, **environment}
+        ran = subprocess.run([sys.executable, "-m", "jaxcam.cli", *arguments], env=environment, capture_output=True)
+        assert ran.returncode == 0 and not ran.stderr
+        return {path.name for path in folder.rglob("*-cache")}
+
+    first = programs(tmp_path / "own", JAXCAM_CACHE=str(tmp_path / "own"))
+    assert any("explain" in name for name in first)
+    assert programs(tmp_path / "own", JAXCAM_CACHE=str(tmp_path / "own")) == first
+    users = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "users"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    assert programs(tmp_path / "users", **users)
+    (tmp_path / "file").touch()
+    assert not programs(tmp_path / "file", JAXCAM_CACHE=str(tmp_path / "file"))

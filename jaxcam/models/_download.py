@@ -76,12 +76,13 @@ def _etag(url: str) -> str | None:
         return None
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where this package keeps files: `$JAXCAM_CACHE`, or `~/.cache/jaxcam`."""
     return Path(os.environ.get("JAXCAM_CACHE", "~/.cache/jaxcam")).expanduser()
 
 
 def torchvision_cached(name: str, sha256: str) -> tuple[Path, str] | None:
-    path = _cache() / name
+    path = cache_folder() / name
     return (path, sha256) if path.is_file() else None
 
 
@@ -91,7 +92,7 @@ def torchvision_download(name: str, sha256: str) -> tuple[Path, str]:
     from rich.console import Console
     from rich.progress import wrap_file
 
-    url, path = f"{TORCHVISION}{name}", _cache() / name
+    url, path = f"{TORCHVISION}{name}", cache_folder() / name
     if HF_HUB_OFFLINE:
         raise ConnectionError(f"{url}: not asked, because HF_HUB_OFFLINE is set.")
     part = path.with_name(f"{name}.{os.getpid()}.part")
@@ -143,7 +144,8 @@ def unavailable(name: str, problems: list[str]) -> OSError:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return OSError(
-        f"{name} is not in the cache ({HF_HUB_CACHE}, {_cache()}) and could not be downloaded. {' '.join(problems)} "
+        f"{name} is not in the cache ({HF_HUB_CACHE}, {cache_folder()}) and could not be downloaded. "
+        f"{' '.join(problems)} "
         "Load it once where there is a network (HF_HUB_ETAG_TIMEOUT=20 for a slow one), or download the file "
         'elsewhere and call jaxcam.load("FILE", architecture="...").'
     )

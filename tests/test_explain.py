@@ -1,0 +1,74 @@
+"""Several methods at once: the maps of each alone, for little more than the work of one."""
+
+from functools import partial
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcam
+
+IMAGES, TARGETS = helpers.images(), jnp.array([2, 0, 1], jnp.int32)
+CAMS = ["grad_cam", "grad_cam_plus_plus", "x_grad_cam", "layer_cam"]
+
+
+def test_each_map_is_that_of_the_method_alone():
+    model = helpers.small("late")
+    found = jaxcam.explain(model, IMAGES, TARGETS, methods=["grad_cam", "saliency"])
+    assert list(found) == ["grad_cam", "saliency"]
+    np.testing.assert_allclose(found["grad_cam"], jaxcam.grad_cam(model, IMAGES, TARGETS), atol=1e-5)
+    np.testing.assert_allclose(found["saliency"], jaxcam.heatmap(jaxcam.saliency(model, IMAGES, TARGETS)), atol=1e-5)
+    cut = jaxcam.explain(model, IMAGES, TARGETS, methods=["saliency"], percentile=80)["saliency"]
+    expected = jaxcam.heatmap(jaxcam.saliency(model, IMAGES, TARGETS), percentile=80)
+    np.testing.assert_allclose(cut, expected, atol=1e-5)
+
+
+def test_functions_and_options_of_ones_own():
+    model, steps = helpers.small("late"), partial(jaxcam.integrated_gradients, num_steps=3)
+    found = jaxcam.explain(model, IMAGES, methods={"three steps": steps})["three steps"]
+    np.testing.assert_allclose(found, jaxcam.heatmap(steps(model, IMAGES)), atol=1e-5)
+    factor = [1.0]  # a plain callable is never served from a stale copy
+
+    def function(images):
+        return factor[0] * model(images)
+
+    assert float(jaxcam.explain(function, IMAGES, methods=["saliency"])["saliency"].max()) == 1
+    factor[0] = 0.0
+    assert float(jaxcam.explain(function, IMAGES, methods=["saliency"])["saliency"].max()) == 0
+
+
+def test_what_the_methods_have_in_common_is_computed_once():
+    """Operations of the compiled programs: four CAMs cost hardly more than one, and saliency pays for Grad-CAM."""
+    module = helpers.tiny_resnet(stem="cifar")
+    images = jnp.ones((2, 32, 32, 3))
+    model = jaxcam.tap(module, helpers.random_variables(module, (32, 32)), "layer3")
+
+    def operations(*methods):
+        compiled = jax.jit(lambda model, images: jaxcam.explain(model, images, methods=methods))
+        return compiled.lower(model, images).compile().cost_analysis()["flops"]
+
+    assert operations(*CAMS) < 1.1 * operations("grad_cam")
+    assert operations("grad_cam", "saliency") < 1.1 * operations("saliency")
+
+
+def test_it_is_compiled_once(caplog):
+    model = helpers.small("late")
+    jaxcam.explain(model, IMAGES, TARGETS, methods=CAMS)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        jaxcam.explain(model, IMAGES + 1, TARGETS, methods=CAMS)
+    assert "_explain_engine" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["gradcam"], "Unknown method 'gradcam'. Did you mean 'grad_cam'"),
+        ("grad_cam", r"must be a list of names, such as \['grad_cam'\]"),
+        ([], "No methods are given; choose some of cam, grad_cam"),
+    ],
+)
+def test_errors(as_user, methods, message):
+    with pytest.raises(ValueError, match=message):
+        jaxcam.explain(helpers.small("late"), IMAGES, methods=methods)
