@@ -5,6 +5,7 @@ the table cheap, and shows on the way that contents do not compile again.
 """
 
 import gc
+import re
 
 import helpers
 import jax
@@ -168,6 +169,21 @@ def test_repeated_calls_leave_no_arrays_behind(method, model, results):
         explain(method, model, IMAGES).block_until_ready()
     gc.collect()
     assert len(jax.live_arrays()) <= before
+
+
+@every_method
+def test_new_contents_compile_nothing(method, model, results, caplog):
+    images, targets = 0.5 * IMAGES[::-1], (TARGETS + 1) % 4
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        explain(method, model, images, targets)
+    assert "Finished XLA compilation" not in caplog.text
+
+
+@every_method
+def test_nothing_leaves_the_device(method, model):
+    """Inside `jit`, a method is one program that never asks the host."""
+    program = jax.make_jaxpr(lambda model, images: explain(method, model, images))(model, IMAGES)
+    assert not re.search("callback|infeed|outfeed|device_put.*memory", str(program))
 
 
 @pytest.mark.parametrize("method", ENGINES, ids=lambda method: method.name)
