@@ -45,9 +45,8 @@ class Case:
     images: jax.Array
     targets: jax.Array
     masks: np.ndarray | None = None
-    # The same network trained on shuffled labels. Metrics that run a method some twenty times are measured where there
-    # is one: on the small network.
-    twin: jaxcam.Tap | None = None
+    twin: jaxcam.Tap | None = None  # the same network trained on shuffled labels
+    rerun: bool = True  # whether to measure what runs a method some twenty times
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Row:
 
     def sanity(self, metric, **options):
         few = self.case.images[:FEW], self.case.targets[:FEW]
-        return None if self.case.twin is None else metric(self.explain, self.case.model, *few, **options)
+        return metric(self.explain, self.case.model, *few, **options) if self.case.rerun else None
 
     def all_layers(self, metric):
         """The mean over layers of the similarity to the map of the trained model."""
@@ -81,7 +80,7 @@ class Row:
         def metric(explain, model, images, targets):
             return metrics.label_randomisation(explain, model, self.case.twin, images, targets)
 
-        return self.sanity(metric)
+        return None if self.case.twin is None else self.sanity(metric)
 
     def sensitivity(self):
         def metric(explain, model, images, targets):
@@ -127,6 +126,14 @@ def main(argv=None):
     parser.add_argument("--images", type=int, default=32, help="explained images per data set")
     parser.add_argument("--methods", nargs="+", default=ROWS, choices=ROWS, metavar="NAME")
     parser.add_argument("--epochs", type=int, default=8, help="of training on shapes")
+    on_cpu = jax.default_backend() == "cpu"
+    parser.add_argument(
+        "--rerun-on",
+        nargs="*",
+        default=["shapes"] if on_cpu else ["shapes", "cifar10"],
+        choices=["shapes", "cifar10"],
+        help="data sets on which to measure sanity and max-sensitivity, which run a method some twenty times",
+    )
     args = parser.parse_args(argv)
     if args.smoke:
         args.images, args.epochs, args.methods = 4, 1, ["grad_cam@layer3", "saliency"]
@@ -139,8 +146,8 @@ def main(argv=None):
             reference = explain_with("grad_cam")(case.model, case.images, case.targets)
             for method in args.methods:
                 progress.update(task, description=f"{name}: {method}")
-                compute, options = partial(measure, case, method, reference), OPTIONS.get(method)
-                values = _study.part(args, f"{name}-{method}", compute, options=options, **settings)
+                facts = {"options": OPTIONS.get(method), "rerun": case.rerun, **settings}
+                values = _study.part(args, f"{name}-{method}", partial(measure, case, method, reference), **facts)
                 rows.append({"data": name, "method": method, "values": values})
                 progress.advance(task)
     compute = partial(measure_costs, cases, args.methods)
@@ -234,7 +241,14 @@ def shapes_case(args) -> Case:
     )
     chosen = np.flatnonzero(found | args.smoke)[: args.images]
     masks = test.masks[chosen, test.labels[chosen]]
-    return Case(models["shapes"], images[chosen], jnp.asarray(test.labels[chosen]), masks, models["shuffled"])
+    return Case(
+        models["shapes"],
+        images[chosen],
+        jnp.asarray(test.labels[chosen]),
+        masks,
+        models["shuffled"],
+        "shapes" in args.rerun_on,
+    )
 
 
 def distribution(there):
@@ -249,7 +263,7 @@ def cifar10_case(args) -> Case:
     model = jaxcam.tap(classifier.module, classifier.variables, classifier.layer)
     right = np.argmax(model(images), -1) == test.labels[: len(images)]
     chosen = np.flatnonzero(right | args.smoke)[: args.images]
-    return Case(model, images[chosen], jnp.asarray(test.labels[chosen]))
+    return Case(model, images[chosen], jnp.asarray(test.labels[chosen]), rerun="cifar10" in args.rerun_on)
 
 
 def add_ranks(rows) -> None:
