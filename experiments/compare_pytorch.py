@@ -5,8 +5,9 @@
 
 Compares every method that both sides have: largest difference, Pearson correlation, and the median time of each side,
 run in turn. Methods that draw at random can only agree within their noise. Not compared: RandomCAM and deep feature
-factorisation, which begin at random, and LRP, for which Captum takes sums and BatchNorm as layers with rules of their
-own. Each method is saved as it is done. Writes metrics.json, table.md and maps.png.
+factorisation, which begin at random; LRP, for which Captum takes sums and BatchNorm as layers with rules of their own;
+LIME and expected gradients (Captum's GradientShap), where the two sides draw from other distributions. Each method is
+saved as it is done. Writes metrics.json, table.md and maps.png.
 """
 
 import time
