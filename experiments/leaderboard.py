@@ -9,7 +9,7 @@ goes on where it stopped. Writes metrics.json, table.md, table.csv and quality-a
 
 import csv
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -171,7 +171,8 @@ def explain_with(row):
     method = partial(METHODS[name], **OPTIONS.get(name, {}))
 
     def explain(model, images, targets):
-        model = jaxcam.tap(model.module, model.variables, layer) if layer else model
+        # Not a new tap: that of a metric may do more, such as take a shift off the images.
+        model = replace(model, layers=(layer,)) if layer else model
         return jaxcam.explain(model, images, targets, methods={name: method})[name]
 
     return explain
