@@ -313,10 +313,11 @@ def write_tables(folder, rows) -> None:
 
 
 def quality_against_cost(rows):
+    """One digit of the cost, and at least a forward pass: smaller differences are the machine's."""
     points = {row["data"]: {} for row in rows}
     for row in rows:
         if "@" not in row["method"]:
-            points[row["data"]][row["method"]] = row["passes"], row["rank"]
+            points[row["data"]][row["method"]] = max(1.0, float(f"{row['passes']:.1g}")), row["rank"]
     return plot.scatter(points, xlabel="cost, forward passes", ylabel="quality, mean rank over the metrics", log_x=True)
 
 

@@ -80,7 +80,7 @@ def scatter(
     """
     if not points or not all(points.values()):
         raise ValueError("There is nothing to draw: give at least one point for each chart.")
-    figure, charts = _charts(len(points), xlabel, ylabel, list(points))
+    figure, charts = _charts(len(points), xlabel, ylabel, list(points), size=(6.6, 6.2))
     for axes, group in zip(charts, points.values(), strict=True):
         axes.set_xscale("log" if log_x else "linear")
         for x, y in group.values():
@@ -172,22 +172,36 @@ def intervals(
 
 
 def _labels_apart(figure, axes, group):
-    """Each point's name beside it, pushed up or down until it lies on no other name."""
+    """Each point's name beside it, up or down until it lies on nothing else; points in one place share a label."""
     figure.canvas.draw()
-    renderer, taken = figure.canvas.get_renderer(), []
-    for name, (x, y) in sorted(group.items(), key=lambda item: -item[1][1]):
-        sides = [(7, "left"), (-7, "right")]
-        shifts = sorted(range(-120, 121, 4), key=abs)
-        for shift, (across, side) in ((shift, place) for shift in shifts for place in sides):
-            style = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 7.5, "color": INK}
-            arrow = {"arrowstyle": "-", "color": TRACK, "linewidth": 0.6, "shrinkB": 2} if abs(shift) > 8 else None
-            text = axes.annotate(name, (x, y), xytext=(across, shift), arrowprops=arrow, **style, **FONT)
-            box = text.get_window_extent(renderer).expanded(1.02, 1.1)
-            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
-            if inside and not any(box.overlaps(other) for other in taken):
+    renderer, unit = figure.canvas.get_renderer(), figure.dpi / 72
+    labels: list[tuple[tuple, np.ndarray, list[str]]] = []
+    for name, point in sorted(group.items(), key=lambda item: -item[1][1]):
+        place = axes.transData.transform(point)
+        shared = [names for _, other, names in labels if np.hypot(*(other - place)) < 5 * unit]
+        shared[0].append(name) if shared else labels.append((point, place, [name]))
+    taken = [(*(place - 3 * unit), *(place + 3 * unit)) for _, place, _ in labels]  # left, below, right, above
+    candidates = [(shift, side) for shift in sorted(range(-200, 201, 4), key=abs) for side in ("left", "right")]
+    for point, place, names in labels:
+        style = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": INK, **FONT}
+        words = axes.annotate(", ".join(names), point, xytext=(0, 0), **style)
+        extent = words.get_window_extent(renderer)
+        words.remove()
+        for shift, side in candidates:
+            across = 7 if side == "left" else -7
+            left = place[0] + across * unit - (0 if side == "left" else extent.width)
+            below = place[1] + shift * unit - extent.height / 2
+            box = left, below, left + extent.width, below + extent.height
+            inside = axes.bbox.x0 <= box[0] and box[2] <= axes.bbox.x1 + 30 * unit and axes.bbox.y0 <= below
+            if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
+                line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkB": 3} if abs(shift) > 8 else None
+                axes.annotate(words.get_text(), point, xytext=(across, shift), ha=side, arrowprops=line, **style)
                 break
-            text.remove()
+
+
+def _overlap(a, b) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _end_labels(figure, axes, ends):
@@ -203,9 +217,9 @@ def _end_labels(figure, axes, ends):
         axes.annotate(name, (x, y), color=colour, fontsize=9.5, annotation_clip=False, **offset, **FONT)
 
 
-def _charts(count, xlabel, ylabel, titles, beside=0.0):
+def _charts(count, xlabel, ylabel, titles, beside=0.0, size=(5.6, 4.4)):
     """A figure with `count` empty charts next to each other, and room for labels `beside` the last one."""
-    wide, high, left, below = 5.6, 4.4, 0.5, 0.45
+    (wide, high), left, below = size, 0.5, 0.45
     figure = blank(count * (wide + left + GUTTER) + beside + 2 * MARGIN, high + below + HEADING + 2 * MARGIN)
     charts = []
     for index, title in enumerate(titles):
