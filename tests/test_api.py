@@ -17,6 +17,8 @@ import jaxcam
 from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
 from jaxcam.metrics import METRICS
 
+pytestmark = pytest.mark.optimized
+
 PACKAGE = pathlib.Path(jaxcam.__file__).parent
 
 # Lower layers first; a file imports only from layers below its own.
