@@ -201,7 +201,7 @@ def _labels_apart(figure, axes, group):
 
 
 def _overlap(a, b) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    return bool(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
 
 
 def _end_labels(figure, axes, ends):
