@@ -1,8 +1,6 @@
-"""Array operations that several files share: normalise a map, resize it, run a function in chunks."""
+"""Array operations that several files share: normalise a map, resize it."""
 
-from collections.abc import Callable
 from functools import lru_cache
-from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -44,37 +42,3 @@ def resize(maps, shape: tuple[int, int], *, align_corners: bool = False):
     columns = _interpolation(maps.shape[-1], shape[1], align_corners)
     exact = jax.lax.Precision.HIGHEST
     return jnp.einsum("Hh,...hw,Ww->...HW", rows, maps.astype(jnp.float32), columns, precision=exact)
-
-
-def chunked_sum(function: Callable, count: int, chunk_size: int, like):
-    """`sum_i function(i)` for `i < count`, `chunk_size` terms at a time.
-
-    `function(indices, weights)` gets `chunk_size` indices and returns the sum of its terms, each multiplied by its
-    weight: one, or zero for the padding of the last chunk. `like` is a zero of the result's shape (or a tree of them).
-    """
-    num_chunks = -(-count // chunk_size)
-
-    def add(total, chunk):
-        indices = chunk * chunk_size + jnp.arange(chunk_size)
-        terms = function(jnp.minimum(indices, count - 1), (indices < count).astype(jnp.float32))
-        return jax.tree.map(jnp.add, total, terms), None
-
-    total, _ = jax.lax.scan(add, like, jnp.arange(num_chunks))
-    return total
-
-
-def chunked_map(function: Callable, shape: tuple[int, ...], chunk_size: int):
-    """`function` at every index of an array of `shape`, `chunk_size` of them at a time.
-
-    `function` gets one vector of indices per axis and returns `[chunk_size, ...]`; the result is `[*shape, ...]`. What
-    one chunk builds is gone before the next begins.
-    """
-    count = prod(shape)
-    num_chunks = -(-count // chunk_size)
-
-    def one_chunk(chunk):
-        flat = jnp.minimum(chunk * chunk_size + jnp.arange(chunk_size), count - 1)
-        return function(*jnp.unravel_index(flat, shape))
-
-    results = jax.lax.map(one_chunk, jnp.arange(num_chunks))
-    return results.reshape(-1, *results.shape[2:])[:count].reshape(*shape, *results.shape[2:])

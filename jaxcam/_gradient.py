@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam._array import chunked_sum
 from jaxcam._inputs import engine, predicted
+from jaxcam._loops import chunked_sum
 
 
 def input_gradient(model, images, targets, score):

@@ -52,7 +52,7 @@ class Program(NamedTuple):
 
     def run(self, images) -> Callable:
         """The value of every variable when the input is `images`, as a function of the variable."""
-        values = _evaluate(self.jaxpr, self.consts, [images], bind)
+        values = evaluate(self.jaxpr, self.consts, [images], bind)
         return lambda variable: variable.val if isinstance(variable, Literal) else values[variable]
 
     def output(self, values: Callable):
@@ -214,7 +214,7 @@ def _flatten(closed: ClosedJaxpr, keep, structure=None) -> Program:
     """Opens the calls by running the program again while JAX records it."""
 
     def run(*inputs):
-        values = _evaluate(closed.jaxpr, closed.consts, inputs, partial(_expand, keep))
+        values = evaluate(closed.jaxpr, closed.consts, inputs, partial(_expand, keep))
         return [each.val if isinstance(each, Literal) else values[each] for each in closed.jaxpr.outvars]
 
     inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
@@ -233,7 +233,7 @@ def _flatten(closed: ClosedJaxpr, keep, structure=None) -> Program:
     return Program(flat.jaxpr.replace(eqns=equations), flat.consts, equations, depends, made_by, structure)
 
 
-def _evaluate(jaxpr: Jaxpr, consts, inputs, apply: Callable) -> dict:
+def evaluate(jaxpr: Jaxpr, consts, inputs, apply: Callable) -> dict:
     """The value of every variable; `apply(equation, operands)` runs an equation."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
     for equation in jaxpr.eqns:
@@ -254,7 +254,7 @@ def _expand(keep, equation, operands) -> list:
 
 
 def _inside(keep, body: ClosedJaxpr, operands) -> list:
-    values = _evaluate(body.jaxpr, body.consts, operands, partial(_expand, keep))
+    values = evaluate(body.jaxpr, body.consts, operands, partial(_expand, keep))
     return [each.val if isinstance(each, Literal) else values[each] for each in body.jaxpr.outvars]
 
 

@@ -26,6 +26,7 @@ LAYERS = [
     ["_typing", "_errors", "_array"],
     ["tap", "image", "score"],
     ["_inputs", "_rewrite"],
+    ["_loops"],
     ["_cam", "_gradient", "segments"],
     ["attribution", "models"],
     ["metrics", "_explain"],

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxcam._array import chunked_map, chunked_sum, normalise, resize
+from jaxcam._array import normalise, resize
 
 
 def test_normalise():
@@ -50,25 +50,3 @@ def test_resize_is_interpolation_at_the_right_places(new_size, align_corners):
     np.testing.assert_allclose(resize(values[None], (1, new_size), align_corners=align_corners)[0], expected, atol=1e-6)
     columns = resize(values[:, None], (new_size, 1), align_corners=align_corners)
     np.testing.assert_allclose(columns[:, 0], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 6, 50])
-def test_chunked_map(chunk_size):
-    seen = []
-
-    def function(row, column):
-        seen.append(row.shape)
-        return jnp.stack([10 * row + column, -row], -1)
-
-    result = chunked_map(function, (2, 3), chunk_size)
-    rows, columns = np.mgrid[:2, :3]
-    np.testing.assert_array_equal(result, np.stack([10 * rows + columns, -rows], -1))
-    assert set(seen) == {(chunk_size,)}
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 7, 50])
-def test_chunked_sum(chunk_size):
-    def function(indices, weights):
-        return jnp.sum(weights * (indices + 1.0) ** 2)
-
-    assert float(chunked_sum(function, 7, chunk_size, jnp.zeros(()))) == sum((i + 1) ** 2 for i in range(7))

@@ -9,9 +9,9 @@ itself, of a contrast of classes, or none at all.
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import chunked_sum
 from jaxcam._cam import activation_cam, checked, explained, finish, gradient_cam, gradient_maps, spatial
 from jaxcam._inputs import engine, positive, predicted
+from jaxcam._loops import chunked_sum
 from jaxcam._typing import Images, Maps, Score, Targets
 from jaxcam.score import logit
 from jaxcam.tap import Tap

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxcam._array import ROUNDING, chunked_map, normalise, resize
+from jaxcam._array import ROUNDING, normalise, resize
 from jaxcam._cam import activation_cam, checked, gradient_cam, spatial
 from jaxcam._errors import unknown
 from jaxcam._inputs import engine, positive, predicted
+from jaxcam._loops import chunked_map
 from jaxcam._typing import Images, Maps, Score, Targets
 from jaxcam.score import logit
 from jaxcam.tap import Tap

@@ -10,9 +10,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import chunked_map, normalise, resize
+from jaxcam._array import normalise, resize
 from jaxcam._cam import checked, finish, spatial
 from jaxcam._inputs import engine, positive, predicted
+from jaxcam._loops import chunked_map
 from jaxcam._typing import Images, Maps, Score, Targets
 from jaxcam.score import logit
 from jaxcam.tap import Tap

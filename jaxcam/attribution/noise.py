@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import chunked_sum
 from jaxcam._inputs import check_images, check_targets, engine, positive, predicted
+from jaxcam._loops import chunked_sum
 from jaxcam._typing import Images, Score, Targets
 from jaxcam.attribution.gradient import saliency
 from jaxcam.score import logit

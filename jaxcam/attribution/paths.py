@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxcam._gradient import input_gradient, integral, straight_line
 from jaxcam._inputs import check_baseline, check_images, check_targets, engine, positive, predicted
+from jaxcam._loops import scan
 from jaxcam._typing import Attributions, Baseline, Images, Score, Targets
 from jaxcam.score import logit
 from jaxcam.tap import Tap
@@ -251,7 +252,7 @@ def _guided_engine(model, images, targets, baseline, *, score, num_steps, fracti
         return (moved, after, total + (moved - points) * (before + after) / 2), None
 
     first = start, gradient(start), jnp.zeros_like(start)
-    return jax.lax.scan(step, first, jnp.arange(num_steps))[0][2]
+    return scan(step, first, jnp.arange(num_steps))[0][2]
 
 
 def _moved(x, gradient, start, end, slow, fast, left, fraction):

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer
 
-from jaxcam._array import chunked_map, chunked_sum, resize
+from jaxcam._array import resize
 from jaxcam._inputs import check_baseline, check_images, check_targets, engine, pair, positive, predicted
+from jaxcam._loops import chunked_map, chunked_sum
 from jaxcam._typing import Baseline, Heatmaps, Images, Score, Targets
 from jaxcam.score import logit
 from jaxcam.segments import grid

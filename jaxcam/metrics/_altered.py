@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxcam._array import chunked_map
 from jaxcam._errors import unknown
 from jaxcam._inputs import check_baseline, check_images, check_targets, predicted
+from jaxcam._loops import chunked_map
 from jaxcam.metrics._checks import Values, check_heatmaps
 from jaxcam.tap import Tap
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxcam._errors import unknown
 from jaxcam._inputs import check_images, check_targets, engine, positive
+from jaxcam._loops import scan
 from jaxcam._typing import Images, Score, Targets
 from jaxcam.metrics._altered import (
     Baseline,
@@ -164,13 +165,13 @@ def max_sensitivity(
     def norms(maps):
         return jnp.sqrt(jnp.sum(maps.astype(jnp.float32).reshape(len(images), -1) ** 2, -1))
 
-    def one_sample(key):
+    def one_sample(_, key):
         change = jax.random.uniform(key, images.shape[1:], minval=-radius, maxval=radius).astype(images.dtype)
-        return norms(explain(images + change) - original)
+        return None, norms(explain(images + change) - original)
 
-    largest = jax.lax.map(one_sample, jax.random.split(random_key(key), num_samples)).max(0)
+    distances = scan(one_sample, None, jax.random.split(random_key(key), num_samples))[1]
     size = norms(original)
-    return largest / jnp.where(size == 0, 1, size)
+    return distances.max(0) / jnp.where(size == 0, 1, size)
 
 
 def mu_fidelity(
