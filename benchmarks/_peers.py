@@ -38,6 +38,7 @@ class Peer:
         self.images, self.targets, self.half = _torch.tensor(images).to(device), list(targets), half
         self.layer = network.get_submodule(layer)
         self.network = network
+        self.release = lambda: None  # takes the hooks of the last method off, which would slow down the next
         if compiled:
             network = network.to(memory_format=torch.channels_last)
             self.images = self.images.contiguous(memory_format=torch.channels_last)
@@ -54,6 +55,7 @@ class Peer:
     def cam(self, name: str) -> Callable:
         """A class of pytorch-grad-cam."""
         method = getattr(pytorch_grad_cam, name)(self.network, [self.layer])
+        self.release = method.activations_and_grads.release
         targets = [ClassifierOutputTarget(index) for index in self.targets]
         return self._ready(lambda: method(self.images, targets))
 

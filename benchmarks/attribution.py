@@ -171,7 +171,11 @@ def seconds(run) -> float:
 def runs_of(row, contestants) -> dict[str, Callable]:
     """A function of no arguments for each contestant."""
     runs = {"jaxcam": lambda: jax.block_until_ready(row.ours(*contestants["jaxcam"]))}
-    return runs | {name: row.theirs(peer) for name, peer in contestants.items() if name != "jaxcam"}
+    for name, peer in contestants.items():
+        if name != "jaxcam":
+            peer.release()
+            runs[name] = row.theirs(peer)
+    return runs
 
 
 def measure(args, row, contestants) -> dict:
