@@ -66,6 +66,7 @@ def main(argv=None):
         label_smoothing=args.label_smoothing,
         seed=args.seed,
         checkpoint_dir=args.output / "checkpoints",
+        optimizer_settings={name: getattr(args, name) for name in ("learning_rate", "epochs", "averaged_rate")},
         on_epoch=keep,
     )
     variables = state.variables

@@ -6,6 +6,7 @@ the activations, their gradients) and computes it once.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from jaxcam._errors import unknown
 from jaxcam._inputs import check_images, check_targets, engine
@@ -13,13 +14,15 @@ from jaxcam._typing import Heatmaps, Images, Targets
 from jaxcam.attribution import METHODS, heatmap
 from jaxcam.tap import Tap
 
+CAMS = {method for method in METHODS.values() if "raw" in inspect.signature(method).parameters}  # return heatmaps
+
 
 def explain(
     model: Tap | Callable,
     images: Images,
     targets: Targets = None,
     *,
-    methods: Iterable[str] | Mapping[str, Callable] = ("grad_cam", "saliency", "integrated_gradients"),
+    methods: Iterable[str | Callable] | Mapping[str, Callable] = ("grad_cam", "saliency", "integrated_gradients"),
     percentile: float | int = 100,
 ) -> dict[str, Heatmaps]:
     """Heatmaps by several methods, which share what they have in common: four CAMs cost hardly more than one.
@@ -30,27 +33,24 @@ def explain(
       model: a tap, or any callable `images -> logits` for methods that need no activations.
       images: `float[n, h, w, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, or `None` for each image's predicted class.
-      methods: names, as `jaxcam methods` lists them, with their default options; or functions
-        `(model, images, targets) -> attributions` by a name of your own, such as
-        `{"IG, 200 steps": functools.partial(jaxcam.integrated_gradients, num_steps=200)}`. The program is compiled once
-        for the same functions, so make a partial once and keep it.
+      methods: names, as `jaxcam methods` lists them, with their default options, or functions
+        `(model, images, targets) -> attributions`; or functions by names of your own, such as
+        `{"IG, 200 steps": functools.partial(jaxcam.integrated_gradients, num_steps=200)}`. What they return goes
+        through `heatmap`, but for the CAM methods and partials of them. The program is compiled once for the same
+        functions, so make a partial once and keep it.
       percentile: as for `heatmap`; 99 makes the noisy maps of gradient methods legible.
 
     Returns:
       Heatmaps `float32[n, h, w]` by method.
 
     Raises:
-      ValueError: an unknown method, none at all, or what the methods themselves raise.
+      TypeError: methods that are no list of names or functions.
+      ValueError: an unknown method, none at all, one with `raw=True`, or what the methods themselves raise.
 
     Example:
       >>> heatmaps = jaxcam.explain(model, images, methods=["grad_cam", "layer_cam", "saliency"])
     """
-    if isinstance(methods, str):
-        raise ValueError(f"methods is {methods!r}; it must be a list of names, such as [{methods!r}].")
-    if not isinstance(methods, Mapping):
-        methods = {name: _named(name) for name in methods}
-    if not methods:
-        raise ValueError(f"No methods are given; choose some of {', '.join(METHODS)}.")
+    methods = _functions(methods)
     images = check_images(images)
     targets = check_targets(model, images, targets)
     return _explain_engine(model, images, targets, methods=tuple(methods.items()), percentile=percentile)
@@ -61,12 +61,39 @@ def _explain_engine(model, images, targets, *, methods, percentile):
     heatmaps = {}
     for name, method in methods:
         result = method(model, images, targets)
-        is_heatmap = "raw" in inspect.signature(method).parameters  # the CAM methods
-        heatmaps[name] = result if is_heatmap else heatmap(result, percentile=percentile)
+        heatmaps[name] = result if _unwrapped(method)[0] in CAMS else heatmap(result, percentile=percentile)
     return heatmaps
 
 
-def _named(name: str) -> Callable:
-    if name not in METHODS:
-        raise unknown("method", name, METHODS, "`jaxcam methods` lists them all.")
-    return METHODS[name]
+def _functions(methods) -> dict[str, Callable]:
+    """The methods by name, or an error that says what is wrong with them."""
+    if isinstance(methods, str) or callable(methods):
+        what = repr(methods) if isinstance(methods, str) else "a function"
+        raise TypeError(f"methods is {what}; it must be a list of methods, such as ['grad_cam', 'saliency'].")
+    if not isinstance(methods, Mapping):
+        listed = list(methods)
+        methods = {_name(each): METHODS.get(each, each) if isinstance(each, str) else each for each in listed}
+        if len(methods) < len(listed):
+            raise ValueError("Two of the methods have the same name; pass a dict, with names of your own.")
+    if not methods:
+        raise ValueError(f"No methods are given; choose some of {', '.join(METHODS)}.")
+    for name, method in methods.items():
+        if isinstance(method, str) and method == name:
+            raise unknown("method", name, METHODS, "`jaxcam methods` lists them all.")
+        if not callable(method):
+            raise TypeError(f"The method {name!r} is {method!r}; it must be a function (model, images, targets).")
+        if _unwrapped(method)[1].get("raw"):
+            raise ValueError(f"The method {name!r} has raw=True, and a raw map is not a heatmap; call it by itself.")
+    return dict(methods)
+
+
+def _name(method) -> str:
+    return method if isinstance(method, str) else getattr(_unwrapped(method)[0], "__name__", repr(method))
+
+
+def _unwrapped(method) -> tuple[Callable, dict]:
+    """What a partial is a partial of, and the options that it holds."""
+    options = {}
+    while isinstance(method, partial):
+        method, options = method.func, {**method.keywords, **options}
+    return method, options

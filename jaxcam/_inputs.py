@@ -5,12 +5,13 @@ Values can only be checked where they are known: outside `jit`. Inside it, a tar
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcam._convolutions import fast
 from jaxcam.tap import Tap
 
 
@@ -90,7 +91,13 @@ def engine(function: Callable | None = None, *, static: tuple[str, ...] = ()):
     """
     if function is None:
         return partial(engine, static=static)
-    compiled = jax.jit(function, static_argnames=[name for name in static if name != "score"])
+    fixed = [name for name in static if name != "score"]
+
+    @partial(jax.jit, static_argnames=fixed)
+    @wraps(function)
+    def compiled(*args, **kwargs):
+        options = {name: kwargs.pop(name) for name in fixed if name in kwargs}
+        return fast(partial(function, **options))(*args, **kwargs)
 
     def run(model, images, *args, **kwargs):
         if "score" in kwargs and not isinstance(kwargs["score"], jax.tree_util.Partial):

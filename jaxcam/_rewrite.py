@@ -36,8 +36,8 @@ ELEMENTWISE = _names("""
     reduce_precision rem round rsqrt sign sin sinh sqrt square sub tan tanh xor
 """)
 
-_TRANSPARENT = _names("jit pjit closed_call core_call checkpoint remat remat2")
-_WITH_DERIVATIVES = _names("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr")
+TRANSPARENT = _names("jit pjit closed_call core_call checkpoint remat remat2")
+WITH_DERIVATIVES = _names("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr")
 
 
 class Program(NamedTuple):
@@ -180,7 +180,7 @@ def relu_operand(program: Program, equation):
 
 def contains_relu(equation) -> bool:
     """Whether a ReLU is inside an equation that has programs among its parameters."""
-    for body in _bodies(equation):
+    for body in bodies(equation):
         program = _flatten(body, lambda inner: not contains_relu(inner))
         if any(relu_operand(program, each) is not None or contains_relu(each) for each in program.equations):
             return True
@@ -244,8 +244,8 @@ def evaluate(jaxpr: Jaxpr, consts, inputs, apply: Callable) -> dict:
 
 def _expand(keep, equation, operands) -> list:
     name = equation.primitive.name
-    if name in _TRANSPARENT or (name in _WITH_DERIVATIVES and not keep(equation)):
-        return _inside(keep, _bodies(equation)[0], operands)
+    if name in TRANSPARENT or (name in WITH_DERIVATIVES and not keep(equation)):
+        return _inside(keep, bodies(equation)[0], operands)
     if name == "scan" and not keep(equation):
         return _unrolled(keep, equation, operands)
     if name == "stop_gradient" and not keep(equation):
@@ -273,7 +273,7 @@ def _unrolled(keep, equation, operands) -> list:
     return [*carry, *(jnp.stack(each) for each in steps.values())]
 
 
-def _bodies(equation) -> list[ClosedJaxpr]:
+def bodies(equation) -> list[ClosedJaxpr]:
     """The programs among an equation's parameters."""
     found = []
     for value in equation.params.values():

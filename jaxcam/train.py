@@ -8,7 +8,7 @@ interrupted and resumed from its Orbax checkpoint ends in the same weights as on
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,6 +198,7 @@ def fit(
     label_smoothing: float = 0.0,
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
+    optimizer_settings: Mapping | None = None,
     on_epoch: Callable[[dict, State], None] | None = None,
     progress: bool = True,
 ) -> tuple[State, list[dict]]:
@@ -212,12 +213,15 @@ def fit(
       augment: random crop and flip.
       label_smoothing: share of the uniform distribution in the training targets (Szegedy et al. 2016,
         arXiv:1512.00567).
-      checkpoint_dir: where to save after each epoch, and to resume from. Settings that differ from the saved run's
-        are an error; an altered checkpoint is an error.
+      checkpoint_dir: where to save after each epoch, and to resume from. Other data or settings than the saved run's
+        are an error; so is an altered checkpoint.
+      optimizer_settings: what the optimizer was made with, such as `{"learning_rate": 0.1}`, to be compared on resuming
+        as well: an optax transformation cannot say it.
       on_epoch: called with each epoch's record and the state.
 
     Raises:
-      ValueError: a batch larger than the data, or a checkpoint that belongs to other settings or was altered.
+      ValueError: a batch larger than the data, or a checkpoint that belongs to other settings, was altered or has more
+        epochs already.
 
     Example:
       >>> state, history = fit(module, train, test, optimizer=sgd(0.1), num_epochs=1, normalize=cifar)  # doctest: +SKIP
@@ -233,10 +237,17 @@ def fit(
         "augment": augment,
         "label_smoothing": label_smoothing,
         "seed": seed,
-        "images": len(images),
+        "normalize": repr(normalize),
+        "train_data": _hash(train_data),
+        "optimizer_settings": dict(optimizer_settings or {}),
     }
     if checkpoint_dir is not None:
         state, history = restore(checkpoint_dir, state, settings) or (state, history)
+    if len(history) > num_epochs:
+        raise ValueError(
+            f"The checkpoint in {checkpoint_dir} has {len(history)} epochs already, and num_epochs is {num_epochs}. "
+            "Choose another checkpoint folder, or delete this one to start again."
+        )
     order_key, augment_key = jax.random.split(jax.random.key(seed))
     step = partial(
         train_step,
@@ -279,6 +290,13 @@ def fit(
 def _named_leaves(state: State) -> dict[str, np.ndarray]:
     paths, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in paths}
+
+
+def _hash(arrays) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _digest(folder: Path) -> str:

@@ -25,8 +25,9 @@ PACKAGE = pathlib.Path(jaxcam.__file__).parent
 LAYERS = [
     ["_typing", "_errors", "_array"],
     ["tap", "image", "score"],
-    ["_inputs", "_rewrite"],
-    ["_loops"],
+    ["_rewrite"],
+    ["_convolutions"],
+    ["_inputs", "_loops"],
     ["_cam", "_gradient", "segments"],
     ["attribution", "models"],
     ["metrics", "_explain"],

@@ -89,7 +89,7 @@ def test_a_part_is_computed_once_for_the_same_settings(tmp_path):
     for _ in range(2):
         part = _study.part(args, "first", compute, images=8)
         assert part["values"].tolist() == [0, 1, 2] and part["about"] == {"accuracy": [0.5]} and len(calls) == 1
-    with pytest.raises(SystemExit, match="made with other settings; choose another --output"):
+    with pytest.raises(SystemExit, match="made with other settings; delete that file"):
         _study.part(args, "first", compute, images=9)
 
 

@@ -64,11 +64,27 @@ def test_it_is_compiled_once(caplog):
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        (["gradcam"], "Unknown method 'gradcam'. Did you mean 'grad_cam'"),
-        ("grad_cam", r"must be a list of names, such as \['grad_cam'\]"),
+        ("grad_cam", r"methods is 'grad_cam'; it must be a list of methods, such as \['grad_cam', 'saliency'\]"),
+        (jaxcam.grad_cam, "methods is a function; it must be a list of methods"),
         ([], "No methods are given; choose some of cam, grad_cam"),
+        (["gradcam"], "Unknown method 'gradcam'. Did you mean 'grad_cam'"),
+        ({"a": "grad_cam"}, "The method 'a' is 'grad_cam'; it must be a function"),
+        ({"a": ["grad_cam"]}, "The method 'a' is .'grad_cam'.; it must be a function"),
+        (["saliency", jaxcam.saliency], "Two of the methods have the same name; pass a dict"),
+        ({"a": partial(jaxcam.full_grad, raw=True)}, "The method 'a' has raw=True, and a raw map is not a heatmap"),
     ],
 )
 def test_errors(as_user, methods, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         jaxcam.explain(helpers.small("late"), IMAGES, methods=methods)
+
+
+def test_cams_are_recognised_as_functions_and_partials():
+    """They are heatmaps already: the percentile is for attributions."""
+    model = helpers.small("late")
+    methods = {"a": jaxcam.grad_cam, "b": partial(partial(jaxcam.grad_cam), score=jaxcam.score.logit)}
+    found = jaxcam.explain(model, IMAGES, TARGETS, methods=methods, percentile=50)
+    expected = jaxcam.explain(model, IMAGES, TARGETS, methods=[jaxcam.grad_cam])["grad_cam"]
+    for heatmaps in found.values():
+        np.testing.assert_allclose(heatmaps, expected, atol=1e-6)
+    np.testing.assert_allclose(expected, jaxcam.grad_cam(model, IMAGES, TARGETS), atol=1e-5)

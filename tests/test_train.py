@@ -65,6 +65,30 @@ def test_other_settings_do_not_resume(run, tmp_path):
     run(num_epochs=1, checkpoint_dir=tmp_path)
     with pytest.raises(ValueError, match="made with other settings \\(seed\\)"):
         run(checkpoint_dir=tmp_path, seed=1)
+    with pytest.raises(ValueError, match="made with other settings \\(optimizer_settings\\)"):
+        run(checkpoint_dir=tmp_path, optimizer_settings={"learning_rate": 1e-4})
+
+
+def test_other_data_do_not_resume(data, run, tmp_path):
+    run(num_epochs=1, checkpoint_dir=tmp_path)
+    images, labels = data
+    with pytest.raises(ValueError, match="made with other settings \\(normalize, train_data\\)"):
+        train.fit(
+            tiny_resnet(num_classes=2),
+            (images, labels[::-1]),
+            data,
+            optimizer=train.sgd(0.05),
+            num_epochs=4,
+            batch_size=16,
+            normalize=train.Normalization((0.5,) * 3, (0.5,) * 3),
+            checkpoint_dir=tmp_path,
+        )
+
+
+def test_a_run_does_not_go_back(run, tmp_path):
+    run(num_epochs=2, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="has 2 epochs already, and num_epochs is 1"):
+        run(num_epochs=1, checkpoint_dir=tmp_path)
 
 
 def flip_a_bit(content):

@@ -1,0 +1,135 @@
+"""Convolutions in the forms for which XLA's CPU compiler has fast kernels.
+
+`fast` traces a function and runs its program again with other convolutions for the same results, so that any model
+gains, and its gradients with it. On a CPU, with jax 0.10 and 0.11: in loops only the layout `nhwc, hwio -> nhwc` has
+a fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix
+product that it is; and the gradient of a strided convolution with a large kernel (the first one of a ResNet) spends its
+time on zeros. Other devices have kernels for all of these, and recognise them by the form that they come in.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxcam._rewrite import TRANSPARENT, WITH_DERIVATIVES, bind, bodies, evaluate
+
+# What is opened, to look for convolutions; the programs of other equations (`shard_map`) mean nothing outside of them.
+OPENED = TRANSPARENT | WITH_DERIVATIVES | {"cond", "scan", "while"}
+
+
+def fast(function: Callable) -> Callable:
+    """`function` of arrays, its convolutions rewritten; for use inside `jit`."""
+
+    def run(*inputs, **named):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*inputs, **named)
+        return jax.tree.unflatten(jax.tree.structure(shape), _run(closed, jax.tree.leaves((inputs, named))))
+
+    return run
+
+
+def _run(closed: ClosedJaxpr, inputs) -> list:
+    values = evaluate(closed.jaxpr, closed.consts, inputs, _apply)
+    return [each.val if isinstance(each, Literal) else values[each] for each in closed.jaxpr.outvars]
+
+
+def _apply(equation, operands) -> list:
+    if not _has_convolutions(equation):
+        return bind(equation, operands)
+    if equation.primitive.name != "conv_general_dilated":
+        params = {name: _rewritten(value) for name, value in equation.params.items()}
+        return bind(equation.replace(params=params), operands)
+
+    def on_cpu(images, kernel):
+        return _convolution(images, kernel, **equation.params)
+
+    def elsewhere(images, kernel):
+        return bind(equation, (images, kernel))[0]
+
+    return [jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)]
+
+
+def _has_convolutions(equation) -> bool:
+    """Whether an equation is or holds a convolution that is not yet rewritten (for each platform its own)."""
+    if equation.primitive.name == "conv_general_dilated":
+        return True
+    if equation.primitive.name not in OPENED or equation.params.get("branches_platforms"):
+        return False
+    return any(_has_convolutions(inner) for body in bodies(equation) for inner in body.jaxpr.eqns)
+
+
+def _rewritten(value):
+    """A parameter of an equation, with the convolutions of the programs in it rewritten."""
+    if isinstance(value, ClosedJaxpr):
+        return jax.make_jaxpr(lambda *inputs: _run(value, inputs))(*value.in_avals)
+    if isinstance(value, Jaxpr):
+        return _rewritten(ClosedJaxpr(value, ())).jaxpr
+    return tuple(map(_rewritten, value)) if type(value) is tuple else value
+
+
+def _convolution(images, kernel, *, dimension_numbers, **params):
+    """The convolution of operands in any layout, by one of those in `nhwc, hwio -> nhwc`."""
+    last = images.ndim - 1
+    pixels, weights = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
+    images = jnp.moveaxis(images, dimension_numbers.lhs_spec, pixels)
+    kernel = jnp.moveaxis(kernel, dimension_numbers.rhs_spec, weights)
+    params["dimension_numbers"] = jax.lax.ConvDimensionNumbers(pixels, weights, pixels)
+    grouped = max(params["feature_group_count"], params["batch_group_count"]) > 1
+    plain = not grouped and max(*params["window_strides"], *params["rhs_dilation"]) == 1
+    spread, sizes = params["lhs_dilation"], kernel.shape[:-2]
+    if plain and max(*spread, *sizes) == 1 and not any(map(any, params["padding"])):
+        result = _matrix_product(images, kernel, params)
+    elif plain and max(spread) > 1 and all(size > 2 * d for size, d in zip(sizes, spread, strict=True)):
+        result = _of_phases(images, kernel, params)
+    else:
+        result = jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
+    return jnp.moveaxis(result, pixels, dimension_numbers.out_spec)
+
+
+def _matrix_product(images, kernel, params):
+    """A 1x1 convolution."""
+    options = {name: params[name] for name in ("precision", "preferred_element_type")}
+    rows = images.reshape(-1, images.shape[-1])
+    product = jax.lax.dot_general(rows, kernel.reshape(kernel.shape[-2:]), (((1,), (0,)), ((), ())), **options)
+    return product.reshape(*images.shape[:-1], -1)
+
+
+def _of_phases(images, kernel, params):
+    """A convolution of pixels `d` apart, with zeros between them, without the zeros.
+
+    The result's pixels `d j + p` take part in it for one phase `p` after the other, each by every `d`-th of the
+    kernel's weights: all phases are channels of one convolution of the pixels as they are.
+    """
+    axes, steps = range(1, images.ndim - 1), params["lhs_dilation"]
+    padding, sizes, counts = [], [], []
+    for axis, d, (low, high) in zip(axes, steps, params["padding"], strict=True):
+        taps = kernel.shape[axis - 1]
+        size = d * (images.shape[axis] - 1) + 1 + low + high - taps + 1
+        first = -(low // d)  # the pixel, counted from `j`, under the first weight that any phase has
+        count = (d + taps - 2 - low) // d - first + 1
+        before = d - 1 - low - d * first
+        # Weight `d (t - first) + (d - 1 - p)` of the padded kernel lies on pixel `j + t` in phase `p`.
+        kernel = jax.lax.pad(
+            kernel,
+            jnp.zeros((), kernel.dtype),
+            [(before, d * count - taps - before, 0) if each == axis - 1 else (0, 0, 0) for each in range(kernel.ndim)],
+        )
+        padding.append((-first, -(-size // d) - images.shape[axis] + first + count - 1))
+        sizes.append(size)
+        counts.append(count)
+    rank, (inputs, outputs) = len(sizes), kernel.shape[-2:]
+    split = kernel.reshape(*(each for pair in zip(counts, steps, strict=True) for each in pair), inputs, outputs)
+    split = jnp.flip(split, range(1, 2 * rank, 2))
+    taps, phases = range(0, 2 * rank, 2), range(1, 2 * rank, 2)
+    kernel = split.transpose(*taps, 2 * rank, *phases, 2 * rank + 1).reshape(*counts, inputs, -1)
+    ones = (1,) * rank
+    result = jax.lax.conv_general_dilated_p.bind(
+        images, kernel, **{**params, "padding": tuple(padding), "lhs_dilation": ones}
+    )
+    n, *places, _ = result.shape
+    result = result.reshape(n, *places, *steps, outputs)
+    order = [each for axis in axes for each in (axis, axis + rank)]
+    result = result.transpose(0, *order, 2 * rank + 1)
+    result = result.reshape(n, *(place * d for place, d in zip(places, steps, strict=True)), outputs)
+    return jax.lax.slice(result, [0] * result.ndim, [n, *sizes, outputs])
