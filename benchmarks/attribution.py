@@ -3,16 +3,20 @@
     pip install -e '.[torch]'
     python -m benchmarks.attribution [--model resnet50] [--batch 8] [--methods NAME ...] [--compiled]
 
-A row of `ROWS` says how either side computes a method. Every round runs each contestant once, in turn, so that whatever
-else the machine does falls on all alike, and ratios are taken within a round. Beside each time stands the floor:
-the operations that the method cannot do without, at the device's measured rate of matrix products. A contestant that
-cannot run is a result as well. Writes a JSON file, a table and a chart, named after the model and the batch.
+A row of `ROWS` says how either side computes a method. Each contestant has a process of its own, whose memory and
+threads the others do not disturb; every round runs each once, in turn, so that whatever else the machine does falls on
+all alike, and ratios are taken within a round. Beside each time stands the floor: the operations of the forward passes
+that the method cannot do without (a backward pass counts as one), at the device's measured rate of matrix products; and
+above the table, how long the bytes of a forward pass take at its measured bandwidth. A contestant that cannot run is a
+result as well. Writes a JSON file, a table and a chart, named after the model and the batch.
 """
 
 import argparse
+import contextlib
+import importlib.util
 import json
-import resource
-import subprocess
+import multiprocessing
+import re
 import sys
 import time
 import warnings
@@ -33,6 +37,7 @@ STEPS = 50  # of integrated gradients
 WINDOW = 32  # of occlusion, in pixels; it does not overlap
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of ROAD
 AT_ONCE = 16  # images that Captum runs in one batch; all at once do not fit
+PEERS = ("torch", "torch, compiled")
 
 
 class Row(NamedTuple):
@@ -105,52 +110,105 @@ def main(argv=None):
     parser.add_argument("--seconds", type=float, default=60, help="after which a method begins no further round")
     parser.add_argument("--compiled", action="store_true", help="also torch.compile with channels-last memory")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--peak-of", choices=["nobody", "jaxcam", "torch"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    sides = ["jaxcam", *PEERS[: 1 + args.compiled]]
+    if not all(map(importlib.util.find_spec, ("torch", "pytorch_grad_cam", "captum"))):
+        print("The PyTorch libraries are not installed; this package runs alone.", file=sys.stderr)
+        sides = ["jaxcam"]
+    classifier, _ = classifier_and_side(args)
     for batch in args.batch:
-        contestants, facts = prepare(args, batch, ["torch", "torch, compiled"][: 1 + args.compiled])
-        if args.peak_of:
-            return print(peak_here(args, contestants))
-        rows = {}
+        facts, rows = facts_of(args, classifier, batch), {}
+        contestants = {side: start(args, batch, side) for side in sides}
         for name in args.methods:
-            rows[name] = measure(args, ROWS[name], contestants)
+            rows[name] = measure(args, name, contestants)
             rows[name]["floor"] = ROWS[name].passes(facts["channels"], facts["windows"]) * facts["floor of a pass"]
-            rows[name]["peak bytes"] = {side: peak(args, name, batch, side) for side in ("jaxcam", "torch")}
             print(markdown(args, {name: rows[name]}).splitlines()[-1], flush=True)
+        for connection in contestants.values():
+            connection.send(None)
         write(args, batch, rows, facts)
 
 
-def prepare(args, batch, peers):
-    """The arguments of this package and the peers, on the same weights and images; and what is known of them."""
+def classifier_and_side(args):
+    """The model, and the side of its images in pixels."""
     if args.model == "resnet18_cifar10":
-        classifier, side = jaxcam.load(args.model), 32
-    else:
-        weights = _study.random_weights(args.output / "weights" / f"{args.model}.safetensors", args.model)
-        classifier, side = jaxcam.load(weights), 224
+        return jaxcam.load(args.model), 32
+    return jaxcam.load(_study.random_weights(args.output / "weights" / f"{args.model}.safetensors", args.model)), 224
+
+
+def our_arguments(args, batch):
+    """The tap, images and targets, as every contestant explains them."""
+    classifier, side = classifier_and_side(args)
     images = np.random.default_rng(0).normal(size=(batch, side, side, 3)).astype(np.float32)
-    targets = np.arange(batch) % classifier.module.num_classes
-    dtype = jnp.bfloat16 if args.precision == "bfloat16" else jnp.float32
-    module = classifier.module.clone(dtype=dtype)
-    model = jaxcam.tap(module, classifier.variables, "layer4")
-    contestants = {"jaxcam": (model, jnp.asarray(images), jnp.asarray(targets))}
-    try:
-        from benchmarks._peers import Peer
-    except ImportError as error:
-        print(f"The PyTorch libraries are not installed ({error}); this package runs alone.", file=sys.stderr)
-        peers = []
-    half = args.precision == "bfloat16"
-    for name in peers:
-        contestants[name] = Peer(classifier, "layer4", images, targets, compiled="compiled" in name, half=half)
-    program = ROWS["forward"].ours.lower(*contestants["jaxcam"]).compile()
-    flops, rate = program.cost_analysis()["flops"], matrix_rate(dtype)
-    facts = {
-        "operations of a pass": flops,
+    module = classifier.module.clone(dtype=jnp.dtype(args.precision))
+    targets = np.arange(batch) % module.num_classes
+    return jaxcam.tap(module, classifier.variables, "layer4"), jnp.asarray(images), jnp.asarray(targets)
+
+
+def facts_of(args, classifier, batch) -> dict:
+    _, side = classifier_and_side(args)
+    cost = ROWS["forward"].ours.lower(*our_arguments(args, batch)).compile().cost_analysis()
+    rate, speed = matrix_rate(jnp.dtype(args.precision)), bandwidth()
+    return {
+        "operations of a pass": cost["flops"],
         "operations per second": rate,
-        "floor of a pass": flops / rate,
+        "bytes of a pass": cost["bytes accessed"],
+        "bytes per second": speed,
+        "floor of a pass": cost["flops"] / rate,
         "channels": classifier.module.width * 8 * classifier.module.block.expansion,
         "windows": (side // WINDOW) ** 2,
     }
-    return contestants, facts
+
+
+def start(args, batch, side):
+    """A process that serves one contestant, and the connection to it."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=serve, args=(theirs, args, batch, side), daemon=True).start()
+    return ours
+
+
+def serve(connection, args, batch, side):
+    """Answers the name of a method by the seconds and the peak memory of one run of it, until `None` comes."""
+    model, images, targets = our_arguments(args, batch)
+    if side == "jaxcam":
+
+        def run_of(row):
+            return lambda: jax.block_until_ready(row.ours(model, images, targets))
+
+    else:
+        from benchmarks._peers import Peer
+
+        classifier, _ = classifier_and_side(args)
+        options = {"compiled": "compiled" in side, "half": args.precision == "bfloat16"}
+        peer = Peer(classifier, "layer4", np.asarray(images), np.asarray(targets), **options)
+
+        def run_of(row):
+            peer.release()
+            return row.theirs(peer)
+
+    empty, prepared = memory("VmRSS"), None
+    for name in iter(connection.recv, None):
+        try:
+            if name != prepared:
+                prepared, run = name, run_of(ROWS[name])
+            forget_peak()
+            took = seconds(run)
+            connection.send((took, memory("VmHWM") - empty))
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}")
+
+
+def memory(field: str) -> float:
+    """Bytes of this process: `VmRSS`, now, or `VmHWM`, the most since `forget_peak`; NaN where Linux does not say."""
+    try:
+        return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
+        return float("nan")
+
+
+def forget_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def matrix_rate(dtype, size: int = 2048) -> float:
@@ -158,6 +216,13 @@ def matrix_rate(dtype, size: int = 2048) -> float:
     a = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     return max(2 * size**3 / seconds(lambda: product(a, a).block_until_ready()) for _ in range(8))
+
+
+def bandwidth(size: int = 2**26) -> float:
+    """Bytes per second that a sum of a large array and a number reads and writes, at its best."""
+    a = jnp.ones(size, jnp.float32)
+    add = jax.jit(lambda a: a + 1)
+    return max(8 * size / seconds(lambda: add(a).block_until_ready()) for _ in range(8))
 
 
 def seconds(run) -> float:
@@ -168,52 +233,29 @@ def seconds(run) -> float:
     return time.perf_counter() - start
 
 
-def runs_of(row, contestants) -> dict[str, Callable]:
-    """A function of no arguments for each contestant."""
-    runs = {"jaxcam": lambda: jax.block_until_ready(row.ours(*contestants["jaxcam"]))}
-    for name, peer in contestants.items():
-        if name != "jaxcam":
-            peer.release()
-            runs[name] = row.theirs(peer)
-    return runs
+def measure(args, method, contestants) -> dict:
+    """Seconds of each contestant in every round, those of the first run, which compiles, and the peaks of the rest."""
 
+    def once(side):
+        contestants[side].send(method)
+        return contestants[side].recv()
 
-def measure(args, row, contestants) -> dict:
-    """Seconds of each contestant in every round, and those of the first run, which compiles."""
-    runs, first, failed = runs_of(row, contestants), {}, {}
-    for name, run in list(runs.items()):
-        try:
-            first[name] = seconds(run)
-        except Exception as error:
-            if name == "jaxcam":
-                raise
-            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            del runs[name]
-    times, start = {name: [] for name in runs}, time.perf_counter()
+    first = {side: once(side) for side in contestants}
+    failed = {side: answer for side, answer in first.items() if isinstance(answer, str)}
+    if "jaxcam" in failed:
+        raise RuntimeError(f"{method}: {failed['jaxcam']}")
+    runs, began = {side: [] for side in contestants if side not in failed}, time.perf_counter()
     for _ in range(args.rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run))
-        if time.perf_counter() - start > args.seconds:
+        for side, own in runs.items():
+            own.append(once(side))
+        if time.perf_counter() - began > args.seconds:
             break
-    return {"first": first, "seconds": times, "failed": failed}
-
-
-def peak(args, method, batch, side) -> int | None:
-    """Bytes that a method adds to the peak of a process of its own, which has run a forward pass before."""
-    command = [sys.executable, "-m", "benchmarks.attribution", "--model", args.model, "--batch", str(batch)]
-    command += ["--methods", method, "--precision", args.precision, "--output", str(args.output), "--peak-of", side]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    return int(ran.stdout.split()[-1]) if ran.returncode == 0 else None
-
-
-def peak_here(args, contestants) -> int:
-    def highest():
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    for name in ("forward", *args.methods):
-        before = highest()
-        runs_of(ROWS[name], contestants)[args.peak_of]()
-    return highest() - before
+    return {
+        "first": {side: first[side][0] for side in runs},
+        "seconds": {side: [took for took, _ in own] for side, own in runs.items()},
+        "peak bytes": {side: max(peak for _, peak in own) for side, own in runs.items()},
+        "failed": failed,
+    }
 
 
 def ratios(row) -> list[float]:
@@ -223,7 +265,7 @@ def ratios(row) -> list[float]:
 
 
 def markdown(args, rows) -> str:
-    peers = ["torch", "torch, compiled"][: 1 + args.compiled]
+    peers = PEERS[: 1 + args.compiled]
     header = ["method", "jaxcam, ms", *(f"{name}, ms" for name in peers), "best peer / jaxcam", "quartiles"]
     header += ["/ floor", "first run, s", "MB, jaxcam", "MB, torch"]
     lines = []
@@ -231,13 +273,11 @@ def markdown(args, rows) -> str:
         ours, found = np.median(row["seconds"]["jaxcam"]), ratios(row)
         times = [f"{1000 * np.median(row['seconds'][each]):.0f}" if each in row["seconds"] else "" for each in peers]
         low, middle, high = np.percentile(found, [25, 50, 75]) if found else [np.nan] * 3
-        memory = [
-            "" if row["peak bytes"][side] is None else f"{row['peak bytes'][side] / 1e6:.0f}"
-            for side in row["peak bytes"]
-        ]
+        peaks = row["peak bytes"]
+        used = [f"{peaks[side] / 1e6:.0f}" if side in peaks else "" for side in ("jaxcam", "torch")]
         lines.append(
             [f"`{name}`", f"{1000 * ours:.0f}", *times, f"{middle:.2f}", f"{low:.2f} to {high:.2f}"]
-            + [f"{ours / row['floor']:.1f}", f"{row['first']['jaxcam']:.1f}", *memory]
+            + [f"{ours / row['floor']:.1f}", f"{row['first']['jaxcam']:.1f}", *used]
         )
     return _study.markdown(header, lines)
 
@@ -253,7 +293,14 @@ def write(args, batch, rows, facts) -> None:
     everything = {"rows": rows, **facts, "settings": settings, **environment}
     path.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
     title = f"{args.model}, batch {batch}, {args.precision}, {environment['device']}"
-    path.with_suffix(".md").write_text(f"{title}\n\n{markdown(args, rows)}")
+    flops, moved = facts["operations of a pass"], facts["bytes of a pass"]
+    rate, speed = facts["operations per second"], facts["bytes per second"]
+    passes = (
+        f"A forward pass has {flops / 1e9:.1f} billion operations, which take {1000 * flops / rate:.1f} ms at "
+        f"{rate / 1e9:.0f} billion a second. XLA's moves {moved / 1e9:.2f} GB, which take {1000 * moved / speed:.1f} ms "
+        f"from memory at {speed / 1e9:.1f} GB/s, and less from caches."
+    )
+    path.with_suffix(".md").write_text(f"{title}\n\n{passes}\n\n{markdown(args, rows)}")
     found = {name: ratios(row) for name, row in rows.items()}
     bars = {
         name: (float(np.median(each)), float(np.ptp(np.percentile(each, [25, 75])) / 2))

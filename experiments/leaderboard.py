@@ -37,7 +37,9 @@ OPTIONS = {  # where the defaults take a thousand forward passes and more
     "shapley_sampling": {"num_samples": 8},
     "sobol": {"num_samples": 16},
 }
+FORWARD = jax.jit(lambda model, images: model(images))
 FEW = 8  # images for the metrics that run the method many times
+DRAWS = {"random_cam": 10}  # one draw of random weights says little about random weights
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Case:
     model: jaxcam.Tap
     images: jax.Array
     targets: jax.Array
+    weights: str  # what they are, so that results of others are not taken for theirs
     masks: np.ndarray | None = None
     twin: jaxcam.Tap | None = None  # the same network trained on shuffled labels
     rerun: bool = True  # whether to measure what runs a method some twenty times
@@ -92,35 +95,38 @@ class Row:
         return self.sanity(metric)
 
 
-# Column, whether high (1) or low (-1) is good (0: it describes, it does not judge), and how it is measured.
+# What of a mean is high where the explanation is good, and the arrow that says so.
+HIGH, LOW, ZERO = ("↑", float), ("↓", lambda mean: -mean), ("→ 0", lambda mean: -abs(mean))
+DESCRIBES = ("", None)  # it does not judge, or says the same as another column
+# Column, what is good, and how it is measured.
 COLUMNS = [
-    ("pointing game", 1, lambda row: row.localised(metrics.pointing_game)),
-    ("energy pointing game", 1, lambda row: row.localised(metrics.energy_pointing_game)),
-    ("relevance rank", 1, lambda row: row.localised(metrics.relevance_rank_accuracy)),
-    ("relevance mass", 1, lambda row: row.localised(metrics.relevance_mass_accuracy)),
-    ("IoU with mask", 1, lambda row: row.localised(metrics.iou_with_mask)),
-    ("deletion", -1, lambda row: row.faithful(metrics.deletion, num_steps=16)),
-    ("insertion", 1, lambda row: row.faithful(metrics.insertion, num_steps=16)),
-    ("ROAD", 1, lambda row: row.faithful(metrics.road, fractions=(0.2, 0.4, 0.6, 0.8))),
-    ("average drop", -1, lambda row: row.faithful(metrics.average_drop)),
-    ("average increase", 1, lambda row: row.faithful(metrics.average_increase)),
-    ("average gain", 1, lambda row: row.faithful(metrics.average_gain)),
-    ("infidelity", -1, lambda row: row.faithful(metrics.infidelity, normalise=True, num_samples=16)),
-    ("mu-fidelity", 1, lambda row: row.faithful(metrics.mu_fidelity, num_samples=48)),
-    ("occlusion correlation", 1, lambda row: row.faithful(metrics.occlusion_correlation)),
-    ("max-sensitivity", -1, Row.sensitivity),
-    ("cascading randomisation", -1, lambda row: row.all_layers(metrics.cascading_randomisation)),
-    ("independent randomisation", -1, lambda row: row.all_layers(metrics.independent_randomisation)),
-    ("label randomisation", -1, Row.other_labels),
-    ("input invariance", 1, lambda row: row.sanity(metrics.input_invariance)),
-    ("Gini", 0, lambda row: metrics.gini(row.heatmaps)),
-    ("entropy", 0, lambda row: metrics.entropy(row.heatmaps)),
-    ("effective area", 0, lambda row: metrics.effective_area(row.heatmaps)),
-    ("Pearson to Grad-CAM", 0, lambda row: row.alike(metrics.pearson)),
-    ("Spearman to Grad-CAM", 0, lambda row: row.alike(metrics.spearman)),
-    ("IoU to Grad-CAM", 0, lambda row: row.alike(metrics.iou_top)),
-    ("SSIM to Grad-CAM", 0, lambda row: row.alike(metrics.ssim)),
-    ("cosine to Grad-CAM", 0, lambda row: row.alike(metrics.cosine)),
+    ("pointing game", HIGH, lambda row: row.localised(metrics.pointing_game)),
+    ("energy pointing game", HIGH, lambda row: row.localised(metrics.energy_pointing_game)),
+    ("relevance rank", HIGH, lambda row: row.localised(metrics.relevance_rank_accuracy)),
+    ("relevance mass", DESCRIBES, lambda row: row.localised(metrics.relevance_mass_accuracy)),
+    ("IoU with mask", HIGH, lambda row: row.localised(metrics.iou_with_mask)),
+    ("deletion", LOW, lambda row: row.faithful(metrics.deletion, num_steps=16)),
+    ("insertion", HIGH, lambda row: row.faithful(metrics.insertion, num_steps=16)),
+    ("ROAD", HIGH, lambda row: row.faithful(metrics.road, fractions=(0.2, 0.4, 0.6, 0.8))),
+    ("average drop", LOW, lambda row: row.faithful(metrics.average_drop)),
+    ("average increase", HIGH, lambda row: row.faithful(metrics.average_increase)),
+    ("average gain", HIGH, lambda row: row.faithful(metrics.average_gain)),
+    ("infidelity", LOW, lambda row: row.faithful(metrics.infidelity, normalise=True, num_samples=16)),
+    ("mu-fidelity", HIGH, lambda row: row.faithful(metrics.mu_fidelity, num_samples=48)),
+    ("occlusion correlation", HIGH, lambda row: row.faithful(metrics.occlusion_correlation)),
+    ("max-sensitivity", LOW, Row.sensitivity),
+    ("cascading randomisation", ZERO, lambda row: row.all_layers(metrics.cascading_randomisation)),
+    ("independent randomisation", ZERO, lambda row: row.all_layers(metrics.independent_randomisation)),
+    ("label randomisation", ZERO, Row.other_labels),
+    ("input invariance", HIGH, lambda row: row.sanity(metrics.input_invariance)),
+    ("Gini", DESCRIBES, lambda row: metrics.gini(row.heatmaps)),
+    ("entropy", DESCRIBES, lambda row: metrics.entropy(row.heatmaps)),
+    ("effective area", DESCRIBES, lambda row: metrics.effective_area(row.heatmaps)),
+    ("Pearson to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.pearson)),
+    ("Spearman to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.spearman)),
+    ("IoU to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.iou_top)),
+    ("SSIM to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.ssim)),
+    ("cosine to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.cosine)),
 ]
 
 
@@ -129,11 +135,10 @@ def main(argv=None):
     parser.add_argument("--images", type=int, default=32, help="explained images per data set")
     parser.add_argument("--methods", nargs="+", default=ROWS, choices=ROWS, metavar="NAME")
     parser.add_argument("--epochs", type=int, default=8, help="of training on shapes")
-    on_cpu = jax.default_backend() == "cpu"
     parser.add_argument(
         "--rerun-on",
         nargs="*",
-        default=["shapes"] if on_cpu else ["shapes", "cifar10"],
+        default=["shapes", "cifar10"],
         choices=["shapes", "cifar10"],
         help="data sets on which to measure sanity and max-sensitivity, which run a method some twenty times",
     )
@@ -141,7 +146,7 @@ def main(argv=None):
     if args.smoke:
         args.images, args.epochs, args.methods = 4, 1, ["grad_cam@layer3", "saliency"]
     cases = {"shapes": shapes_case(args), "cifar10": cifar10_case(args)}
-    settings = {name: getattr(args, name) for name in ("images", "epochs")}
+    settings = {"images": args.images}
     rows = []
     with _study.progress() as progress:
         task = progress.add_task("", total=len(cases) * len(args.methods))
@@ -149,14 +154,16 @@ def main(argv=None):
             reference = explain_with("grad_cam")(case.model, case.images, case.targets)
             for method in args.methods:
                 progress.update(task, description=f"{name}: {method}")
-                facts = {"options": OPTIONS.get(method), "rerun": case.rerun, **settings}
+                facts = {"options": OPTIONS.get(method), "draws": DRAWS.get(method), "rerun": case.rerun}
+                facts |= {"weights": case.weights, **settings}
                 values = _study.part(args, f"{name}-{method}", partial(measure, case, method, reference), **facts)
                 rows.append({"data": name, "method": method, "values": values})
                 progress.advance(task)
-    compute = partial(measure_costs, cases, args.methods)
-    costs = _study.part(args, "costs", compute, methods=args.methods, **settings)
+    # After everything else, so that nothing compiles in between.
     for row in rows:
-        row["passes"] = costs[row["data"]][row["method"]]
+        case, method = cases[row["data"]], row["method"]
+        facts = {"options": OPTIONS.get(method), "weights": case.weights}
+        row |= _study.part(args, f"{row['data']}-{method}-cost", partial(measure_cost, case, method), **facts)
     add_ranks(rows)
     _study.write_metrics(args, {"rows": rows})
     write_tables(args.output, rows)
@@ -165,10 +172,10 @@ def main(argv=None):
     print(f"{len(rows)} rows; written to {args.output}")
 
 
-def explain_with(row):
+def explain_with(row, **options):
     """A row's method as `(model, images, targets) -> heatmaps`."""
     name, _, layer = row.partition("@")
-    method = partial(METHODS[name], **OPTIONS.get(name, {}))
+    method = partial(METHODS[name], **OPTIONS.get(name, {}), **options)
 
     def explain(model, images, targets):
         # Not a new tap: that of a metric may do more, such as take a shift off the images.
@@ -179,39 +186,38 @@ def explain_with(row):
 
 
 def measure(case: Case, method: str, reference) -> dict:
-    """`{metric: mean and interval over images}`."""
-    explain = explain_with(method)
-    heatmaps = explain(case.model, case.images, case.targets)
-    row = Row(case, explain, heatmaps, reference)
+    """`{metric: mean and interval over images}`; of a method with several draws also the means of all draws."""
+    rows = []
+    for draw in range(DRAWS.get(method, 1)):
+        explain = explain_with(method, **({"key": jax.random.key(draw)} if method in DRAWS else {}))
+        rows.append(Row(case, explain, explain(case.model, case.images, case.targets), reference))
     values = {}
     for column, _, function in COLUMNS:
-        measured = function(row)
-        if measured is not None:
-            values[column] = _study.mean_and_interval(measured)
+        measured = [np.asarray(each) for each in map(function, rows) if each is not None]
+        if measured:
+            values[column] = _study.mean_and_interval(np.mean(measured, axis=0))
+            if method in DRAWS:
+                values[column]["draws"] = [float(np.nanmean(each)) for each in measured]
     return values
 
 
-def measure_costs(cases: dict[str, Case], methods) -> dict:
-    """`{data: {method: forward passes}}`: each method's time over that of a forward pass of the same images.
+def measure_cost(case: Case, method: str) -> dict:
+    """`{"passes": ...}`: a method's time over that of a forward pass of the same images.
 
-    Medians of up to three runs in turn with forward passes; after everything else, so that nothing compiles in between.
+    Medians of up to three runs in turn with forward passes; the first run compiles.
     """
-    forward = jax.jit(lambda model, images: model(images))
-    costs = {name: {} for name in cases}
-    for name, case in cases.items():
-        images, targets = case.images[:FEW], case.targets[:FEW]
-        for method in methods:
-            explain = partial(explain_with(method), case.model, images, targets)
-            runs = {"forward": partial(forward, case.model, images), "method": explain}
-            seconds = {run: [] for run in runs}
-            while len(seconds["method"]) < 2 or (len(seconds["method"]) < 4 and sum(seconds["method"]) < 20):
-                for run, function in runs.items():
-                    start = time.perf_counter()
-                    jax.block_until_ready(function())
-                    seconds[run].append(time.perf_counter() - start)
-            # The first run compiles.
-            costs[name][method] = float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))
-    return costs
+    images, targets = case.images[:FEW], case.targets[:FEW]
+    runs = {
+        "forward": partial(FORWARD, case.model, images),
+        "method": partial(explain_with(method), case.model, images, targets),
+    }
+    seconds = {run: [] for run in runs}
+    while len(seconds["method"]) < 2 or (len(seconds["method"]) < 4 and sum(seconds["method"]) < 20):
+        for run, function in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[run].append(time.perf_counter() - start)
+    return {"passes": float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))}
 
 
 def shapes_case(args) -> Case:
@@ -249,6 +255,7 @@ def shapes_case(args) -> Case:
         models["shapes"],
         images[chosen],
         jnp.asarray(test.labels[chosen]),
+        f"{args.epochs} epochs on {count} images",
         masks,
         models["shuffled"],
         "shapes" in args.rerun_on,
@@ -267,18 +274,23 @@ def cifar10_case(args) -> Case:
     model = jaxcam.tap(classifier.module, classifier.variables, classifier.layer)
     right = np.argmax(model(images), -1) == test.labels[: len(images)]
     chosen = np.flatnonzero(right | args.smoke)[: args.images]
-    return Case(model, images[chosen], jnp.asarray(test.labels[chosen]), rerun="cifar10" in args.rerun_on)
+    targets, weights = jnp.asarray(test.labels[chosen]), classifier.about["sha256"]
+    return Case(model, images[chosen], targets, weights, rerun="cifar10" in args.rerun_on)
 
 
 def add_ranks(rows) -> None:
-    """Each row's mean rank over the judging metrics of its data set, from 0 (always worst) to 1 (always best)."""
+    """Each row's mean rank over the judging metrics of its data set, from 0 (always worst) to 1 (always best).
+
+    Values that differ by float32 rounding are the same.
+    """
     for name in {row["data"] for row in rows}:
         own = [row for row in rows if row["data"] == name]
         ranks = []
-        for column, direction, _ in COLUMNS:
-            if direction and all(column in row["values"] for row in own):
-                values = direction * np.array([row["values"][column]["mean"] for row in own])
-                below = (values[:, None] > values).sum(1) + 0.5 * ((values[:, None] == values).sum(1) - 1)
+        for column, (_, good), _ in COLUMNS:
+            if good and all(column in row["values"] for row in own):
+                values = np.array([good(row["values"][column]["mean"]) for row in own])
+                same = np.isclose(values[:, None], values, rtol=1e-4, atol=1e-6)
+                below = (~same & (values[:, None] > values)).sum(1) + 0.5 * (same.sum(1) - 1)
                 ranks.append(below / max(len(own) - 1, 1))
         for row, rank in zip(own, np.mean(ranks, axis=0), strict=True):
             row["rank"] = float(rank)
@@ -286,15 +298,14 @@ def add_ranks(rows) -> None:
 
 def write_tables(folder, rows) -> None:
     """table.md, a table for each data set, best first; table.csv, everything with its interval."""
-    arrows = {1: " ↑", -1: " ↓", 0: ""}
     lines = []
     for name in dict.fromkeys(row["data"] for row in rows):
         own = sorted((row for row in rows if row["data"] == name), key=lambda row: -row["rank"])
-        columns = [(column, arrows[way]) for column, way, _ in COLUMNS if any(column in row["values"] for row in own)]
+        columns = [(column, arrow) for column, (arrow, _), _ in COLUMNS if any(column in row["values"] for row in own)]
         lines += [
             f"## {name}",
             "",
-            "| method | mean rank ↑ | forward passes | " + " | ".join(c + a for c, a in columns) + " |",
+            "| method | mean rank ↑ | forward passes | " + " | ".join(f"{c} {a}".strip() for c, a in columns) + " |",
         ]
         lines += ["|---|" + "--:|" * (2 + len(columns))]
         for row in own:
@@ -313,11 +324,10 @@ def write_tables(folder, rows) -> None:
 
 
 def quality_against_cost(rows):
-    """One digit of the cost, and at least a forward pass: smaller differences are the machine's."""
     points = {row["data"]: {} for row in rows}
     for row in rows:
         if "@" not in row["method"]:
-            points[row["data"]][row["method"]] = max(1.0, float(f"{row['passes']:.1g}")), row["rank"]
+            points[row["data"]][row["method"]] = row["passes"], row["rank"]
     return plot.scatter(points, xlabel="cost, forward passes", ylabel="quality, mean rank over the metrics", log_x=True)
 
 

@@ -75,12 +75,16 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
     images = jnp.moveaxis(images, dimension_numbers.lhs_spec, pixels)
     kernel = jnp.moveaxis(kernel, dimension_numbers.rhs_spec, weights)
     params["dimension_numbers"] = jax.lax.ConvDimensionNumbers(pixels, weights, pixels)
-    grouped = max(params["feature_group_count"], params["batch_group_count"]) > 1
-    plain = not grouped and max(*params["window_strides"], *params["rhs_dilation"]) == 1
     spread, sizes = params["lhs_dilation"], kernel.shape[:-2]
-    if plain and max(*spread, *sizes) == 1 and not any(map(any, params["padding"])):
+    grouped = max(params["feature_group_count"], params["batch_group_count"]) > 1
+    strided, padded = max(params["window_strides"]) > 1, any(map(any, params["padding"]))
+    if max(sizes) == 1 and not (grouped or (strided and (padded or max(spread) > 1))):
         result = _matrix_product(images, kernel, params)
-    elif plain and max(spread) > 1 and all(size > 2 * d for size, d in zip(sizes, spread, strict=True)):
+    elif (
+        max(spread) > 1
+        and all(size > 2 * d for size, d in zip(sizes, spread, strict=True))
+        and not (grouped or strided or max(params["rhs_dilation"]) > 1)
+    ):
         result = _of_phases(images, kernel, params)
     else:
         result = jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
@@ -88,11 +92,13 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
 
 
 def _matrix_product(images, kernel, params):
-    """A 1x1 convolution."""
+    """A 1x1 convolution: of every pixel alone, before zeros come around and between them."""
+    images = images[(slice(None), *(slice(None, None, step) for step in params["window_strides"]))]
     options = {name: params[name] for name in ("precision", "preferred_element_type")}
-    rows = images.reshape(-1, images.shape[-1])
-    product = jax.lax.dot_general(rows, kernel.reshape(kernel.shape[-2:]), (((1,), (0,)), ((), ())), **options)
-    return product.reshape(*images.shape[:-1], -1)
+    channels = ((images.ndim - 1,), (0,))
+    result = jax.lax.dot_general(images, kernel.reshape(kernel.shape[-2:]), (channels, ((), ())), **options)
+    zeros = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
+    return jax.lax.pad(result, jnp.zeros((), result.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
 
 
 def _of_phases(images, kernel, params):

@@ -1,7 +1,6 @@
 """The benchmarks run without the PyTorch libraries, and writes what it promises."""
 
 import json
-import sys
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.optimized
 
 
 def test_it_writes_times_floors_and_memory(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "benchmarks._peers", None)  # as where they are not installed
+    monkeypatch.setattr(attribution.importlib.util, "find_spec", lambda name: None)  # as where they are not installed
     methods = ["forward", "grad_cam"]
     options = ["--model", "resnet18_cifar10", "--batch", "1", "--rounds", "2", "--methods", *methods]
     attribution.main([*options, "--output", str(tmp_path)])
@@ -23,7 +22,7 @@ def test_it_writes_times_floors_and_memory(tmp_path, monkeypatch, capsys):
     assert list(found["rows"]) == methods and found["settings"]["rounds"] == 2
     for row in found["rows"].values():
         assert len(row["seconds"]["jaxcam"]) == 2 and 0 < row["floor"] < min(row["seconds"]["jaxcam"])
-        assert row["peak bytes"]["jaxcam"] >= 0
+        assert row["peak bytes"]["jaxcam"] > 1e5  # the images alone, as activations, are more
     assert "| `grad_cam` |" in path.with_suffix(".md").read_text()
     assert "this package runs alone" in capsys.readouterr().err
 

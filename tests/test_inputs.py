@@ -1,5 +1,7 @@
 """Bad input: each has its own sentence, for every method."""
 
+from types import SimpleNamespace
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxcam
+from jaxcam._inputs import suitable_chunk
 
 every_method = pytest.mark.parametrize("method", helpers.METHODS, ids=lambda method: method.name)
 GOOD = np.asarray(helpers.images())
@@ -70,3 +73,19 @@ def test_model_without_logits(as_user):
         jaxcam.saliency(segmentation, helpers.images())
     with pytest.raises(ValueError, match="expects logits \\[n, k\\]"):
         jaxcam.saliency(segmentation, helpers.images(), 1)
+
+
+def test_chunks_suit_the_images():
+    """On a CPU; other devices say how much memory they have."""
+    shapes = {32: 32, 224: 8, 448: 2, 2000: 1}
+    if jax.default_backend() == "cpu":
+        assert {side: suitable_chunk(jnp.ones((1, side, side, 3))) for side in shapes} == shapes
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(80e9, 110), (8e9, 11), (1e6, 1), (1e13, 256)])
+def test_chunks_suit_the_memory(monkeypatch, memory, expected):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": int(memory)})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert suitable_chunk(np.zeros((4, 224, 224, 3))) == expected
+    device.memory_stats = lambda: None
+    assert suitable_chunk(np.zeros((4, 224, 224, 3))) == 8

@@ -212,7 +212,7 @@ def smooth_grad_cam_plus_plus(
     num_samples: int = 4,
     noise: float | int = 0.3,
     key: jax.Array | None = None,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Maps:
     """Smooth Grad-CAM++: Grad-CAM++ with the powers of the gradient averaged over noisy copies of the image.
 
@@ -227,7 +227,7 @@ def smooth_grad_cam_plus_plus(
       num_samples: noisy copies of each image.
       noise: standard deviation of the noise, in units of the normalised pixel.
       key: of the noise, which is the same for every image; `None` means `jax.random.key(0)`.
-      chunk_size: noisy images in one forward and backward pass.
+      chunk_size: noisy images in one forward and backward pass; by default what suits the device.
 
     Reference: Omeiza et al. 2019, Smooth Grad-CAM++, https://arxiv.org/abs/1908.01224
 

@@ -26,7 +26,7 @@ def score_cam(
     *,
     score: Score = logit,
     raw: bool = False,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     top_k: int | None = None,
 ) -> Maps:
     """Score-CAM: channels weighted by the score of the image seen through them; no gradient.
@@ -38,6 +38,7 @@ def score_cam(
 
     Args:
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once.
+        By default what suits the device.
       top_k: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
 
     Reference: Wang et al. 2020, Score-CAM: Score-Weighted Visual Explanations, https://arxiv.org/abs/1910.01279
@@ -62,7 +63,7 @@ def ss_cam(
     num_samples: int = 35,
     noise: float | int = 2.0,
     key: jax.Array | None = None,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     top_k: int | None = None,
 ) -> Maps:
     """SS-CAM: Score-CAM with the score averaged over noisy masks.
@@ -101,7 +102,7 @@ def is_cam(
     score: Score = logit,
     raw: bool = False,
     num_samples: int = 10,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     top_k: int | None = None,
 ) -> Maps:
     """IS-CAM: Score-CAM with the score averaged over masks that grow step by step.

@@ -27,7 +27,7 @@ def smooth_grad(
     method: Callable = saliency,
     noise: float = 0.15,
     num_samples: int = 25,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> jax.Array:
     """SmoothGrad: the mean of a method's maps over noisy copies of the image.
@@ -45,7 +45,7 @@ def smooth_grad(
       method: any method of this package, or a function with the same first three arguments and `score`.
       noise: standard deviation, as a share of the image's range.
       num_samples: noisy copies of each image.
-      chunk_size: noisy images that `method` gets at a time.
+      chunk_size: noisy images that `method` gets at a time; by default what suits the device.
       key: `None` means `jax.random.key(0)`.
 
     Returns:
@@ -71,7 +71,7 @@ def smooth_grad_squared(
     method: Callable = saliency,
     noise: float = 0.15,
     num_samples: int = 25,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> jax.Array:
     """SmoothGrad-Squared: the mean square of a method's maps over noisy copies of the image.
@@ -97,7 +97,7 @@ def var_grad(
     method: Callable = saliency,
     noise: float = 0.15,
     num_samples: int = 25,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> jax.Array:
     """VarGrad: the variance of a method's maps over noisy copies of the image.

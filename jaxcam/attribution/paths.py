@@ -26,7 +26,7 @@ def integrated_gradients(
     score: Score = logit,
     baseline: Baseline = None,
     num_steps: int = 50,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Attributions:
     """Integrated gradients: the gradient averaged on the straight line from a baseline to the image.
 
@@ -38,6 +38,7 @@ def integrated_gradients(
       baseline: `[n, h, w, c]`, anything that broadcasts to it, or `None` for zeros (the mean colour).
       num_steps: points of the quadrature.
       chunk_size: images in one forward and backward pass. Memory does not grow with `num_steps`.
+        By default what suits the device.
 
     Returns:
       Attributions `float32[n, h, w, c]`, in units of the score.
@@ -66,7 +67,7 @@ def expected_gradients(
     score: Score = logit,
     baseline: Baseline = None,
     num_samples: int = 50,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> Attributions:
     """Expected gradients (gradient SHAP): integrated gradients averaged over many baselines, by sampling.
@@ -78,7 +79,7 @@ def expected_gradients(
       baseline: `[m, h, w, c]`, such as training images; a number; or `None` for normal noise, as normalised images have
         a mean of zero and a deviation of one.
       num_samples: draws of baseline and place; the same ones for every image. The places are stratified.
-      chunk_size: images in one forward and backward pass.
+      chunk_size: images in one forward and backward pass; by default what suits the device.
       key: `None` means `jax.random.key(0)`.
 
     Returns:
@@ -131,7 +132,7 @@ def blur_integrated_gradients(
     score: Score = logit,
     max_sigma: float | None = None,
     num_steps: int = 50,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Attributions:
     """Blur integrated gradients: integrated from the blurred image to the sharp one, without a baseline colour.
 
@@ -142,7 +143,7 @@ def blur_integrated_gradients(
       model, images, targets, score: as for `saliency`.
       max_sigma: standard deviation of the strongest Gaussian blur, in pixels; `None` is half the longer side.
       num_steps: points of the quadrature.
-      chunk_size: images in one forward and backward pass.
+      chunk_size: images in one forward and backward pass; by default what suits the device.
 
     Returns:
       Attributions `float32[n, h, w, c]`, in units of the score.

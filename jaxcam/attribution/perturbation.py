@@ -56,7 +56,7 @@ def occlusion(
     baseline: Baseline = None,
     window: int | tuple[int, int] | None = None,
     stride: int | tuple[int, int] | None = None,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Heatmaps:
     """Occlusion: how much the score drops when a window that slides over the image is covered.
 
@@ -75,6 +75,7 @@ def occlusion(
       window: side of the window in pixels, or `(rows, columns)`; by default an eighth of each side of the image.
       stride: step of the window in pixels, or `(rows, columns)`; by default half the window.
       chunk_size: covered images in one forward pass; they are made inside the pass and never held all at once.
+        By default what suits the device.
 
     Returns:
       Attributions `float32[n, h, w]`, signed, in units of the score.
@@ -135,7 +136,7 @@ def rise(
     num_samples: int = 1000,
     cells: int | tuple[int, int] = 7,
     keep: float = 0.5,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key: Array | None = None,
 ) -> Heatmaps:
     """RISE: the mean score of the image seen through random soft masks, at each pixel over the masks that show it.
@@ -290,7 +291,7 @@ def feature_ablation(
     baseline: Baseline = None,
     segments: Segments = None,
     num_segments: int | None = None,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Heatmaps:
     """Feature ablation: how much the score drops when one segment is replaced by the baseline.
 
@@ -334,7 +335,7 @@ def lime(
     num_segments: int | None = None,
     num_samples: int = 1000,
     kernel_width: float = 0.25,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key: Array | None = None,
 ) -> Heatmaps:
     """LIME: the coefficients of a linear model of the score, fitted to images of which random segments are kept.
@@ -399,7 +400,7 @@ def kernel_shap(
     segments: Segments = None,
     num_segments: int | None = None,
     num_samples: int = 1000,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key: Array | None = None,
 ) -> Heatmaps:
     """Kernel SHAP: Shapley values of the segments, as the solution of a weighted least-squares problem.
@@ -480,7 +481,7 @@ def shapley_sampling(
     segments: Segments = None,
     num_segments: int | None = None,
     num_samples: int = 20,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key: Array | None = None,
 ) -> Heatmaps:
     """Shapley value sampling: what each segment adds to the score, averaged over random orders of adding them.
@@ -535,7 +536,7 @@ def sobol(
     segments: Segments = None,
     num_segments: int | None = None,
     num_samples: int = 32,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key: Array | None = None,
 ) -> Heatmaps:
     """Sobol attribution: the share of the score's variance that a segment has a part in, alone or with others.

@@ -28,7 +28,7 @@ def xrai(
     score: Score = logit,
     segments: np.ndarray | jax.Array | None = None,
     num_steps: int = 50,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Heatmaps:
     """XRAI: the regions that integrated gradients point at, the densest first.
 

@@ -46,15 +46,11 @@ def random_key(key):
     return jax.random.key(0) if key is None else key
 
 
-def in_chunks(function, shape, chunk_size):
-    return chunked_map(function, shape, min(chunk_size, int(np.prod(shape))))
-
-
 def classes(model, images, targets, chunk_size):
     """The targets, or the classes predicted for the unaltered images."""
     if targets is not None:
         return targets
-    return in_chunks(lambda image: predicted(model(images[image])), (len(images),), chunk_size)
+    return chunked_map(lambda image: predicted(model(images[image])), (len(images),), chunk_size)
 
 
 def scores_of(model, targets, score, altered, shape, chunk_size):
@@ -63,7 +59,7 @@ def scores_of(model, targets, score, altered, shape, chunk_size):
     def one_chunk(image, *rest):
         return score(model(altered(image, *rest)), targets[image]).astype(jnp.float32)
 
-    return in_chunks(one_chunk, shape, chunk_size)
+    return chunked_map(one_chunk, shape, chunk_size)
 
 
 def original_scores(model, images, targets, score, chunk_size):

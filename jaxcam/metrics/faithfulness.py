@@ -36,7 +36,7 @@ def deletion(
     score: Score = probability,
     baseline: Baseline = "zero",
     num_steps: int = 50,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
     curve: bool = False,
 ) -> Values | Curve:
@@ -59,6 +59,7 @@ def deletion(
         `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to `images`.
       num_steps: intervals of the curve.
       chunk_size: images in one forward pass; altered images are made inside the pass.
+        By default what suits the device.
       key: for `baseline="noise"`; `None` means `jax.random.key(0)`.
       curve: return a `Curve`: fractions, scores and the area.
 
@@ -86,7 +87,7 @@ def insertion(
     score: Score = probability,
     baseline: Baseline = "blur",
     num_steps: int = 50,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
     curve: bool = False,
 ) -> Values | Curve:
@@ -137,7 +138,7 @@ def average_drop(
     score: Score = probability,
     form: str = "relative",
     baseline: Baseline = "zero",
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> Values:
     """Average drop: how much of the score is lost when only the highlighted part is shown; low is good.
@@ -179,7 +180,7 @@ def average_gain(
     score: Score = probability,
     form: str = "relative",
     baseline: Baseline = "zero",
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> Values:
     """Average gain: how much of the possible rise the score makes when only the highlighted part is shown.
@@ -208,7 +209,7 @@ def average_increase(
     *,
     score: Score = probability,
     baseline: Baseline = "zero",
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> Values:
     """Average increase: whether the score rises when only the highlighted part is shown; high is good.

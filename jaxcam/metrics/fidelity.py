@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcam._errors import unknown
 from jaxcam._inputs import check_images, check_targets, engine, positive
-from jaxcam._loops import scan
+from jaxcam._loops import chunked_map, scan
 from jaxcam._typing import Images, Score, Targets
 from jaxcam.metrics._altered import (
     Baseline,
@@ -21,7 +21,6 @@ from jaxcam.metrics._altered import (
     check_all,
     classes,
     fill_for,
-    in_chunks,
     original_scores,
     random_key,
     scores_of,
@@ -43,7 +42,7 @@ def infidelity(
     window: int = 8,
     normalise: bool = False,
     num_samples: int = 50,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> Values:
     """Infidelity: how badly the attributions predict what a random change of the image does to the score; low is good.
@@ -103,7 +102,7 @@ def _infidelity_engine(model, images, attributions, targets, key, *, score, draw
         expected = jnp.sum(attributions[image] * change, (1, 2, 3))
         return jnp.stack([expected, before[image] - after.astype(jnp.float32)], -1)
 
-    pairs = in_chunks(one_chunk, (len(images), num_samples), chunk_size)
+    pairs = chunked_map(one_chunk, (len(images), num_samples), chunk_size)
     expected, actual = pairs[..., 0], pairs[..., 1]
     if normalise:
         squares = jnp.sum(expected**2, -1, keepdims=True)
@@ -186,7 +185,7 @@ def mu_fidelity(
     share: float = 0.2,
     correlation: Callable = pearson,
     num_samples: int = 128,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> Values:
     """Mu-fidelity: whether random sets of patches lower the score by as much as the map says; high is good.
@@ -246,7 +245,7 @@ def occlusion_correlation(
     window: int = 8,
     stride: int | None = None,
     correlation: Callable = pearson,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
 ) -> Values:
     """Occlusion correlation: whether patches matter to the score as much as the map says; high is good.

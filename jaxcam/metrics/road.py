@@ -40,7 +40,7 @@ def road(
     order: str = "combined",
     fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     noise: float = 0.01,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
     key=None,
     curve: bool = False,
 ) -> Values | Curve:
