@@ -297,8 +297,8 @@ def write(args, batch, rows, facts) -> None:
     rate, speed = facts["operations per second"], facts["bytes per second"]
     passes = (
         f"A forward pass has {flops / 1e9:.1f} billion operations, which take {1000 * flops / rate:.1f} ms at "
-        f"{rate / 1e9:.0f} billion a second. XLA's moves {moved / 1e9:.2f} GB, which take {1000 * moved / speed:.1f} ms "
-        f"from memory at {speed / 1e9:.1f} GB/s, and less from caches."
+        f"{rate / 1e9:.0f} billion a second. XLA's moves {moved / 1e9:.2f} GB, which take "
+        f"{1000 * moved / speed:.1f} ms from memory at {speed / 1e9:.1f} GB/s, and less from caches."
     )
     path.with_suffix(".md").write_text(f"{title}\n\n{passes}\n\n{markdown(args, rows)}")
     found = {name: ratios(row) for name, row in rows.items()}
