@@ -308,7 +308,8 @@ def write(args, batch, rows, facts) -> None:
         if each
     }
     if bars:
-        chart = plot.intervals({title: bars}, xlabel="time of the best peer / time of jaxcam", reference=1)
+        heading = f"{args.model}, batch {batch}, {args.precision}"
+        chart = plot.intervals({heading: bars}, xlabel="time of the best peer / time of jaxcam", reference=1)
         plot.save(chart, path.with_suffix(".png"))
     print(f"written to {path}.md")
 
