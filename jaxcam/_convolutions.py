@@ -1,7 +1,7 @@
 """Convolutions in the forms for which XLA's CPU compiler has fast kernels.
 
 `fast` traces a function and runs its program again with other convolutions for the same results, so that any model
-gains, and its gradients with it. On a CPU, with jax 0.10 and 0.11: in loops only the layout `nhwc, hwio -> nhwc` has
+gains, and its gradients with it. On a CPU, with jax 0.10 to 0.12: in loops only the layout `nhwc, hwio -> nhwc` has
 a fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix
 product that it is; and the gradient of a strided convolution with a large kernel (the first one of a ResNet) spends its
 time on zeros. Other devices have kernels for all of these, and recognise them by the form that they come in.
