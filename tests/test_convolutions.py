@@ -172,11 +172,16 @@ def test_sharded_models():
     class Sharded(nn.Module):
         @nn.compact
         def __call__(self, images):
-            @partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec(None, "devices"), out_specs=PartitionSpec())
-            def head(features):
-                return jax.lax.psum(features, "devices")
+            last = PartitionSpec(None, None, None, "devices")
 
-            return head(nn.relu(nn.Conv(4, (3, 3))(images)).mean((1, 2)))
+            @partial(jax.shard_map, mesh=mesh, in_specs=last, out_specs=PartitionSpec())
+            def head(features):
+                numbers = ("NHWC", "HWIO", "NHWC")
+                kernel = jnp.ones((1, 1, features.shape[-1], 4))
+                mixed = jax.lax.conv_general_dilated(features, kernel, (1, 1), "VALID", dimension_numbers=numbers)
+                return jax.lax.psum(mixed.mean((1, 2)), "devices")
+
+            return head(nn.relu(nn.Conv(4, (3, 3))(images)))
 
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     model = jaxcam.tap(Sharded(), Sharded().init(jax.random.key(0), images), "Conv_0")
