@@ -149,6 +149,27 @@ def test_a_1x1_convolution_is_a_matrix_product():
 
 
 @on_cpu
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 2)), ((3, 0), (-1, 2))])
+def test_a_large_3x3_convolution_takes_half_the_multiplications(padding):
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.normal(size=(2, 67, 65, 64)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(3, 3, 64, 64)), jnp.float32)
+
+    def convolve(images, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(images, kernel, (1, 1), padding, dimension_numbers=numbers)
+
+    def gradient(images, kernel):
+        return jax.vjp(lambda images: convolve(images, kernel), images)[1](convolve(images, kernel))[0]
+
+    for function in (convolve, gradient):
+        plain, rewritten = (jax.jit(each).lower(images, kernel).compile() for each in (function, fast(function)))
+        assert rewritten.cost_analysis()["flops"] < 0.6 * plain.cost_analysis()["flops"]
+        expected = plain(images, kernel)
+        np.testing.assert_allclose(rewritten(images, kernel), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
+@on_cpu
 def test_the_gradient_of_a_resnets_first_convolution_holds_no_zeros():
     images, kernel = jnp.ones((2, 16, 16, 3)), jnp.ones((7, 7, 3, 4))
 
