@@ -309,7 +309,8 @@ def write(args, batch, rows, facts) -> None:
     }
     if bars:
         heading = f"{args.model}, batch {batch}, {args.precision}"
-        chart = plot.intervals({heading: bars}, xlabel="time of the best peer / time of jaxcam", reference=1)
+        label = "time of the best peer / time of jaxcam"
+        chart = plot.intervals({heading: bars}, xlabel=label, reference=1, log_x=True)
         plot.save(chart, path.with_suffix(".png"))
     print(f"written to {path}.md")
 
