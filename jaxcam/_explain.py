@@ -8,6 +8,9 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+import jax
+import jax.numpy as jnp
+
 from jaxcam._errors import unknown
 from jaxcam._inputs import check_images, check_targets, engine
 from jaxcam._typing import Heatmaps, Images, Targets
@@ -53,7 +56,15 @@ def explain(
     methods = _functions(methods)
     images = check_images(images)
     targets = check_targets(model, images, targets)
-    return _explain_engine(model, images, targets, methods=tuple(methods.items()), percentile=percentile)
+    heatmaps = _explain_engine(model, images, targets, methods=tuple(methods.items()), percentile=percentile)
+    for name, method in methods.items():
+        if _unwrapped(method)[0] is METHODS["cam"] and _has_nan(heatmaps[name]):
+            method(model, images, targets)  # which says what is wrong, as it cannot inside of `jit`
+    return heatmaps
+
+
+def _has_nan(heatmaps) -> bool:
+    return not isinstance(heatmaps, jax.core.Tracer) and bool(jnp.isnan(heatmaps).any())
 
 
 @engine(static=("methods", "percentile"))

@@ -48,6 +48,7 @@ class Program(NamedTuple):
     equations: list
     depends: set
     made_by: dict  # variable -> the equation that computes it
+    used_by: dict  # variable -> the equations that take it
     structure: Any  # of the output
 
     def run(self, images) -> Callable:
@@ -160,10 +161,11 @@ def is_rounding(equation):
 def relu_operand(program: Program, equation):
     """The variable whose ReLU the equation computes, or `None`.
 
-    `max(x, 0)`, which is also `jax.nn.relu` and `jnp.clip(x, 0)`; `where(x > 0, x, 0)`; `x * (x > 0)`.
+    `max(x, 0)`, which is also `jax.nn.relu` and `jnp.clip(x, 0)`; `where(x > 0, x, 0)`; `x * (x > 0)`. A maximum whose
+    root is taken at once is none: it keeps rounding from making a variance negative, in every normalisation layer.
     """
     name, operands = equation.primitive.name, equation.invars
-    if name == "max":
+    if name == "max" and not _is_variance(program, equation.outvars[0]):
         found = [x for x, other in (operands, operands[::-1]) if _is_zero(program, other)]
     elif name == "select_n" and len(operands) == 3:
         which, when_false, when_true = operands
@@ -185,6 +187,23 @@ def contains_relu(equation) -> bool:
         if any(relu_operand(program, each) is not None or contains_relu(each) for each in program.equations):
             return True
     return False
+
+
+def _is_variance(program, variable) -> bool:
+    """Whether a variable goes nowhere but into a root, maybe moved and with a constant added."""
+    users = program.used_by.get(variable, ())
+    return bool(users) and all(
+        equation is not None
+        and (
+            equation.primitive.name in ("rsqrt", "sqrt")
+            or (
+                equation.primitive.name in MOVES | {"add", "convert_element_type"}
+                and len(program.active(equation)) == 1
+                and _is_variance(program, equation.outvars[0])
+            )
+        )
+        for equation in users
+    )
 
 
 def _is_zero(program, variable) -> bool:
@@ -225,12 +244,17 @@ def _flatten(closed: ClosedJaxpr, keep, structure=None) -> Program:
             equations.append(equation)
             needed.update(v for v in equation.invars if not isinstance(v, Literal))
     equations.reverse()
-    depends, made_by = set(flat.jaxpr.invars), {}
+    depends, made_by, used_by = set(flat.jaxpr.invars), {}, defaultdict(list)
+    for variable in needed.intersection(flat.jaxpr.outvars):
+        used_by[variable].append(None)  # by the caller
     for equation in equations:
         made_by.update((variable, equation) for variable in equation.outvars)
+        for variable in equation.invars:
+            if not isinstance(variable, Literal):
+                used_by[variable].append(equation)
         if any(not isinstance(v, Literal) and v in depends for v in equation.invars):
             depends.update(equation.outvars)
-    return Program(flat.jaxpr.replace(eqns=equations), flat.consts, equations, depends, made_by, structure)
+    return Program(flat.jaxpr.replace(eqns=equations), flat.consts, equations, depends, made_by, used_by, structure)
 
 
 def evaluate(jaxpr: Jaxpr, consts, inputs, apply: Callable) -> dict:

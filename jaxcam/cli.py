@@ -89,9 +89,14 @@ def _explain(args) -> None:
         classifier = jaxcam.load(args.model, architecture=args.architecture)
         target = None if args.target is None else _class_index(args.target, classifier.labels)
         layer = args.layer or classifier.layer
+        if "all" in args.method and layer != classifier.layer:
+            methods.pop("cam")  # defined for the last convolutional layer alone
         model = jaxcam.tap(classifier.module, classifier.variables, layer)
         paths = args.images or [str(jaxcam.sample())]
-        names = _unique_names(paths)
+        names = _unique_names(paths, methods)
+        _refuse_to_overwrite(args.output, paths, names, methods)
+        for path in paths:  # a damaged file is found before anything is computed
+            jaxcam.image.open_image(path)
         progress.update(task, total=len(methods) * -(-len(paths) // BATCH))
         for start in range(0, len(paths), BATCH):
             batch = paths[start : start + BATCH]
@@ -139,6 +144,8 @@ def _chosen_methods(names: list[str]) -> dict:
     if "all" in names:  # the models that the command line loads are convolutional
         return {name: method for name, method in METHODS.items() if name not in FOR_TRANSFORMERS}
     for name in names:
+        if name not in METHODS and Path(name).exists():
+            raise ValueError(f"{name!r} follows --method, so it was taken for a method; put images before --method.")
         if name not in METHODS:
             raise unknown("method", name, METHODS, "`jaxcam methods` lists them all.")
     return {name: METHODS[name] for name in names}
@@ -175,16 +182,44 @@ def _writable(folder: Path) -> None:
         ) from None
 
 
-def _unique_names(paths: list[str]) -> list[str]:
-    """One file name per image, so that a/dog.jpg and b/dog.jpg do not overwrite each other."""
+def _files(name: str, methods) -> dict[str, str]:
+    """What is written for one image."""
+    return {each: f"{name}_{each}.png" for each in [*methods, "panel"]} | {"report": f"{name}.json"}
+
+
+def _unique_names(paths: list[str], methods) -> list[str]:
+    """One name per image, so that those of a/dog.jpg and b/dog.jpg, and of a.jpg and a_x.jpg, are different files."""
     names: list[str] = []
+    taken: set[str] = set()
     for path in paths:
         stem, name, count = Path(path).stem, Path(path).stem, 1
-        while name in names:
+        while taken.intersection(_files(name, methods).values()):
             count += 1
             name = f"{stem}-{count}"
         names.append(name)
+        taken.update(_files(name, methods).values())
     return names
+
+
+def _refuse_to_overwrite(folder: Path, paths: list[str], names: list[str], methods) -> None:
+    """Files of an earlier run may be written again; an image that is explained, or a report of someone else, not."""
+    images = {Path(path).resolve() for path in paths}
+    for name in names:
+        files = _files(name, methods)
+        for file in files.values():
+            if (folder / file).resolve() in images:
+                raise ValueError(f"'{folder / file}' is one of the images; choose another folder with --output.")
+        report = folder / files["report"]
+        if report.exists() and not _is_report(report):
+            raise ValueError(f"'{report}' exists and is no report of jaxcam; choose another folder with --output.")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"predictions", "methods", "target"} <= set(content)
 
 
 def _report(args, path, classifier, layer, probabilities, target, methods) -> dict:
@@ -216,33 +251,39 @@ def _write(folder: Path, name: str, view, heatmaps: dict, report: dict, colormap
 
     from jaxcam import plot
 
-    files = {method: f"{name}_{method}.png" for method in heatmaps}
-    for method, file in files.items():
-        overlay = plot.blend(view[None], heatmaps[method][None], colormap=colormap)[0]
-        Image.fromarray(overlay).save(folder / file)
+    files = _files(name, heatmaps)
+    for method, maps in heatmaps.items():
+        overlay = plot.blend(view[None], maps[None], colormap=colormap)[0]
+        Image.fromarray(overlay).save(folder / files[method])
     figure = plot.panel(
         view,
         heatmaps,
         predictions=[(each["label"], each["probability"]) for each in report["predictions"]],
-        title=name,
+        title=_legible(name),
         explained=report["target"]["label"],
         colormap=colormap,
     )
-    plot.save(figure, folder / f"{name}_panel.png")
-    report["files"] = {**files, "panel": f"{name}_panel.png"}
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot.save(figure, folder / files["panel"])
+    report_file = files.pop("report")
+    report["files"] = files
+    (folder / report_file).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _legible(text: str) -> str:
+    """Text without what is no UTF-8 in it: the names of old files."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _print_report(console, report: dict) -> None:
     from rich.markup import escape
 
-    console.print(f"\n[bold]{escape(report['image'])}[/bold]")
+    console.print(f"\n[bold]{escape(_legible(report['image']))}[/bold]")
     table = _table(None, "class", "probability", "")
     for each in report["predictions"]:
         explained = "explained" if each["index"] == report["target"]["index"] else ""
-        table.add_row(each["label"], f"{each['probability']:.1%}", explained)
+        table.add_row(escape(each["label"]), f"{each['probability']:.1%}", explained)
     if report["target"] not in report["predictions"]:
-        table.add_row(report["target"]["label"], f"{report['target']['probability']:.1%}", "explained")
+        table.add_row(escape(report["target"]["label"]), f"{report['target']['probability']:.1%}", "explained")
     console.print(table)
 
 

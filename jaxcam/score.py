@@ -83,7 +83,7 @@ def _shared(name: str, value, rank: int, dtype=jnp.float32):
 
 
 def contrast(other):
-    """The target class's logit less that of the class `other`: why this and not that?
+    """The target class's logit less that of the class `other`: why this and not that? NaN for a class beyond the last.
 
     Example:
       >>> contrast(0)(jnp.array([[1.0, 5.0]]), jnp.array([1]))

@@ -3,13 +3,14 @@
 A `Tap` is a pytree: the weights are its leaves, the module and the layer names are static, so it goes through `jit`
 like any other argument. One function runs the model with hooks on the named layers; the gradient with respect to the
 added perturbation is the gradient with respect to the activation, and XLA drops everything below the layer from the
-backward pass. This is the only file that knows Flax's internals: Linen is hooked by `intercept_methods` and captured by
-`capture_intermediates`, NNX by giving the merged copy of the submodule a subclass with a wrapped `__call__`. The same
-two routes read what some methods need of *every* layer of a kind: biases and attention weights.
+backward pass. This is the only file that knows Flax's internals: Linen is hooked by `intercept_methods`, which also sow
+what is captured, NNX by giving the merged copy of the submodule a subclass with a wrapped `__call__`. The same two
+routes read what some methods need of *every* layer of a kind: biases and attention weights.
 """
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,7 +101,8 @@ def tap(module, variables, layer: str | Sequence[str], *, reshape: Callable | No
     """Puts a hook on `layer` of a Flax model.
 
     Args:
-      module: a Linen module, or an NNX model (its state is taken now; a later training step needs a new tap).
+      module: a Linen module, or an NNX model after `model.eval()` (its state is copied now; a later training step needs
+        a new tap).
       variables: what `module.apply` takes; `None` for an NNX model.
       layer: dotted path as in torchvision, `"layer4"` or `"layer4.1.conv2"`; a sequence taps several at once. Where a
         module is called more than once, `"path[1]"` names its second call. `jaxcam.layers` lists them.
@@ -111,7 +113,8 @@ def tap(module, variables, layer: str | Sequence[str], *, reshape: Callable | No
 
     Raises:
       TypeError: `module` is neither a Linen nor an NNX module, or `variables` does not fit it.
-      ValueError: at the first call, a path that does not exist; the message names the closest ones.
+      ValueError: at the first call, a path that does not exist (the message names the closest ones), or an NNX model in
+        training mode.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, jaxcam
@@ -128,6 +131,7 @@ def tap(module, variables, layer: str | Sequence[str], *, reshape: Callable | No
         if variables is not None:
             raise TypeError("An NNX model carries its own variables: pass None in their place.")
         module, variables = nnx.split(module)
+        variables = jax.tree.map(lambda leaf: leaf, variables)  # a copy: the model's own change as it is trained
     elif isinstance(module, nn.Module):
         if not hasattr(variables, "keys") or "params" not in variables:
             raise TypeError('variables must be what module.init returned, a mapping with the key "params".')
@@ -197,11 +201,13 @@ def layers(module, images, variables=None, **apply_kwargs) -> dict[str, tuple[in
 
     def run(images, variables):
         if isinstance(module, nnx.Module):
-            graphdef, state = nnx.split(module)
+            model = nnx.clone(module)
+            model.eval()  # the shapes are the same, and nothing changes
+            graphdef, state = nnx.split(model)
             _run_nnx(graphdef, state, images, apply_kwargs, hooks)
         elif variables is None:
             keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-            with nn.intercept_methods(hooks.intercept):
+            with _intercepted(lambda submodule, call: _hooked_linen(submodule, call, hooks)):
                 module.init(keys, images, **apply_kwargs)
         else:
             _run_linen(module, variables, images, apply_kwargs, hooks)
@@ -234,12 +240,6 @@ class _Hooks:
         calls.append(None if leaf is None else leaf.shape)
         return output
 
-    def intercept(self, next_call, args, kwargs, context):
-        output = next_call(*args, **kwargs)
-        if context.method_name == "__call__" and context.module.path:
-            return self.returned(".".join(context.module.path), output)
-        return output
-
     def select(self, captured: dict[str, Sequence]) -> tuple:
         """The activation of each layer, from what was captured of each path, one entry per call."""
         return tuple(self._select(layer, captured) for layer in self.layers)
@@ -269,17 +269,41 @@ class _Hooks:
 
 
 def _run_linen(module, variables, images, kwargs, hooks: _Hooks):
-    paths = hooks.paths
-
-    def tapped(submodule, method_name):
-        return method_name == "__call__" and ".".join(submodule.path) in paths
-
-    with nn.intercept_methods(hooks.intercept):
-        output, state = module.apply(
-            variables, images, capture_intermediates=tapped, mutable=["intermediates"], **kwargs
-        )
-    captured = {path: values for path in paths if (values := _captured(state, path, "__call__"))}
+    hook = partial(_hooked_linen, hooks=hooks)
+    output, state = _apply_intercepted(module, variables, images, kwargs, hook)
+    captured = {path: values for path in hooks.paths if (values := _captured(state, path, "tapped"))}
     return output, hooks.select(captured)
+
+
+def _hooked_linen(submodule, call, hooks: _Hooks):
+    path = ".".join(submodule.path)
+
+    def hooked(*args, **kwargs):
+        output = hooks.returned(path, call(*args, **kwargs))
+        if path in hooks.paths:
+            submodule.sow("intermediates", "tapped", output)
+        return output
+
+    return hooked
+
+
+@contextmanager
+def _intercepted(hook: Callable):
+    """Every call of a Linen submodule goes through `hook(submodule, call)`, a parent class's within it only once."""
+    running = []
+
+    def intercept(next_call, args, kwargs, context):
+        submodule = context.module
+        if context.method_name != "__call__" or not submodule.path or any(each is submodule for each in running):
+            return next_call(*args, **kwargs)
+        running.append(submodule)
+        try:
+            return hook(submodule, next_call)(*args, **kwargs)
+        finally:
+            running.remove(submodule)
+
+    with nn.intercept_methods(intercept):
+        yield
 
 
 def _captured(state, path: str, name: str):
@@ -302,12 +326,14 @@ def _run_nnx(graphdef, state, images, kwargs, hooks: _Hooks):
 
         return hooked
 
-    return _hooked_nnx(graphdef, state, hook)(images, **kwargs), hooks.select(captured)
+    return _call_nnx(graphdef, state, images, kwargs, hook), hooks.select(captured)
 
 
-def _hooked_nnx(graphdef, state, hook: Callable, **methods):
-    """The merged model, each of whose submodules calls `hook(path, submodule, call)` in place of `call`."""
-    model = nnx.merge(graphdef, state)
+def _call_nnx(graphdef, state, images, kwargs, hook: Callable, **methods):
+    """Runs the merged model, each of whose submodules calls `hook(path, submodule, call)` in place of `call`."""
+    model = nnx.merge(graphdef, state, copy=True)
+    changing = nnx.Any(nnx.BatchStat, nnx.RngState)
+    before = jax.tree.leaves_with_path(nnx.state(model, changing))
 
     def wrap(path, submodule):
         cls = type(submodule)
@@ -321,7 +347,15 @@ def _hooked_nnx(graphdef, state, hook: Callable, **methods):
     for path, submodule in list(nnx.iter_modules(model)):
         if path and callable(submodule):
             wrap(".".join(map(str, path)), submodule)
-    return model
+    output = model(images, **kwargs)
+    for (path, old), new in zip(before, jax.tree.leaves(nnx.state(model, changing)), strict=True):
+        if new is not old:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"The model changes {name!r} as it runs, so it is in training mode, where images influence each other, "
+                "or chance does. Call `model.eval()` before jaxcam.tap."
+            )
+    return output
 
 
 class _Biases:
@@ -336,10 +370,13 @@ class _Biases:
         found = self.count
         output = call(*args, **kwargs)
         innermost = found == self.count
-        if set(owned) <= {"kernel"} or not innermost or not args or not (_is_inexact(args[0]) and _is_inexact(output)):
+        given = [*((i, each) for i, each in enumerate(args)), *kwargs.items()]
+        place, x = next(((place, each) for place, each in given if _is_array(each)), (None, None))
+        if set(owned) <= {"kernel"} or not innermost or not (_is_inexact(x) and _is_inexact(output)):
             return output
-        # One image of zeros is enough: the bias is the same for all.
-        bias = alone(jnp.zeros_like(args[0][:1]), *args[1:], **kwargs)
+        zeros = jnp.zeros_like(x[:1])  # one image is enough: the bias is the same for all
+        args = [zeros if i == place else each for i, each in enumerate(args)]
+        bias = alone(*args, **{name: zeros if name == place else each for name, each in kwargs.items()})
         keep(jnp.broadcast_to(bias, output.shape))
         self.count += 1
         return output if self.perturbations is None else output + self.perturbations[found]
@@ -348,11 +385,7 @@ class _Biases:
 def _biases_linen(module, variables, images, kwargs, perturbations):
     biases, paths = _Biases(perturbations), []
 
-    def intercept(next_call, args, kwargs, context):
-        submodule = context.module
-        if context.method_name != "__call__" or not submodule.path:
-            return next_call(*args, **kwargs)
-
+    def hook(submodule, call):
         def alone(*args, **kwargs):
             copy, variables = submodule.unbind()
             return copy.apply(variables, *args, **kwargs)
@@ -361,9 +394,10 @@ def _biases_linen(module, variables, images, kwargs, perturbations):
             submodule.sow("intermediates", "bias", bias)
             paths.append(".".join(submodule.path))
 
-        return biases.visit(_owned_linen(submodule), next_call, alone, keep, args, kwargs)
+        owned = _owned_linen(submodule)
+        return lambda *args, **kwargs: biases.visit(owned, call, alone, keep, args, kwargs)
 
-    output, state = _apply_intercepted(module, variables, images, kwargs, intercept)
+    output, state = _apply_intercepted(module, variables, images, kwargs, hook)
     return output, _in_order(state, paths, "bias")
 
 
@@ -380,19 +414,19 @@ def _biases_nnx(graphdef, state, images, kwargs, perturbations):
         owned = {name for name, value in vars(submodule).items() if isinstance(value, nnx.Variable)}
         return lambda *args, **kwargs: biases.visit(owned, call, call, kept.append, args, kwargs)
 
-    return _hooked_nnx(graphdef, state, hook)(images, **kwargs), tuple(kept)
+    return _call_nnx(graphdef, state, images, kwargs, hook), tuple(kept)
 
 
 def _attention_linen(module, variables, images, kwargs):
     paths = []
 
-    def intercept(next_call, args, kwargs, context):
-        if not isinstance(context.module, nn.MultiHeadDotProductAttention) or context.method_name != "__call__":
-            return next_call(*args, **kwargs)
-        paths.append(".".join(context.module.path))
-        return next_call(*args, **{**kwargs, "sow_weights": True})
+    def hook(submodule, call):
+        if not isinstance(submodule, nn.MultiHeadDotProductAttention):
+            return call
+        paths.append(".".join(submodule.path))
+        return partial(call, sow_weights=True)
 
-    _, state = _apply_intercepted(module, variables, images, kwargs, intercept)
+    _, state = _apply_intercepted(module, variables, images, kwargs, hook)
     return _in_order(state, paths, "attention_weights")
 
 
@@ -406,12 +440,12 @@ def _attention_nnx(graphdef, state, images, kwargs):
         if name == "attention_weights":
             captured.append(value)
 
-    _hooked_nnx(graphdef, state, hook, sow=sow)(images, **kwargs)
+    _call_nnx(graphdef, state, images, kwargs, hook, sow=sow)
     return tuple(captured)
 
 
-def _apply_intercepted(module, variables, images, kwargs, intercept):
-    with nn.intercept_methods(intercept):
+def _apply_intercepted(module, variables, images, kwargs, hook):
+    with _intercepted(hook):
         return module.apply(variables, images, mutable=["intermediates"], **kwargs)
 
 

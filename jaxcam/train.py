@@ -99,7 +99,7 @@ def init(module: nn.Module, optimizer, images, seed: int = 0) -> State:
 
 @partial(jax.jit, static_argnames="module")
 def _init(key, example, *, module):
-    return module.init(key, example)
+    return module.init(key, example, train=False)
 
 
 @partial(
@@ -115,9 +115,11 @@ def train_step(
     if augment:
         x = random_crop_and_flip(jax.random.fold_in(key, state.step), x)
 
+    dropout = {"dropout": jax.random.fold_in(jax.random.fold_in(key, state.step), 1)}
+
     def loss_of(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = module.apply(variables, normalize(x), train=True, mutable=["batch_stats"])
+        logits, updates = module.apply(variables, normalize(x), train=True, rngs=dropout, mutable=["batch_stats"])
         loss = cross_entropy(logits, y, label_smoothing).mean()
         return loss, (logits, updates.get("batch_stats", {}))
 
@@ -130,7 +132,7 @@ def train_step(
 
 @partial(jax.jit, static_argnames=("module", "normalize"))
 def _logits(variables, images, *, module, normalize):
-    return module.apply(variables, normalize(images))
+    return module.apply(variables, normalize(images), train=False)
 
 
 def predict(module, variables, images, *, normalize, batch_size: int = 500) -> np.ndarray:
@@ -175,7 +177,8 @@ def measure_batch_stats(module, variables, images, *, normalize, augment: bool =
 @partial(jax.jit, static_argnames=("module", "normalize", "augment"))
 def _running_stats(variables, images, key, *, module, normalize, augment):
     images = random_crop_and_flip(key, images) if augment else images
-    return module.apply(variables, normalize(images), train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    options = {"train": True, "rngs": {"dropout": jax.random.fold_in(key, 1)}, "mutable": ["batch_stats"]}
+    return module.apply(variables, normalize(images), **options)[1]["batch_stats"]
 
 
 def evaluate(module, variables, data, *, normalize, batch_size: int = 500) -> tuple[float, float]:
@@ -205,7 +208,7 @@ def fit(
     """Trains `module` and returns the final state and one record per epoch.
 
     Args:
-      module: Flax Linen module, called as `module(images, train=...)`.
+      module: Flax Linen module, called as `module(images, train=...)`; dropout gets its random numbers.
       train_data, test_data: `(images uint8[n, h, w, c], labels)`; labels are `int[n]`, or `float[n, k]`, a distribution
         over the classes for each image, where several objects are in it.
       optimizer: an optax transformation, such as `sgd(cosine(0.1, total_steps))`.
@@ -217,16 +220,18 @@ def fit(
         are an error; so is an altered checkpoint.
       optimizer_settings: what the optimizer was made with, such as `{"learning_rate": 0.1}`, to be compared on resuming
         as well: an optax transformation cannot say it.
-      on_epoch: called with each epoch's record and the state.
+      on_epoch: called with each epoch's record and a copy of the state.
 
     Raises:
-      ValueError: a batch larger than the data, or a checkpoint that belongs to other settings, was altered or has more
-        epochs already.
+      ValueError: images that are not uint8, labels that are no class of the module's, a batch larger than the data, or
+        a checkpoint that belongs to other settings, was altered or has more epochs already.
 
     Example:
       >>> state, history = fit(module, train, test, optimizer=sgd(0.1), num_epochs=1, normalize=cifar)  # doctest: +SKIP
     """
     images, labels = jnp.asarray(train_data[0]), jnp.asarray(train_data[1])
+    _check_data(module, "train_data", train_data)
+    _check_data(module, "test_data", test_data)
     steps = len(images) // batch_size
     if steps == 0:
         raise ValueError(f"batch_size is {batch_size}, but there are only {len(images)} training images.")
@@ -281,10 +286,31 @@ def fit(
             history.append(record)
             bar.epoch(record)
             if on_epoch is not None:
-                on_epoch(record, state)
+                on_epoch(record, jax.tree.map(jnp.copy, state))  # the next step overwrites its own
             if checkpoint_dir is not None:  # last: an epoch that was interrupted here is done again
                 save(checkpoint_dir, state, history, settings)
     return state, history
+
+
+def _check_data(module, name: str, data) -> None:
+    """Raw images, and labels that are among the module's classes: one beyond them would train for nothing."""
+    images, labels = np.asarray(data[0]), np.asarray(data[1])
+    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
+        raise ValueError(
+            f"{name} is images {images.dtype} {images.shape} and labels {labels.shape}; "
+            "they must be uint8 [n, h, w, c] with one label each. Normalisation happens inside the step."
+        )
+    example = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    count = jax.eval_shape(partial(_init_and_run, module), jax.random.key(0), example).shape[-1]
+    if labels.ndim == 1 and (labels.min() < 0 or labels.max() >= count):
+        given = f"labels from {labels.min()} to {labels.max()}"
+        raise ValueError(f"{name} has {given}, and the module has {count} classes, 0 to {count - 1}.")
+    if labels.ndim == 2 and labels.shape[1] != count:
+        raise ValueError(f"{name} has distributions over {labels.shape[1]} classes, and the module has {count}.")
+
+
+def _init_and_run(module, key, example):
+    return module.init_with_output(key, example, train=False)[0]
 
 
 def _named_leaves(state: State) -> dict[str, np.ndarray]:
@@ -344,6 +370,11 @@ def restore(directory, like: State, settings: dict) -> tuple[State, list[dict]] 
         leaves = checkpointer.load(int(folder.name))
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    if set(names) != set(leaves):
+        raise ValueError(
+            f"The checkpoint in {directory} was made with another optimizer. "
+            "Choose another checkpoint folder, or delete this one to start again."
+        )
     state = jax.tree_util.tree_unflatten(structure, [jnp.asarray(np.asarray(leaves[name])) for name in names])
     return state, json.loads(metadata["history"])
 

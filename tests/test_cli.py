@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import jaxcam
 from jaxcam import cli
@@ -92,6 +95,30 @@ def test_files_of_one_name_do_not_overwrite_each_other(photo, tmp_path):
     assert json.loads((output / "photo-2.json").read_text())["image"] == second
 
 
+def test_nothing_is_overwritten(photo, tmp_path, monkeypatch, capsys):
+    """Neither what belongs to another image of the run, nor an image, nor a file of someone else."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a.png", "a_x.png", "b_grad_cam.png", "d\udcff.png"]
+    for name in names:
+        shutil.copy(photo, name)
+    run = ["--method", "grad_cam", "x_grad_cam", "--output"]
+    assert cli.main(["explain", "a.png", "a_x.png", names[-1], *run, "out"]) == 0
+    files = [json.loads(path.read_text())["files"].values() for path in Path("out").glob("*.json")]
+    assert len({file for each in files for file in each}) == 9 == len(list(Path("out").glob("*.png")))
+    Path("a.json").write_text('{"shapes": []}')
+    for image, message in (("b.png", "'b_grad_cam.png' is one of the images"), ("a.png", "'a.json' exists and is no")):
+        shutil.copy(photo, image)
+        assert cli.main(["explain", image, "b_grad_cam.png", *run, "."]) == 2
+        assert message in capsys.readouterr().err
+    assert Path("a.json").read_text() == '{"shapes": []}'
+
+
+def test_labels_are_no_markup(capsys):
+    entry = {"index": 0, "label": "[bold]", "probability": 0.5}
+    cli._print_report(Console(width=80), {"image": "[x].jpg", "predictions": [entry], "target": entry})
+    assert "[bold]" in (shown := capsys.readouterr().out) and "[x].jpg" in shown
+
+
 def test_a_weight_file_of_ones_own(photo, tmp_path):
     """`--model FILE --architecture NAME`, in torchvision's layout."""
     import helpers
@@ -129,6 +156,8 @@ MISTAKES = [
     (["explain", "--colormap", "jett"], "Unknown colour map 'jett'. Did you mean 'jet'"),
     (["explain", "--model", "resnet19"], "Unknown model 'resnet19'. Did you mean"),
     (["explain", "missing.jpg"], "Cannot open 'missing.jpg': there is no such file."),
+    (["explain", "--layer", "layer3", "--method", "cam"], "'layer3' is not followed by global average pooling"),
+    (["explain", "--method", "grad_cam", "taken"], "'taken' follows --method, so it was taken for a method"),
     (["explain", "--output", "taken/folder"], "Cannot write to the output folder"),
     (["layers", "resnet19"], "Unknown model 'resnet19'"),
 ]

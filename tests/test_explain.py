@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import helpers
 import jax
 import jax.numpy as jnp
@@ -88,3 +89,12 @@ def test_cams_are_recognised_as_functions_and_partials():
     for heatmaps in found.values():
         np.testing.assert_allclose(heatmaps, expected, atol=1e-6)
     np.testing.assert_allclose(expected, jaxcam.grad_cam(model, IMAGES, TARGETS), atol=1e-5)
+
+
+def test_cam_says_why_it_is_not_defined():
+    module = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, lambda x: x.reshape(len(x), -1), nn.Dense(3)])
+    images = helpers.images(2, 8, 8)
+    model = jaxcam.tap(module, module.init(jax.random.key(0), images), "layers_0")
+    with pytest.raises(ValueError, match="not followed by global average pooling"):
+        jaxcam.explain(model, images, 0, methods=["grad_cam", "cam"])
+    assert np.isnan(jax.jit(lambda images: jaxcam.explain(model, images, 0, methods=["cam"])["cam"])(images)).all()

@@ -104,3 +104,8 @@ def test_argument_errors(as_user):
         jaxcam.heatmap(images, percentile=0)
     with pytest.raises(ValueError, match="\\[n, h, w, c\\] or \\[n, h, w\\]"):
         jaxcam.heatmap(images[0, 0])
+
+
+def test_few_pixels_that_hold_all_are_not_cut_away():
+    attributions = jnp.zeros((1, 50, 50)).at[0, 20:24, 20:24].set(jnp.arange(1.0, 17).reshape(4, 4))
+    np.testing.assert_allclose(jaxcam.heatmap(attributions, percentile=99), attributions / 16, rtol=1e-6)

@@ -366,6 +366,7 @@ def test_errors_say_what_is_wrong(model, images, heatmaps):
         "out of range": lambda: metrics.insertion(model, images, heatmaps, 4),
         "Unknown order": lambda: metrics.road(model, images, heatmaps, order="first"),
         "between 0 and 1": lambda: metrics.road(model, images, heatmaps, fractions=(0.5, 1.0)),
+        r"ranges from .* to 254; it must be in \[0, 1\]": lambda: metrics.average_drop(model, images, 255 * heatmaps),
         "Unknown form": lambda: metrics.average_drop(model, images, heatmaps, form="percent"),
         "Unknown perturbation": lambda: metrics.infidelity(model, images, heatmaps, perturbation="circle"),
         "larger than the images": lambda: metrics.infidelity(model, images, heatmaps, perturbation="square", window=13),
@@ -378,3 +379,38 @@ def test_errors_say_what_is_wrong(model, images, heatmaps):
     for words, call in wrong.items():
         with pytest.raises(ValueError, match=words):
             call()
+    with pytest.raises(TypeError, match="JAX cannot trace `explain`"):
+        metrics.max_sensitivity(lambda images: np.asarray(images).mean(-1), images)
+
+
+@pytest.mark.parametrize("metric", [metrics.deletion, metrics.insertion, metrics.road, metrics.average_increase])
+def test_inside_jit_nan_stays_nan(metric, model, images, heatmaps, targets):
+    """What orders or compares the values of a map would hide it."""
+    options = {name: value for name, value in ALTERING[metric].items() if name != "num_steps"}
+    values = jax.jit(lambda maps: metric(model, images, maps, targets, **options))(heatmaps.at[1, 2, 3].set(jnp.nan))
+    assert np.isnan(values[1]) and np.isfinite(np.delete(values, 1)).all()
+
+
+def test_road_keeps_the_images_dtype(images, heatmaps):
+    seen = set()
+
+    def model(images):
+        seen.add(images.dtype)
+        return images.mean((1, 2)).astype(jnp.float32)
+
+    metrics.road(model, images.astype(jnp.bfloat16), heatmaps, fractions=np.array([0.3, 0.6]))
+    assert seen == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_patches_are_made_inside_the_pass():
+    """As many temporaries for forty times the patches."""
+    images, maps = jnp.ones((1, 64, 64, 3)), jnp.ones((1, 64, 64))
+
+    def temporaries(stride):
+        def metric(images, maps):
+            model = lambda images: images.mean((1, 2))  # noqa: E731
+            return metrics.occlusion_correlation(model, images, maps, 0, window=8, stride=stride, chunk_size=4)
+
+        return jax.jit(metric).lower(images, maps).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1) < 2 * temporaries(8)

@@ -1,5 +1,6 @@
 """Metrics of maps alone: similarity, localisation, complexity; against SciPy, scikit-image, Quantus and small cases."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -253,3 +254,22 @@ def test_complexity_says_what_is_wrong():
         metrics.effective_area(jnp.ones((1, 2, 2)), threshold=1.0)
     with pytest.raises(ValueError, match="NaN"):
         metrics.gini(jnp.full((1, 2, 2), jnp.inf))
+
+
+def test_inside_jit_nan_stays_nan():
+    maps = jax.random.uniform(jax.random.key(0), (2, 12, 13))
+    broken, masks = maps.at[0, 3, 4].set(jnp.nan), maps > 0.7
+    functions = [
+        *(partial(metric, b=maps) for metric in (metrics.pearson, metrics.spearman, metrics.iou_top, metrics.ssim)),
+        *(partial(metric, masks=masks) for metric in (metrics.pointing_game, metrics.energy_pointing_game)),
+        *(partial(metric, masks=masks) for metric in (metrics.relevance_rank_accuracy, metrics.iou_with_mask)),
+        *(metrics.gini, metrics.entropy, metrics.effective_area),
+    ]
+    for function in functions:
+        values = jax.jit(function)(broken)
+        assert np.isnan(values[0]) and np.isfinite(values[1]), function
+
+
+def test_structure_is_compared_in_the_unit_range():
+    with pytest.raises(ValueError, match=r"ranges from 0 to 2; it must be in \[0, 1\]"):
+        metrics.ssim(jnp.linspace(0, 2, 144).reshape(1, 12, 12), jnp.zeros((1, 12, 12)))

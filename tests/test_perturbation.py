@@ -493,3 +493,11 @@ def test_segments_errors(as_user):
         segments.superpixels(helpers.images(1), 0)
     with pytest.raises(ValueError, match="compactness is 0"):
         segments.superpixels(helpers.images(1), compactness=0)
+
+
+@pytest.mark.parametrize("method", [feature_ablation, shapley_sampling, kernel_shap])
+def test_a_single_segment_is_the_whole_difference(method):
+    images = jax.random.normal(jax.random.key(0), (2, 8, 6, 3))
+    maps = method(lambda images: images.sum((1, 2)), images, 1, segments=np.zeros((8, 6), int))
+    expected = np.broadcast_to(images.sum((1, 2))[:, 1, None, None], (2, 8, 6))
+    np.testing.assert_allclose(maps, expected, rtol=1e-4)

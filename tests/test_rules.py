@@ -1,6 +1,7 @@
 """Rule-changing methods: published numbers, Captum's results, axioms, a NumPy oracle, and what must raise."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -487,3 +488,31 @@ def test_weights_are_arguments(method):
     compiled = jax.jit(lambda model, images: method(model, images, 1)).lower(first, images).compile()
     close(compiled(second, images), method(second, images, 1), 1e-5)
     assert not np.allclose(compiled(first, images), compiled(second, images))
+
+
+class Normalised(nn.Module):
+    norm: type
+    fast: bool
+    activation: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        for width in (4, 6):
+            norm = self.norm(use_fast_variance=self.fast, **({"num_groups": 2} if self.norm is nn.GroupNorm else {}))
+            x = self.activation(norm(nn.Conv(width, (3, 3))(x)))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.GroupNorm])
+def test_the_clamp_of_a_variance_is_no_relu(norm):
+    """Flax computes it as `max(0, mean(x^2) - mean(x)^2)`, or in two passes without the maximum."""
+    images = helpers.images(2, 8, 8)
+    variables = Normalised(norm, True, nn.relu).init(jax.random.key(0), images)
+
+    def explain(fast, activation):
+        module = Normalised(norm, fast, activation)
+        return guided_backprop(lambda images: module.apply(variables, images), images, 1)
+
+    close(explain(True, nn.relu), explain(False, nn.relu))
+    with pytest.raises(ValueError, match="There is no ReLU"):
+        explain(True, nn.gelu)

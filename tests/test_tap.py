@@ -334,3 +334,33 @@ def test_layers_lists_every_module():
     assert listed["layer4"] == (2, 4, 4, 32)
     assert listed["fc"] == (2, 10)
     assert list(listed).index("layer1") < list(listed).index("layer2")
+
+
+class InTraining(nnx.Module):
+    def __init__(self, rngs):
+        self.conv, self.head = nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.norm, self.drop = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.drop(nnx.relu(self.norm(self.conv(x)))).mean((1, 2)))
+
+
+def test_nnx_model_in_training_mode_is_refused():
+    images, model = jnp.ones((2, 8, 8, 3)), InTraining(nnx.Rngs(0))
+    mean = np.asarray(model.norm.mean[...])
+    for call in (lambda tap: tap(images), lambda tap: jaxcam.saliency(tap, images, 0)):
+        with pytest.raises(ValueError, match=r"The model changes '.*' as it runs, so it is in training mode.*model.eval\(\)"):
+            call(jaxcam.tap(model, None, "conv"))
+    np.testing.assert_array_equal(model.norm.mean[...], mean)
+    assert jaxcam.layers(model, images)["norm"] == (2, 8, 8, 4)
+    model.eval()
+    assert jaxcam.saliency(jaxcam.tap(model, None, "conv"), images, 0).shape == images.shape
+
+
+def test_nnx_state_is_a_copy():
+    images, model = jnp.ones((2, 8, 8, 3)), InTraining(nnx.Rngs(0))
+    model.eval()
+    tap = jaxcam.tap(model, None, "conv")
+    before = tap(images)
+    model.head.kernel[...] = jnp.zeros((4, 3))  # a training step
+    np.testing.assert_array_equal(tap(images), before)

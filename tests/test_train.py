@@ -196,3 +196,50 @@ def test_measured_batch_stats_are_means_over_the_batches(data):
     batches = np.asarray(NORMALIZE(jnp.asarray(data[0])))[order].reshape(4, -1, 3)
     np.testing.assert_allclose(measured["mean"], batches.mean((0, 1)), rtol=1e-4)
     np.testing.assert_allclose(measured["var"], batches.var(1).mean(0), rtol=1e-4)
+
+
+class Dropped(nn.Module):
+    """Asks for `train`, without a default, and for random numbers."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(8)(x.mean((1, 2)))))
+        return nn.Dense(2)(x)
+
+
+def test_a_module_with_dropout(data):
+    kept = []
+    options = {"num_epochs": 2, "batch_size": 16, "normalize": NORMALIZE, "progress": False}
+    keep = lambda record, state: kept.append(state)  # noqa: E731
+    state, _ = train.fit(Dropped(), data, data, optimizer=train.sgd(0.1), on_epoch=keep, **options)
+    again, _ = train.fit(Dropped(), data, data, optimizer=train.sgd(0.1), **options)
+    jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
+    jax.tree.map(np.testing.assert_array_equal, state.params, kept[-1].params)
+    loss, _ = train.evaluate(Dropped(), kept[0].variables, data, normalize=NORMALIZE)  # of an epoch that is over
+    assert np.isfinite(loss)
+
+
+def test_wrong_data(run, data):
+    images, labels = data
+    wrong = {
+        r"train_data has labels from 5 to 6, and the module has 2 classes, 0 to 1": (images, labels + 5),
+        r"they must be uint8 \[n, h, w, c\]": (images / np.float32(255), labels),
+        r"distributions over 3 classes, and the module has 2": (images, np.full((64, 3), 1 / 3, np.float32)),
+    }
+    for message, train_data in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            train.fit(
+                tiny_resnet(num_classes=2),
+                train_data,
+                data,
+                optimizer=train.sgd(0.1),
+                num_epochs=1,
+                normalize=NORMALIZE,
+            )
+
+
+def test_another_optimizer_does_not_resume(data, tmp_path):
+    options = {"num_epochs": 1, "batch_size": 64, "normalize": NORMALIZE, "checkpoint_dir": tmp_path, "progress": False}
+    train.fit(Dropped(), data, data, optimizer=train.sgd(0.1), **options)
+    with pytest.raises(ValueError, match="was made with another optimizer"):
+        train.fit(Dropped(), data, data, optimizer=optax.adam(1e-3), **options)

@@ -1,5 +1,7 @@
 """Vision transformers: token sequences as maps, attention rollout, and every CAM method on a small ViT."""
 
+from functools import partial
+
 import flax.linen as nn
 import helpers
 import jax
@@ -283,3 +285,50 @@ def test_attention_inside_a_loop_is_refused():
     for method in (attention_rollout, every_layer.full_grad):
         with pytest.raises(ValueError, match="inside nn.scan or nn.vmap"):
             method(model, images)
+
+
+def test_the_image_is_never_taken_for_tokens():
+    """An image as high as there are tokens, 16, and a layer that is called by keyword."""
+
+    class Patches(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(5, (4, 4), 4)(x)
+            x = nn.Dense(5, name="mix", bias_init=nn.initializers.normal(1))(inputs=x.reshape(len(x), -1, 5))
+            return nn.Dense(3)(nn.relu(x).mean(1))
+
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    variables = Patches().init(jax.random.key(1), images)
+    model = jaxcam.tap(Patches(), variables, "mix", reshape=jaxcam.tokens((4, 4), drop=0))
+    terms = jaxcam.full_grad(model, images, 1, raw=True)
+    assert [each.shape[1:] for each in terms] == [(16, 16), (4, 4), (4, 4), (1, 1)]
+    np.testing.assert_allclose(terms[0], jaxcam.input_x_gradient(model, images, 1).sum(-1), atol=1e-6)
+    np.testing.assert_allclose(sum(each.sum((1, 2)) for each in terms), model(images)[:, 1], atol=1e-5)
+
+
+def test_a_layer_that_calls_its_parent_class_is_one_layer():
+    class Parents(nn.MultiHeadDotProductAttention):
+        @nn.compact
+        def __call__(self, x, *, sow_weights=False):
+            return super().__call__(x, sow_weights=sow_weights)
+
+    class Attend(nn.Module):
+        attention: type
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(8, (4, 4), 4)(x).reshape(len(x), -1, 8)
+            return nn.Dense(3)(self.attention(2, name="attend")(x).mean(1))
+
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    variables = Attend(nn.MultiHeadDotProductAttention).init(jax.random.key(1), images)
+    reshape = jaxcam.tokens((4, 4), drop=0)
+    for method in (partial(jaxcam.attention_rollout, token=None), jaxcam.grad_cam, jaxcam.full_grad):
+        maps = []
+        for attention in (nn.MultiHeadDotProductAttention, Parents):
+            maps.append(method(jaxcam.tap(Attend(attention), variables, "attend", reshape=reshape), images, 1))
+        np.testing.assert_allclose(*maps, atol=1e-6)
+    with pytest.raises(ValueError, match="token is 16, and the sequence has 16, from 0 to 15"):
+        jaxcam.attention_rollout(
+            jaxcam.tap(Attend(Parents), variables, "attend", reshape=reshape), images, token=16
+        )

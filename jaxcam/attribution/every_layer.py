@@ -47,17 +47,22 @@ def _full_grad_engine(model, images, targets, *, score, raw):
     zeros = jax.tree.map(jnp.zeros_like, model.biases(images)[1])
     (G, gradients), biases = jax.grad(total, (0, 1), has_aux=True)(images, zeros)
     tokens = None if model.reshape is None else jax.eval_shape(model.run, images)[1][0].shape[1]
-    terms = [G * images, *(b * g for b, g in zip(biases, gradients, strict=True))]
-    terms = [_contribution(each.astype(jnp.float32), model.reshape, tokens) for each in terms]
+    terms = [b * g for b, g in zip(biases, gradients, strict=True)]
+    terms = [_contribution(each.astype(jnp.float32), model.reshape, tokens, images.shape) for each in terms]
+    terms = [(G * images).astype(jnp.float32), *terms]
     if raw:
         return tuple(each.sum(-1) for each in terms)
     channels = [normalise(jnp.abs(jnp.moveaxis(each, -1, 1))).sum(1) for each in terms]
     return normalise(sum(resize(each, images.shape[1:3]) for each in channels))
 
 
-def _contribution(term, reshape, tokens):
-    """A layer's contributions as maps `[n, h', w', k]`: maps already, tokens like the tapped ones, or a single cell."""
-    if reshape is not None and term.ndim > 2 and term.shape[1] == tokens:
+def _contribution(term, reshape, tokens, image):
+    """A layer's contributions as maps `[n, h', w', k]`: maps already, tokens like the tapped ones, or a single cell.
+
+    Tokens may have more axes, such as heads; what has four, and the image's proportions, is a map.
+    """
+    is_map = term.ndim == 4 and term.shape[1] * image[2] == term.shape[2] * image[1]
+    if reshape is not None and not is_map and term.ndim > 2 and term.shape[1] == tokens:
         return reshape(term.reshape(*term.shape[:2], -1))
     return term if term.ndim == 4 else term.reshape(term.shape[0], 1, 1, -1)
 
@@ -85,7 +90,7 @@ def attention_rollout(
 
     Raises:
       ValueError: as `grad_cam`; a tap without `reshape`; a model without attention layers, or with layers that attend
-        to another sequence.
+        to another sequence; a token beyond its end.
 
     Reference: Abnar and Zuidema 2020, Quantifying Attention Flow in Transformers, https://arxiv.org/abs/2005.00928
 
@@ -114,7 +119,10 @@ def _rollout_engine(model, images, *, raw, token):
         raise ValueError("attention_rollout found no attention layer (nn.MultiHeadDotProductAttention) in the model.")
     if len(shapes) > 1 or len(set(*shapes)) > 1:
         raise ValueError(f"attention_rollout follows one token sequence, and attention has shapes {sorted(shapes)}.")
-    identity = jnp.eye(layers[0].shape[-1])
+    count = layers[0].shape[-1]
+    if token is not None and not -count <= token < count:
+        raise ValueError(f"token is {token}, and the sequence has {count}, from 0 to {count - 1}.")
+    identity = jnp.eye(count)
     rollout = identity
     for weights in layers:
         step = (weights.astype(jnp.float32).mean(1) + identity) / 2

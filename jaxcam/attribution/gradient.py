@@ -70,8 +70,8 @@ def heatmap(attributions, *, percentile: float | int = 100) -> Heatmaps:
 
     Args:
       attributions: `[n, h, w, c]` or `[n, h, w]`, signed.
-      percentile: values above this percentile of an image are cut to it. 100 keeps the ranking of all pixels; 99 makes
-        the noisy maps of gradient methods legible.
+      percentile: values above this percentile of an image are cut to it, unless it is zero: then few pixels hold all.
+        100 keeps the ranking of all pixels; 99 makes the noisy maps of gradient methods legible.
 
     Returns:
       Heatmaps `float32[n, h, w]`; zeros for constant attributions.
@@ -89,5 +89,6 @@ def heatmap(attributions, *, percentile: float | int = 100) -> Heatmaps:
     magnitude = jnp.abs(jnp.asarray(attributions, jnp.float32))
     magnitude = magnitude.sum(-1) if magnitude.ndim == 4 else magnitude
     if percentile < 100:
-        magnitude = jnp.minimum(magnitude, jnp.percentile(magnitude, percentile, axis=(1, 2), keepdims=True))
+        limit = jnp.percentile(magnitude, percentile, axis=(1, 2), keepdims=True)
+        magnitude = jnp.minimum(magnitude, jnp.where(limit > 0, limit, jnp.inf))
     return normalise(magnitude)

@@ -518,7 +518,7 @@ def _random_orders(key, present, num_samples):
         return places[order] < count[:, None]
 
     def attribute(scores):
-        steps = scores[:, 2:].reshape(-1, num_samples, d - 1)
+        steps = scores[:, 2:].reshape(len(scores), num_samples, d - 1)
         empty, full = (jnp.broadcast_to(scores[:, i, None, None], (*steps.shape[:2], 1)) for i in (0, 1))
         gains = jnp.diff(jnp.concatenate([empty, steps, full], -1))
         return jnp.take_along_axis(gains, places[None], -1).mean(1)

@@ -71,9 +71,20 @@ def xrai(
         raise ValueError(f"segments has shape {segments.shape}; its first axis must be the {n} images.")
     if segments.min() < 0:
         raise ValueError(f"segments holds the label {segments.min()}; labels count from 0.")
-    segments = np.broadcast_to(segments, (n, *segments.shape[-3:]))
-    static = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size, "count": int(segments.max()) + 1}
-    return _xrai_engine(model, images, targets, jnp.asarray(segments, jnp.int32), **static)
+    labels = np.stack([_numbered(each) for each in segments.reshape(-1, *segments.shape[-3:])])
+    static = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size, "count": int(labels.max()) + 1}
+    labels = jnp.broadcast_to(jnp.asarray(labels, jnp.int32), (n, *segments.shape[-3:]))
+    return _xrai_engine(model, images, targets, labels, **static)
+
+
+def _numbered(segments):
+    """Labels of one image, numbered through all its segmentations, without gaps."""
+    offset, labels = 0, []
+    for each in segments:
+        names, places = np.unique(each, return_inverse=True)
+        labels.append(offset + places.reshape(each.shape))
+        offset += len(names)
+    return np.stack(labels)
 
 
 @engine(static=("score", "num_steps", "chunk_size", "count"))
@@ -86,16 +97,17 @@ def _xrai_engine(model, images, targets, segments, *, score, num_steps, chunk_si
 
 def _greedy(attribution, labels, count):
     """Each pixel's segment density, the segments taken from the densest down."""
-    flat = attribution.ravel()
-    members = (labels.reshape(len(labels), 1, -1) == jnp.arange(count)[:, None]).reshape(-1, flat.size)
+
+    def of_segments(values):
+        return sum(jax.ops.segment_sum(values.ravel(), each.ravel(), count) for each in labels)
 
     def take(_, state):
         result, free = state
-        area = members @ free
-        density = jnp.where(area > 0, (members @ (flat * free)) / jnp.maximum(area, 1), -jnp.inf)
+        area = of_segments(free)
+        density = jnp.where(area > 0, of_segments(attribution * free) / jnp.maximum(area, 1), -jnp.inf)
         best = jnp.argmax(density)
-        taken = members[best] & (free > 0) & (area[best] > 0)
+        taken = (labels == best).any(0) & (free > 0) & (area[best] > 0)
         return jnp.where(taken, density[best], result), jnp.where(taken, 0, free)
 
-    start = jnp.zeros_like(flat), jnp.ones_like(flat)
-    return jax.lax.fori_loop(0, len(members), take, start)[0].reshape(attribution.shape)
+    start = jnp.zeros_like(attribution), jnp.ones_like(attribution)
+    return jax.lax.fori_loop(0, count, take, start)[0]

@@ -37,9 +37,9 @@ class Curve(NamedTuple):
     value: Values
 
 
-def check_all(model, images, heatmaps, targets):
+def check_all(model, images, heatmaps, targets, *, unit: bool = False):
     images = check_images(images)
-    return images, check_heatmaps(heatmaps, images), check_targets(model, images, targets)
+    return images, check_heatmaps(heatmaps, images, unit=unit), check_targets(model, images, targets)
 
 
 def random_key(key):

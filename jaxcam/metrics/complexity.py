@@ -8,7 +8,7 @@ gets its value.
 import jax
 import jax.numpy as jnp
 
-from jaxcam.metrics._checks import AnyMaps, Values, check_maps
+from jaxcam.metrics._checks import AnyMaps, Values, check_maps, or_nan
 
 
 def gini(heatmaps: AnyMaps) -> Values:
@@ -94,7 +94,7 @@ def effective_area(heatmaps: AnyMaps, *, threshold: float = 0.5) -> Values:
 @jax.jit
 def _effective_area(heatmaps, threshold):
     x = _shares(heatmaps)
-    return jnp.mean(x > threshold * x.max(-1, keepdims=True), -1, dtype=jnp.float32)
+    return or_nan(jnp.mean(x > threshold * x.max(-1, keepdims=True), -1, dtype=jnp.float32), x)
 
 
 def _shares(heatmaps):

@@ -23,7 +23,7 @@ from jaxcam.metrics._altered import (
     removal_order,
     scores_of,
 )
-from jaxcam.metrics._checks import AnyHeatmaps, Values
+from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan
 from jaxcam.score import probability
 
 
@@ -124,7 +124,7 @@ def _removal_engine(model, images, heatmaps, targets, fill, *, score, num_steps,
         changed = ranks[image] < counts[step, None, None]
         return jnp.where(changed[..., None], end[image], start[image])
 
-    scores = scores_of(model, targets, score, altered, (len(images), num_steps + 1), chunk_size)
+    scores = or_nan(scores_of(model, targets, score, altered, (len(images), num_steps + 1), chunk_size), heatmaps)
     fractions = counts.astype(jnp.float32) / pixels
     return Curve(fractions, scores, jnp.trapezoid(scores, fractions, axis=-1))
 
@@ -159,7 +159,7 @@ def average_drop(
       `float32[n]`: a share in [0, 1], or units of the score in the absolute form.
 
     Raises:
-      ValueError: as `deletion`; an unknown form.
+      ValueError: as `deletion`; heatmaps outside [0, 1]; an unknown form.
 
     Reference: Chattopadhay et al. 2018, Grad-CAM++: Improved Visual Explanations, https://arxiv.org/abs/1710.11063
 
@@ -227,12 +227,12 @@ def average_increase(
       >>> increases = jaxcam.metrics.average_increase(model, images, heatmaps)
     """
     before, after = _masked(model, images, heatmaps, targets, score, baseline, chunk_size, key)
-    return (after > before).astype(jnp.float32)
+    return or_nan((after > before).astype(jnp.float32), before, after)
 
 
 def _masked(model, images, heatmaps, targets, score, baseline, chunk_size, key):
     positive(chunk_size=chunk_size)
-    images, heatmaps, targets = check_all(model, images, heatmaps, targets)
+    images, heatmaps, targets = check_all(model, images, heatmaps, targets, unit=True)
     fill = fill_for(baseline, images, key)
     return _masked_engine(model, images, heatmaps, targets, fill, score=score, chunk_size=chunk_size)
 

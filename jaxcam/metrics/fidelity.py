@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxcam._errors import unknown
 from jaxcam._inputs import check_images, check_targets, engine, positive
@@ -23,7 +24,6 @@ from jaxcam.metrics._altered import (
     fill_for,
     original_scores,
     random_key,
-    scores_of,
 )
 from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_maps
 from jaxcam.metrics.similarity import pearson
@@ -138,7 +138,8 @@ def max_sensitivity(
 
     Args:
       explain: `images -> maps`, such as `lambda images: jaxcam.saliency(model, images, targets)`. It gets all `n`
-        images in their order, once for each sample; fix the targets, or the class may change with the image.
+        images in their order, once for each sample, inside a compiled loop, so JAX must be able to trace it; fix the
+        targets, or the class may change with the image.
       images: `float[n, h, w, c]`.
       radius: largest change of a pixel, in units of the normalised image.
       num_samples: changes that are tried.
@@ -149,6 +150,7 @@ def max_sensitivity(
 
     Raises:
       ValueError: images of a wrong shape or type; what `explain` returns has not one map per image.
+      TypeError: an `explain` that JAX cannot trace.
 
     Reference: Yeh et al. 2019, On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392
 
@@ -168,7 +170,13 @@ def max_sensitivity(
         change = jax.random.uniform(key, images.shape[1:], minval=-radius, maxval=radius).astype(images.dtype)
         return None, norms(explain(images + change) - original)
 
-    distances = scan(one_sample, None, jax.random.split(random_key(key), num_samples))[1]
+    try:
+        distances = scan(one_sample, None, jax.random.split(random_key(key), num_samples))[1]
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise TypeError(
+            "JAX cannot trace `explain`: it looks at the values of its images, or hands them to another library. "
+            "Write it with jax.numpy, or call the other library by `jax.pure_callback`."
+        ) from error
     size = norms(original)
     return distances.max(0) / jnp.where(size == 0, 1, size)
 
@@ -223,9 +231,13 @@ def mu_fidelity(
     patches = jnp.asarray(rows[:, None] * grid + columns)
     orders = _orders(random_key(key), num_samples, grid**2)
 
-    static = {"score": score, "correlation": correlation, "chunk_size": chunk_size}
-    sets = (orders < chosen)[:, patches]
+    sets = Partial(_patches_of, orders < chosen, patches)
+    static = {"score": score, "correlation": correlation, "num_sets": num_samples, "chunk_size": chunk_size}
     return _correlation_engine(model, images, heatmaps, targets, fill_for(baseline, images, key), sets, **static)
+
+
+def _patches_of(chosen, patches, index):
+    return chosen[index][patches]
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -274,25 +286,32 @@ def occlusion_correlation(
     positive(window=window, stride=stride, chunk_size=chunk_size)
     images, heatmaps, targets = check_all(model, images, heatmaps, targets)
     rows, columns = (_covered(size, window, stride) for size in images.shape[1:3])
-    patches = (rows[:, None, :, None] & columns[None, :, None, :]).reshape(-1, *images.shape[1:3])
-    if len(patches) < 2:
+    num_sets = len(rows) * len(columns)
+    if num_sets < 2:
         raise ValueError(f"window is {window}, which leaves one patch of an image {images.shape[1:3]}: too large.")
-    static = {"score": score, "correlation": correlation, "chunk_size": chunk_size}
-    return _correlation_engine(model, images, heatmaps, targets, fill_for(baseline, images, key), patches, **static)
+    static = {"score": score, "correlation": correlation, "num_sets": num_sets, "chunk_size": chunk_size}
+    sets = Partial(_window, rows, columns)
+    return _correlation_engine(model, images, heatmaps, targets, fill_for(baseline, images, key), sets, **static)
 
 
-@engine(static=("score", "correlation", "chunk_size"))
-def _correlation_engine(model, images, heatmaps, targets, fill, sets, *, score, correlation, chunk_size):
-    """The correlation over `sets [s, h, w]` of the map's sum inside and the drop of the score without it."""
+def _window(rows, columns, index):
+    row, column = jnp.divmod(index, len(columns))
+    return rows[row][:, None] & columns[column]
+
+
+@engine(static=("score", "correlation", "num_sets", "chunk_size"))
+def _correlation_engine(model, images, heatmaps, targets, fill, sets, *, score, correlation, num_sets, chunk_size):
+    """The correlation over the sets of pixels `sets(index) [h, w]` of the map's sum and the drop of the score."""
     targets = classes(model, images, targets, chunk_size)
+    before = original_scores(model, images, targets, score, chunk_size)
 
-    def altered(image, index):
-        return jnp.where(sets[index][..., None], fill[image], images[image])
+    def one_chunk(image, index):
+        gone = jax.vmap(sets)(index)
+        after = score(model(jnp.where(gone[..., None], fill[image], images[image])), targets[image])
+        return jnp.stack([jnp.sum(heatmaps[image] * gone, (1, 2)), before[image] - after.astype(jnp.float32)], -1)
 
-    after = scores_of(model, targets, score, altered, (len(images), len(sets)), chunk_size)
-    drops = original_scores(model, images, targets, score, chunk_size)[:, None] - after
-    inside = jnp.einsum("nhw,shw->ns", heatmaps, sets.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    return correlation(inside, drops)
+    pairs = chunked_map(one_chunk, (len(images), num_sets), chunk_size)
+    return correlation(pairs[..., 0], pairs[..., 1])
 
 
 def _covered(size, window, stride):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from jaxcam._array import normalise
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, is_known
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, is_known, or_nan
 
 Masks = Bool[Array, "n h w"] | Bool[np.ndarray, "n h w"] | Num[Array, "n h w"] | Num[np.ndarray, "n h w"]
 Boxes = Num[Array, "n 4"] | Num[np.ndarray, "n 4"]
@@ -75,7 +75,7 @@ def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) ->
 def _pointing_game(heatmaps, masks, tolerance):
     highest = heatmaps == heatmaps.max((1, 2), keepdims=True)
     hits = (highest & _grown(masks, tolerance)).sum((1, 2)) / highest.sum((1, 2))
-    return _or_nan(hits, masks)
+    return _defined(hits, heatmaps, masks)
 
 
 def energy_pointing_game(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
@@ -144,7 +144,8 @@ def _rank_accuracy(heatmaps, masks):
     last = jnp.take_along_axis(jnp.sort(flat, -1, descending=True), jnp.maximum(size - 1, 0), -1)
     above, tied = flat > last, flat == last
     share_of_tied = (tied & inside).sum(-1) / tied.sum(-1)
-    return ((above & inside).sum(-1) + (size[:, 0] - above.sum(-1)) * share_of_tied) / size[:, 0]
+    shares = ((above & inside).sum(-1) + (size[:, 0] - above.sum(-1)) * share_of_tied) / size[:, 0]
+    return _defined(shares, heatmaps, masks)
 
 
 def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float = 0.5) -> Values:
@@ -175,14 +176,14 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float = 0.5
 @jax.jit
 def _iou(heatmaps, masks, threshold):
     found = normalise(heatmaps) >= threshold
-    return _or_nan((found & masks).sum((1, 2)) / (found | masks).sum((1, 2)), masks)
+    return _defined((found & masks).sum((1, 2)) / (found | masks).sum((1, 2)), heatmaps, masks)
 
 
 @jax.jit
 def _mass_inside(mass, masks):
     largest = mass.max((1, 2), keepdims=True)
     mass = jnp.where(largest == 0, 1, mass / jnp.where(largest == 0, 1, largest))
-    return _or_nan((mass * masks).sum((1, 2)) / mass.sum((1, 2)), masks)
+    return _defined((mass * masks).sum((1, 2)) / mass.sum((1, 2)), mass, masks)
 
 
 def _magnitudes(attributions):
@@ -202,9 +203,9 @@ def _checked(heatmaps, masks):
     return heatmaps, masks
 
 
-def _or_nan(values, masks):
-    """Inside `jit`, where an empty mask cannot be refused, it gives NaN."""
-    return jnp.where(masks.any((1, 2)), values, jnp.nan).astype(jnp.float32)
+def _defined(values, heatmaps, masks):
+    """Inside `jit`, where NaN and an empty mask cannot be refused, they give NaN."""
+    return jnp.where(masks.any((1, 2)), or_nan(values, heatmaps), jnp.nan).astype(jnp.float32)
 
 
 def _grown(masks, tolerance: int):

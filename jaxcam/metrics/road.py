@@ -5,10 +5,13 @@ becomes the mean of its neighbours, removed ones included: one linear system per
 gradients solve on the device with three-by-three sums in place of a matrix.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from jaxcam._errors import unknown
 from jaxcam._inputs import engine, positive
@@ -23,7 +26,7 @@ from jaxcam.metrics._altered import (
     removal_order,
     scores_of,
 )
-from jaxcam.metrics._checks import AnyHeatmaps, Values
+from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan
 from jaxcam.score import probability
 
 SOLVER_TOLERANCE = 1e-6  # of the residual, relative to the right-hand side
@@ -38,7 +41,7 @@ def road(
     *,
     score: Score = probability,
     order: str = "combined",
-    fractions: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    fractions: Sequence[float] | Float[np.ndarray, "fractions"] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     noise: float = 0.01,
     chunk_size: int | None = None,
     key=None,
@@ -78,10 +81,11 @@ def road(
     positive(chunk_size=chunk_size)
     if order not in ("morf", "lerf", "combined"):
         raise unknown("order", order, ("morf", "lerf", "combined"))
+    fractions = tuple(map(float, fractions))
     if not fractions or not all(0 < each < 1 for each in fractions):
         raise ValueError(f"fractions is {fractions}; each is a share of the pixels to remove, between 0 and 1.")
     images, heatmaps, targets = check_all(model, images, heatmaps, targets)
-    static = {"score": score, "order": order, "fractions": tuple(fractions), "chunk_size": chunk_size}
+    static = {"score": score, "order": order, "fractions": fractions, "chunk_size": chunk_size}
     result = _road_engine(model, images, heatmaps, targets, noise, random_key(key), **static)
     return result if curve else result.value
 
@@ -100,9 +104,10 @@ def _road_engine(model, images, heatmaps, targets, noise, key, *, score, order, 
         filled = jax.vmap(_impute)(images[image], removed)
         keys = jax.vmap(partial(jax.random.fold_in, key))(which * len(fractions) + step)
         grain = noise * jax.vmap(lambda each: jax.random.normal(each, images.shape[1:]))(keys)
-        return jnp.where(removed[..., None], filled + grain, images[image])
+        return jnp.where(removed[..., None], (filled + grain).astype(images.dtype), images[image])
 
-    scores = scores_of(model, targets, score, altered, (len(images), len(orders), len(fractions)), chunk_size)
+    shape = len(images), len(orders), len(fractions)
+    scores = or_nan(scores_of(model, targets, score, altered, shape, chunk_size), heatmaps)
     if order == "combined":
         scores = (scores[:, 0] - scores[:, 1]) / 2
         value = scores.mean(-1)

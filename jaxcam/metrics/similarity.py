@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import ROUNDING
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan
 
 EXACT = jax.lax.Precision.HIGHEST
 SIGMA, RADIUS = 1.5, 5  # the window of SSIM's paper: a Gaussian, cut to 11 x 11 pixels
@@ -62,7 +62,7 @@ def spearman(a: AnyMaps, b: AnyMaps) -> Values:
 
 @jax.jit
 def _spearman(a, b):
-    return _pearson(jax.vmap(_average_ranks)(a), jax.vmap(_average_ranks)(b))
+    return or_nan(_pearson(jax.vmap(_average_ranks)(a), jax.vmap(_average_ranks)(b)), a, b)
 
 
 def iou_top(a: AnyMaps, b: AnyMaps, *, top: float = 0.1) -> Values:
@@ -91,8 +91,9 @@ def iou_top(a: AnyMaps, b: AnyMaps, *, top: float = 0.1) -> Values:
 
 @partial(jax.jit, static_argnums=2)
 def _iou_top(a, b, count):
-    a, b = _top(a, count), _top(b, count)
-    return (a & b).sum(-1) / jnp.maximum((a | b).sum(-1), 1).astype(jnp.float32)
+    top_a, top_b = _top(a, count), _top(b, count)
+    overlap = (top_a & top_b).sum(-1) / jnp.maximum((top_a | top_b).sum(-1), 1).astype(jnp.float32)
+    return or_nan(overlap, a, b)
 
 
 def _top(values, count):
@@ -136,7 +137,7 @@ def ssim(a: AnyHeatmaps, b: AnyHeatmaps) -> Values:
       `float32[n]` in [-1, 1].
 
     Raises:
-      ValueError: shapes that differ or are too small, or NaN.
+      ValueError: shapes that differ or are too small, values outside [0, 1], or NaN.
 
     Reference: Wang et al. 2004, Image Quality Assessment: From Error Visibility to Structural Similarity,
     https://doi.org/10.1109/TIP.2003.819861
@@ -144,7 +145,7 @@ def ssim(a: AnyHeatmaps, b: AnyHeatmaps) -> Values:
     Example:
       >>> values = jaxcam.metrics.ssim(heatmaps, others)
     """
-    a, b = check_heatmaps(a), check_heatmaps(b)
+    a, b = check_heatmaps(a, unit=True), check_heatmaps(b, unit=True)
     _same_shape(a, b)
     if min(a.shape[1:]) <= 2 * RADIUS:
         raise ValueError(f"The maps have {a.shape[1]} x {a.shape[2]} pixels; SSIM's window needs at least 11 x 11.")
