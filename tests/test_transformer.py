@@ -287,13 +287,13 @@ def test_attention_inside_a_loop_is_refused():
             method(model, images)
 
 
-def test_the_image_is_never_taken_for_tokens():
+def test_maps_are_never_taken_for_tokens():
     """An image as high as there are tokens, 16, and a layer that is called by keyword."""
 
     class Patches(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.Conv(5, (4, 4), 4)(x)
+            x = nn.Conv(5, (4, 4), 4)(nn.Conv(3, (3, 3), name="stem")(x))
             x = nn.Dense(5, name="mix", bias_init=nn.initializers.normal(1))(inputs=x.reshape(len(x), -1, 5))
             return nn.Dense(3)(nn.relu(x).mean(1))
 
@@ -301,7 +301,7 @@ def test_the_image_is_never_taken_for_tokens():
     variables = Patches().init(jax.random.key(1), images)
     model = jaxcam.tap(Patches(), variables, "mix", reshape=jaxcam.tokens((4, 4), drop=0))
     terms = jaxcam.full_grad(model, images, 1, raw=True)
-    assert [each.shape[1:] for each in terms] == [(16, 16), (4, 4), (4, 4), (1, 1)]
+    assert [each.shape[1:] for each in terms] == [(16, 16), (16, 16), (4, 4), (4, 4), (1, 1)]
     np.testing.assert_allclose(terms[0], jaxcam.input_x_gradient(model, images, 1).sum(-1), atol=1e-6)
     np.testing.assert_allclose(sum(each.sum((1, 2)) for each in terms), model(images)[:, 1], atol=1e-5)
 
