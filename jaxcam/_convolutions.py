@@ -3,19 +3,21 @@
 `fast` traces a function and runs its program again with other convolutions for the same results, so that any model
 gains, and its gradients with it. On a CPU, with jax 0.10 to 0.12: in loops only the layout `nhwc, hwio -> nhwc` has
 a fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix
-product that it is; a large 3x3 convolution can do with fewer multiplications; and the gradient of a strided convolution
-with a large kernel (the first one of a ResNet) spends its time on zeros. Other devices have kernels for all of these,
-and recognise them by the form that they come in.
+product that it is; a large 3x3 convolution can do with fewer multiplications; the gradient of a strided convolution
+with a large kernel (the first one of a ResNet) spends its time on zeros; and a sum over pixels or channels draws the
+convolutions before it into one slow kernel. Other devices have kernels for all of these, and recognise them by the form
+that they come in.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxcam._rewrite import TRANSPARENT, WITH_DERIVATIVES, bind, bodies, evaluate
+from jaxcam._rewrite import TRANSPARENT, WITH_DERIVATIVES, bind, bodies, evaluate, is_inexact
 
 # What is opened, to look for convolutions; the programs of other equations (`shard_map`) mean nothing outside of them.
 OPENED = TRANSPARENT | WITH_DERIVATIVES | {"cond", "scan", "while"}
@@ -24,7 +26,7 @@ POINTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.
 
 
 def fast(function: Callable) -> Callable:
-    """`function` of arrays, its convolutions rewritten; for use inside `jit`."""
+    """`function` of arrays, its convolutions and what sums them rewritten; for use inside `jit`."""
 
     def run(*inputs, **named):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*inputs, **named)
@@ -39,32 +41,32 @@ def _run(closed: ClosedJaxpr, inputs) -> list:
 
 
 def _apply(equation, operands) -> list:
-    if not _has_convolutions(equation):
-        return bind(equation, operands)
-    if equation.primitive.name != "conv_general_dilated":
-        params = {name: _rewritten(value) for name, value in equation.params.items()}
-        return bind(equation.replace(params=params), operands)
-
-    def on_cpu(images, kernel):
-        return _convolution(images, kernel, **equation.params)
-
-    def elsewhere(images, kernel):
-        return bind(equation, (images, kernel))[0]
-
-    return [jax.lax.platform_dependent(*operands, cpu=on_cpu, default=elsewhere)]
+    if _is_slow(equation):
+        on_cpu = partial(FORMS[equation.primitive.name], **equation.params)
+        return [jax.lax.platform_dependent(*operands, cpu=on_cpu, default=lambda *each: bind(equation, each)[0])]
+    if _holds_slow(equation):
+        equation = equation.replace(params={name: _rewritten(value) for name, value in equation.params.items()})
+    return bind(equation, operands)
 
 
-def _has_convolutions(equation) -> bool:
-    """Whether an equation is or holds a convolution that is not yet rewritten (for each platform its own)."""
-    if equation.primitive.name == "conv_general_dilated":
-        return True
+def _is_slow(equation) -> bool:
+    """Whether an equation is a convolution, or a sum of what may have come from one."""
+    if equation.primitive.name == "reduce_sum":
+        values = equation.invars[0].aval
+        return values.ndim > 3 and is_inexact(values)
+    return equation.primitive.name in FORMS
+
+
+def _holds_slow(equation) -> bool:
+    """Whether there is such an equation inside of this one that is not yet rewritten, for each platform its own."""
     if equation.primitive.name not in OPENED or equation.params.get("branches_platforms"):
         return False
-    return any(_has_convolutions(inner) for body in bodies(equation) for inner in body.jaxpr.eqns)
+    inner = (each for body in bodies(equation) for each in body.jaxpr.eqns)
+    return any(_is_slow(each) or _holds_slow(each) for each in inner)
 
 
 def _rewritten(value):
-    """A parameter of an equation, with the convolutions of the programs in it rewritten."""
+    """A parameter of an equation, with the programs in it rewritten."""
     if isinstance(value, ClosedJaxpr):
         return jax.make_jaxpr(lambda *inputs: _run(value, inputs))(*value.in_avals)
     if isinstance(value, Jaxpr):
@@ -97,6 +99,14 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
     else:
         result = jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
     return jnp.moveaxis(result, pixels, dimension_numbers.out_spec)
+
+
+def _sum(values, **params):
+    """A sum, apart from what makes its values: XLA does not look through a choice."""
+    return jax.lax.reduce_sum_p.bind(jnp.where(values == values, values, jnp.nan), **params)
+
+
+FORMS = {"conv_general_dilated": _convolution, "reduce_sum": _sum}
 
 
 def _matrix_product(images, kernel, params):

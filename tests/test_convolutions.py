@@ -149,6 +149,28 @@ def test_a_1x1_convolution_is_a_matrix_product():
 
 
 @on_cpu
+def test_a_sum_stays_apart_from_the_convolutions_before_it():
+    """Together they would be one kernel, which takes several times as long."""
+    images, kernel = jnp.ones((1, 14, 14, 64)), jnp.ones((3, 3, 64, 64))
+
+    def pooled(images, kernel):
+        for _ in range(2):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            images = nn.relu(
+                jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=numbers) - 1
+            )
+        return images.mean((1, 2))
+
+    def convolutions_beside_a_sum(function):
+        text = jax.jit(function).lower(images, kernel).compile().as_text()
+        return [body for body in text.split("\n\n") if " convolution(" in body and " reduce(" in body]
+
+    assert len(convolutions_beside_a_sum(pooled)) == 1  # when this fails, XLA has learnt it
+    assert not convolutions_beside_a_sum(fast(pooled))
+    np.testing.assert_array_equal(jax.jit(fast(pooled))(images, kernel), jax.jit(pooled)(images, kernel))
+
+
+@on_cpu
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 2)), ((3, 0), (-1, 2))])
 def test_a_large_3x3_convolution_takes_half_the_multiplications(padding):
     random = np.random.default_rng(0)

@@ -349,7 +349,9 @@ def test_nnx_model_in_training_mode_is_refused():
     images, model = jnp.ones((2, 8, 8, 3)), InTraining(nnx.Rngs(0))
     mean = np.asarray(model.norm.mean[...])
     for call in (lambda tap: tap(images), lambda tap: jaxcam.saliency(tap, images, 0)):
-        with pytest.raises(ValueError, match=r"The model changes '.*' as it runs, so it is in training mode.*model.eval\(\)"):
+        with pytest.raises(
+            ValueError, match=r"The model changes '.*' as it runs, so it is in training mode.*model.eval\(\)"
+        ):
             call(jaxcam.tap(model, None, "conv"))
     np.testing.assert_array_equal(model.norm.mean[...], mean)
     assert jaxcam.layers(model, images)["norm"] == (2, 8, 8, 4)

@@ -329,6 +329,4 @@ def test_a_layer_that_calls_its_parent_class_is_one_layer():
             maps.append(method(jaxcam.tap(Attend(attention), variables, "attend", reshape=reshape), images, 1))
         np.testing.assert_allclose(*maps, atol=1e-6)
     with pytest.raises(ValueError, match="token is 16, and the sequence has 16, from 0 to 15"):
-        jaxcam.attention_rollout(
-            jaxcam.tap(Attend(Parents), variables, "attend", reshape=reshape), images, token=16
-        )
+        jaxcam.attention_rollout(jaxcam.tap(Attend(Parents), variables, "attend", reshape=reshape), images, token=16)
