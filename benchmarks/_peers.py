@@ -1,7 +1,7 @@
-"""The other side of the benchmarks: pytorch-grad-cam and Captum, each prepared once and then run again and again.
+"""The other side of the benchmarks: pytorch-grad-cam, Captum and Quantus, each prepared once, then run again and again.
 
 `Peer` is the same network with the same weights, as it is or at its best: compiled, with its channels last. Imported
-only where the libraries are installed.
+only where the libraries are installed; Quantus may be missing.
 """
 
 import contextlib
@@ -69,6 +69,17 @@ class Peer:
         metric = ROADCombined([100 * (1 - each) for each in fractions])
         targets = [ClassifierOutputSoftmaxTarget(index) for index in self.targets]
         return self._ready(lambda: metric(self.images, heatmaps, targets, self.network))
+
+    def deletion(self, heatmaps: np.ndarray, num_steps: int) -> Callable:
+        """The area under the deletion curve, by Quantus, whose own integral does not run under NumPy 2.4."""
+        import quantus
+
+        images = self.images.cpu().numpy()
+        step = images[0].size // num_steps
+        metric = quantus.PixelFlipping(step, normalise=False, disable_warnings=True)
+        options = {"softmax": True, "device": str(self.images.device)}
+        given = self.network, images, np.asarray(self.targets), heatmaps[:, None]
+        return self._ready(lambda: np.trapezoid(metric(*given, **options), dx=1 / num_steps))
 
     def _ready(self, run: Callable) -> Callable:
         def timed():

@@ -1,6 +1,6 @@
-"""How fast: the same weights and images through this package, and through pytorch-grad-cam and Captum, in one run.
+"""How fast: the same weights and images through this package, and through its peers in PyTorch, in one run.
 
-    pip install -e '.[torch]'
+    pip install -e '.[torch]' torchvision quantus
     python -m benchmarks.attribution [--model resnet50] [--batch 8] [--methods NAME ...] [--compiled]
 
 A row of `ROWS` says how either side computes a method. Each contestant has a process of its own, whose memory and
@@ -36,6 +36,7 @@ from jaxcam import metrics, plot
 STEPS = 50  # of integrated gradients
 WINDOW = 32  # of occlusion, in pixels; it does not overlap
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of ROAD
+REMOVALS = 48  # steps of deletion; Quantus removes a channel of a pixel at a time, and wants a share of the pixels
 AT_ONCE = 16  # images that Captum runs in one batch; all at once do not fit
 PEERS = ("torch", "torch, compiled")
 
@@ -85,6 +86,11 @@ ROWS = {
         lambda model, images, targets: metrics.road(model, images, some_maps(images), targets, fractions=FRACTIONS),
         lambda peer: peer.road(some_maps(np.moveaxis(peer.images.cpu().numpy(), 1, -1)), FRACTIONS),
         lambda channels, windows: 2 * len(FRACTIONS) + 1,
+    ),
+    "deletion": Row(
+        lambda model, images, targets: metrics.deletion(model, images, some_maps(images), targets, num_steps=REMOVALS),
+        lambda peer: peer.deletion(some_maps(np.moveaxis(peer.images.cpu().numpy(), 1, -1)), REMOVALS),
+        lambda channels, windows: REMOVALS + 1,
     ),
 }
 
