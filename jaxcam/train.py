@@ -45,7 +45,7 @@ class State(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def sgd(learning_rate, *, momentum: float = 0.9, nesterov: bool = True, weight_decay: float = 5e-4):
+def sgd(learning_rate, *, momentum: float | int = 0.9, nesterov: bool = True, weight_decay: float | int = 5e-4):
     """SGD with momentum and weight decay on every parameter, as `torch.optim.SGD` does it.
 
     `learning_rate` is a number or an optax schedule, such as `cosine(0.1, total_steps)`.

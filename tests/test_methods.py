@@ -163,9 +163,10 @@ def test_a_model_that_ignores_the_image_gives_zeros(method, model):
 
 @every_method
 def test_repeated_calls_leave_no_arrays_behind(method, model, results):
+    """One that each call leaves is seen after ten as well as after a hundred."""
     gc.collect()
     before = len(jax.live_arrays())
-    for _ in range(100):
+    for _ in range(100 if method in ENGINES else 10):
         explain(method, model, IMAGES).block_until_ready()
     gc.collect()
     assert len(jax.live_arrays()) <= before
