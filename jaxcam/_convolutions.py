@@ -182,19 +182,23 @@ def _of_tiles(images, kernel, params):
     high, wide = -(-rows // 2), -(-columns // 2)
     zeros = [(0, 0, 0), (top, bottom + rows % 2, 0), (left, right + columns % 2, 0), (0, 0, 0)]
     images = jax.lax.pad(images, jnp.zeros((), images.dtype), zeros)
-    tiles = _sums_of_pixels(_sums_of_pixels(images, 1, high), 3, wide).reshape(4, 4, -1, inputs)  # columns, then rows
-    weights = (np.kron(POINTS, POINTS) @ kernel.reshape(9, -1)).reshape(4, 4, inputs, outputs).swapaxes(0, 1)
+    tiles = [tile for row in _sums_of_pixels(images, 1, high) for tile in _sums_of_pixels(row, 2, wide)]
+    weights = (np.kron(POINTS, POINTS) @ kernel.reshape(9, -1)).reshape(16, inputs, outputs)
     options = {name: params[name] for name in ("precision", "preferred_element_type")}
-    products = jax.lax.dot_general(tiles, weights, (((3,), (2,)), ((0, 1), (0, 1))), **options)
-    result = _sums_of_products(_sums_of_products(products).swapaxes(0, 1)).reshape(2, 2, n, high, wide, outputs)
-    return result.transpose(2, 3, 0, 4, 1, 5).reshape(n, 2 * high, 2 * wide, outputs)[:, :rows, :columns]
+    products = [
+        jax.lax.dot_general(each, weight, (((3,), (0,)), ((), ())), **options)
+        for each, weight in zip(tiles, weights, strict=True)
+    ]
+    down = [_sums_of_products(products[column::4]) for column in range(4)]
+    result = jnp.stack([jnp.stack(_sums_of_products(row), 3) for row in zip(*down, strict=True)], 2)
+    return result.reshape(n, 2 * high, 2 * wide, outputs)[:, :rows, :columns]
 
 
 def _sums_of_pixels(images, axis, count):
     a, b, c, d = (jax.lax.slice_in_dim(images, first, first + 2 * count - 1, 2, axis) for first in range(4))
-    return jnp.stack([a - c, b + c, c - b, b - d])
+    return a - c, b + c, c - b, b - d
 
 
 def _sums_of_products(products):
     a, b, c, d = products
-    return jnp.stack([a + b + c, b - c - d])
+    return a + b + c, b - c - d
