@@ -46,7 +46,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images and of the orders")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.shapley_images, args.orders, args.batch_size = 8, 2, 64
+        args.shapley_images, args.orders, args.batch_size = 8, 2, 16
 
     classifier = jaxcam.load(args.model, architecture=args.architecture, num_classes=10)
     model = jaxcam.tap(classifier.module, classifier.variables, args.layer or classifier.layer)

@@ -166,7 +166,7 @@ def _is_large(images, kernel) -> bool:
         images.dtype == kernel.dtype == jnp.float32
         and min(inputs, outputs) >= 64
         and pixels >= 256
-        and pixels * inputs * outputs >= 2**25
+        and pixels * inputs * outputs > 2**25
     )
 
 

@@ -9,19 +9,6 @@ import jax
 import jaxtyping
 import pytest
 
-# Files whose tests have nothing in common but this parameter.
-SPLIT = {"test_methods.py": "method", "test_experiments.py": "finished"}
-
-
-def pytest_collection_modifyitems(config, items):
-    """What pytest-xdist gives to one worker: a file, or of the longest ones the tests of one method or study."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        part = parameters.get(SPLIT.get(item.path.name))
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name} {getattr(part, 'name', part)}"))
-
 
 @pytest.fixture(autouse=True)
 def highest_precision():

@@ -156,7 +156,6 @@ MISTAKES = [
     (["explain", "--colormap", "jett"], "Unknown colour map 'jett'. Did you mean 'jet'"),
     (["explain", "--model", "resnet19"], "Unknown model 'resnet19'. Did you mean"),
     (["explain", "missing.jpg"], "Cannot open 'missing.jpg': there is no such file."),
-    (["explain", "--layer", "layer3", "--method", "cam"], "'layer3' is not followed by global average pooling"),
     (["explain", "--method", "grad_cam", "taken"], "'taken' follows --method, so it was taken for a method"),
     (["explain", "--output", "taken/folder"], "Cannot write to the output folder"),
     (["layers", "resnet19"], "Unknown model 'resnet19'"),
