@@ -139,11 +139,13 @@ def _keep_programs() -> None:
 
 def _chosen_methods(names: list[str]) -> dict:
     from jaxcam._errors import unknown
-    from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
+    from jaxcam.attribution import FOR_TRANSFORMERS, GIVES_PARTS, METHODS
 
     if "all" in names:  # the models that the command line loads are convolutional
         return {name: method for name, method in METHODS.items() if name not in FOR_TRANSFORMERS}
     for name in names:
+        if name in GIVES_PARTS:
+            raise ValueError(f"{name} gives parts and their scores, no heatmap; call jaxcam.{name} from Python.")
         if name not in METHODS and Path(name).exists():
             raise ValueError(f"{name!r} follows --method, so it was taken for a method; put images before --method.")
         if name not in METHODS:
@@ -299,9 +301,9 @@ def _models(args) -> None:
 
 
 def _methods(args) -> None:
-    from jaxcam.attribution import METHODS
+    from jaxcam.attribution import GIVES_PARTS, METHODS
 
-    _list(METHODS)
+    _list(METHODS | GIVES_PARTS)
 
 
 def _metrics(args) -> None:

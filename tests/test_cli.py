@@ -148,6 +148,7 @@ MISTAKES = [
     (["explian"], "invalid choice: 'explian'"),
     (["explain", "--foo"], "unrecognized arguments: --foo"),
     (["explain", "--method", "gradcam"], "Unknown method 'gradcam'. Did you mean 'grad_cam'"),
+    (["explain", "--method", "deep_feature_factorization"], "gives parts and their scores, no heatmap"),
     (["explain", "--target", "catt"], "Unknown label 'catt'. Did you mean 'cat'?"),
     (["explain", "--target", "10"], "Target 10 is out of range: the model has 10 classes, 0 to 9."),
     (["explain", "--target", "-1"], "Target -1 is out of range"),
@@ -184,7 +185,7 @@ def test_models_methods_layers(capsys, monkeypatch):
     assert "resnet18_cifar10" in printed and "resnet152.tv2_in1k" in printed
     assert cli.main(["methods"]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in METHODS)
+    assert all(name in printed for name in [*METHODS, "deep_feature_factorization"])
     assert "https://arxiv.org/abs/1610.02391" in printed
     assert cli.main(["metrics"]) == 0
     printed = capsys.readouterr().out

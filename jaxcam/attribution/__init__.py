@@ -86,6 +86,7 @@ METHODS = {
     )
 }
 
+GIVES_PARTS = {"deep_feature_factorization": deep_feature_factorization}  # several maps and scores, no one heatmap
 FOR_TRANSFORMERS = ("attention_rollout",)  # these read attention weights, and a network without any has no map
 
-__all__ = ["FOR_TRANSFORMERS", "METHODS", "deep_feature_factorization", "heatmap", *METHODS]
+__all__ = ["FOR_TRANSFORMERS", "GIVES_PARTS", "METHODS", "heatmap", *METHODS, *GIVES_PARTS]
