@@ -408,8 +408,8 @@ def test_patches_are_made_inside_the_pass():
 
     def temporaries(stride):
         def metric(images, maps):
-            model = lambda images: images.mean((1, 2))  # noqa: E731
-            return metrics.occlusion_correlation(model, images, maps, 0, window=8, stride=stride, chunk_size=4)
+            options = {"window": 8, "stride": stride, "chunk_size": 4}
+            return metrics.occlusion_correlation(lambda images: images.mean((1, 2)), images, maps, 0, **options)
 
         return jax.jit(metric).lower(images, maps).compile().memory_analysis().temp_size_in_bytes
 

@@ -210,8 +210,8 @@ class Dropped(nn.Module):
 def test_a_module_with_dropout(data):
     kept = []
     options = {"num_epochs": 2, "batch_size": 16, "normalize": NORMALIZE, "progress": False}
-    keep = lambda record, state: kept.append(state)  # noqa: E731
-    state, _ = train.fit(Dropped(), data, data, optimizer=train.sgd(0.1), on_epoch=keep, **options)
+    options |= {"on_epoch": lambda record, state: kept.append(state)}
+    state, _ = train.fit(Dropped(), data, data, optimizer=train.sgd(0.1), **options)
     again, _ = train.fit(Dropped(), data, data, optimizer=train.sgd(0.1), **options)
     jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
     jax.tree.map(np.testing.assert_array_equal, state.params, kept[-1].params)
