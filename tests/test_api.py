@@ -28,6 +28,7 @@ LAYERS = [
     ["_rewrite"],
     ["_convolutions"],
     ["_inputs", "_loops"],
+    ["_windows"],
     ["_cam", "_gradient", "segments"],
     ["attribution", "models"],
     ["metrics", "_explain"],

@@ -150,7 +150,7 @@ def test_occlusion_of_a_linear_model(linear):
     """With windows side by side, each holds its own contribution, as with segments."""
     model, images, baseline, labels, contributions = linear
     result = explain(occlusion, images, 0, model, baseline=baseline, window=(3, 4), stride=(3, 4))
-    np.testing.assert_allclose(result, np.take(contributions, labels, axis=1), atol=1e-4)
+    np.testing.assert_allclose(result, np.take(contributions, labels, axis=1), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", [lime, kernel_shap], **by_name)

@@ -20,6 +20,7 @@ from jaxcam._array import resize
 from jaxcam._inputs import check_baseline, check_images, check_targets, engine, pair, positive, predicted
 from jaxcam._loops import chunked_map, chunked_sum
 from jaxcam._typing import Baseline, Heatmaps, Images, Score, Targets
+from jaxcam._windows import covered, drops_without
 from jaxcam.score import logit
 from jaxcam.segments import grid
 from jaxcam.tap import Tap
@@ -106,24 +107,9 @@ def occlusion(
 
 @engine(static=("score", "window", "stride", "chunk_size"))
 def _occlusion_engine(model, images, targets, baseline, *, score, window, stride, chunk_size):
-    rows, columns = map(_windows, images.shape[1:3], window, stride)
-    num_windows = len(rows) * len(columns)
-
-    def keep(_, sample):  # sample 0 keeps all
-        row, column = jnp.divmod(sample - 1, len(columns))
-        covered = jnp.asarray(rows)[row, :, None] * jnp.asarray(columns)[column, None]
-        return 1 - covered * (sample > 0)[:, None, None]
-
-    scores = _scores(model, images, targets, baseline, keep, num_windows + 1, score, chunk_size)
-    drops = (scores[:, :1] - scores[:, 1:]).reshape(-1, len(rows), len(columns))
+    rows, columns = map(covered, images.shape[1:3], window, stride)
+    drops = drops_without(model, images, targets, baseline, rows, columns, score, chunk_size)
     return jnp.einsum("nab,ay,bx->nyx", drops, rows / rows.sum(0), columns / columns.sum(0), precision=EXACT)
-
-
-def _windows(size: int, window: int, stride: int) -> np.ndarray:
-    """`[windows, size]`: which pixels along one side each window covers."""
-    starts = np.arange(-(-(size - window) // stride) + 1)[:, None] * stride
-    pixels = np.arange(size)
-    return ((pixels >= starts) & (pixels < starts + window)).astype(np.float32)
 
 
 def rise(
@@ -311,6 +297,10 @@ def feature_ablation(
     Example:
       >>> attributions = jaxcam.feature_ablation(model, images, segments=jaxcam.segments.grid((32, 32), 8))
     """
+    if segments is None and num_segments is None:  # windows that do not overlap
+        window = tuple(-(-side // PARTS) for side in check_images(images).shape[1:3])
+        options = {"baseline": baseline, "window": window, "stride": window, "chunk_size": chunk_size}
+        return occlusion(model, images, targets, score=score, **options)
     where = (baseline, segments, num_segments, chunk_size)
     return _on_segments(_leave_one_out, model, images, targets, score, *where)
 

@@ -16,6 +16,7 @@ from jaxcam._errors import unknown
 from jaxcam._inputs import check_images, check_targets, engine, positive
 from jaxcam._loops import chunked_map, scan
 from jaxcam._typing import Images, Score, Targets
+from jaxcam._windows import covered, drops_without
 from jaxcam.metrics._altered import (
     Baseline,
     Model,
@@ -285,18 +286,19 @@ def occlusion_correlation(
     stride = window if stride is None else stride
     positive(window=window, stride=stride, chunk_size=chunk_size)
     images, heatmaps, targets = check_all(model, images, heatmaps, targets)
-    rows, columns = (_covered(size, window, stride) for size in images.shape[1:3])
-    num_sets = len(rows) * len(columns)
-    if num_sets < 2:
+    rows, columns = (covered(size, window, stride) for size in images.shape[1:3])
+    if len(rows) * len(columns) < 2:
         raise ValueError(f"window is {window}, which leaves one patch of an image {images.shape[1:3]}: too large.")
-    static = {"score": score, "correlation": correlation, "num_sets": num_sets, "chunk_size": chunk_size}
-    sets = Partial(_window, rows, columns)
-    return _correlation_engine(model, images, heatmaps, targets, fill_for(baseline, images, key), sets, **static)
+    static = {"score": score, "correlation": correlation, "window": window, "stride": stride, "chunk_size": chunk_size}
+    return _occlusion_engine(model, images, heatmaps, targets, fill_for(baseline, images, key), **static)
 
 
-def _window(rows, columns, index):
-    row, column = jnp.divmod(index, len(columns))
-    return rows[row][:, None] & columns[column]
+@engine(static=("score", "correlation", "window", "stride", "chunk_size"))
+def _occlusion_engine(model, images, heatmaps, targets, fill, *, score, correlation, window, stride, chunk_size):
+    rows, columns = (covered(size, window, stride) for size in images.shape[1:3])
+    drops = drops_without(model, images, targets, fill, rows, columns, score, chunk_size)
+    sums = jnp.einsum("nyx,ay,bx->nab", heatmaps, rows, columns, precision=jax.lax.Precision.HIGHEST)
+    return correlation(sums.reshape(len(images), -1), drops.reshape(len(images), -1))
 
 
 @engine(static=("score", "correlation", "num_sets", "chunk_size"))
@@ -312,12 +314,6 @@ def _correlation_engine(model, images, heatmaps, targets, fill, sets, *, score, 
 
     pairs = chunked_map(one_chunk, (len(images), num_sets), chunk_size)
     return correlation(pairs[..., 0], pairs[..., 1])
-
-
-def _covered(size, window, stride):
-    """Which of `size` places each window along an axis covers, `[windows, size]`; together they cover all."""
-    count = 1 + max(0, -(-(size - window) // stride))
-    return _between(jnp.arange(size), stride * jnp.arange(count)[:, None], window)
 
 
 def _between(places, start, length):
