@@ -4,7 +4,8 @@
 gains, and its gradients with it. On a CPU, with jax 0.10 to 0.12: in loops only the layout `nhwc, hwio -> nhwc` has
 a fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix
 product that it is; a large 3x3 convolution can do with fewer multiplications; the gradient of a strided convolution
-with a large kernel (the first one of a ResNet) spends its time on zeros; and a sum over pixels or channels draws the
+with a large kernel (the first one of a ResNet) spends its time on zeros, and that of one with few pixels on transposing
+the kernel; and a sum over pixels or channels draws the
 convolutions before it into one slow kernel. Other devices have kernels for all of these, and recognise them by the form
 that they come in.
 """
@@ -78,7 +79,7 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
     """The convolution of operands in any layout, by one of those in `nhwc, hwio -> nhwc`."""
     last = images.ndim - 1
     pixels, weights = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
-    images = jnp.moveaxis(images, dimension_numbers.lhs_spec, pixels)
+    images, given = jnp.moveaxis(images, dimension_numbers.lhs_spec, pixels), kernel
     kernel = jnp.moveaxis(kernel, dimension_numbers.rhs_spec, weights)
     params["dimension_numbers"] = jax.lax.ConvDimensionNumbers(pixels, weights, pixels)
     spread, sizes = params["lhs_dilation"], kernel.shape[:-2]
@@ -87,6 +88,10 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
     plain = not (grouped or strided or max(params["rhs_dilation"]) > 1)
     if max(sizes) == 1 and not (grouped or (strided and (padded or max(spread) > 1))):
         result = _matrix_product(images, kernel, params)
+    elif plain and max(spread) == 1 and sizes == (3, 3) and _is_large(images, kernel):
+        result = _of_tiles(images, kernel, params)
+    elif plain and dimension_numbers.rhs_spec[1] == last and _is_small(images, kernel):
+        result = _of_products(images, jnp.moveaxis(given, dimension_numbers.rhs_spec[0], last - 1), params)
     elif (
         plain
         and max(spread) > 1
@@ -94,8 +99,6 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
         and min(low for low, _ in params["padding"]) >= 0  # XLA computes the cropped one wrongly
     ):
         result = _of_phases(images, kernel, params)
-    elif plain and max(spread) == 1 and sizes == (3, 3) and _is_large(images, kernel):
-        result = _of_tiles(images, kernel, params)
     else:
         result = jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
     return jnp.moveaxis(result, pixels, dimension_numbers.out_spec)
@@ -117,6 +120,27 @@ def _matrix_product(images, kernel, params):
     result = jax.lax.dot_general(images, kernel.reshape(kernel.shape[-2:]), (channels, ((), ())), **options)
     zeros = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
     return jax.lax.pad(result, jnp.zeros((), result.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+
+
+def _of_products(images, kernel, params):
+    """A convolution of few pixels by a kernel `[..., outputs, inputs]`, which is not transposed: that is its cost.
+
+    Every pixel is multiplied by all weights at once, and the products are added where they belong. The kernel of a
+    gradient comes reversed, and reversing it again leaves it as it was.
+    """
+    sizes, last = kernel.shape[:-2], images.ndim - 1
+    options = {name: params[name] for name in ("precision", "preferred_element_type")}
+    channels = ((kernel.ndim - 1,), (last,))
+    products = jax.lax.dot_general(jnp.flip(kernel, range(len(sizes))), images, (channels, ((), ())), **options)
+    zeros = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
+    products = jax.lax.pad(products, jnp.zeros((), products.dtype), [(0, 0, 0)] * last + [(0, 0, 0), *zeros])
+    result = 0
+    for weight in np.ndindex(*sizes):
+        seen = products[tuple(size - 1 - i for i, size in zip(weight, sizes, strict=True))]
+        for axis, (i, size) in enumerate(zip(weight, sizes, strict=True), 2):
+            seen = jax.lax.slice_in_dim(seen, i, seen.shape[axis] - size + 1 + i, axis=axis)
+        result += seen
+    return jnp.moveaxis(result, 0, -1)
 
 
 def _of_phases(images, kernel, params):
@@ -168,6 +192,12 @@ def _is_large(images, kernel) -> bool:
         and pixels >= 256
         and pixels * inputs * outputs > 2**25
     )
+
+
+def _is_small(images, kernel) -> bool:
+    """Whether transposing the kernel would take longer than all the rest, as measured on two cores."""
+    pixels, inputs = images.size // images.shape[-1], images.shape[-1]
+    return images.dtype == kernel.dtype == jnp.float32 and 4 * pixels < inputs
 
 
 def _of_tiles(images, kernel, params):

@@ -208,6 +208,34 @@ def test_the_gradient_of_a_resnets_first_convolution_holds_no_zeros():
     np.testing.assert_allclose(rewritten(images, kernel), plain(images, kernel), rtol=1e-6)
 
 
+@on_cpu
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 3), (2, 0))])
+@pytest.mark.parametrize("size", [(3, 3), (2, 4)])
+def test_the_gradient_of_few_pixels_does_not_transpose_the_kernel(size, padding, stride):
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.normal(size=(1, 5, 4, 96)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(*size, 96, 128)), jnp.float32)
+
+    def gradient(images, kernel):
+        def convolve(images):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(images, kernel, (stride,) * 2, padding, dimension_numbers=numbers)
+
+        result, pullback = jax.vjp(convolve, images)
+        return pullback(jnp.sin(result))[0]
+
+    plain, rewritten = (jax.jit(each).lower(images, kernel).compile() for each in (gradient, fast(gradient)))
+
+    def large_transpositions(compiled):
+        found = re.findall(r"= f32\[([\d,]+)\]\S* (?:transpose|reverse)\(", compiled.as_text())
+        return [each for each in found if np.prod(list(map(int, each.split(",")))) == kernel.size]
+
+    assert large_transpositions(plain) and not large_transpositions(rewritten)
+    expected = plain(images, kernel)
+    np.testing.assert_allclose(rewritten(images, kernel), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
 def test_sharded_models():
     """What `shard_map` holds belongs to its mesh, and is left as it is."""
     mesh = jax.make_mesh((1,), ("devices",), axis_types=(AxisType.Auto,))
