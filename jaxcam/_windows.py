@@ -19,6 +19,7 @@ from jaxcam._loops import chunked_map
 from jaxcam._rewrite import ELEMENTWISE, Program, bind, is_inexact, trace
 
 SHARE = 0.6  # of the area: larger patches cost more to cut and paste than they spare
+SLIDING = ("conv_general_dilated", "reduce_window_max", "reduce_window_sum")
 TRIVIAL = (1, 1, (0, 0), 1, 1)  # a window's size, stride, padding and dilations, along an axis on which it does nothing
 
 
@@ -171,19 +172,20 @@ def _sliding(known: Known, equation, original, operands):
 
 def _slide(equation) -> Slide | None:
     """An equation as something that slides over the two axes after the first."""
-    name, params, values = equation.primitive.name, equation.params, equation.invars[0].aval
+    name, params = equation.primitive.name, equation.params
+    if name not in SLIDING:
+        return None
+    values = equation.invars[0].aval
     if name == "conv_general_dilated":
         numbers, kernel = params["dimension_numbers"], equation.invars[1].aval.shape
         fits = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and params["batch_group_count"] == 1
         names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
         found = [[kernel[axis] for axis in numbers.rhs_spec[2:]], *(params[each] for each in names)]
-    elif name in ("reduce_window_max", "reduce_window_sum"):
+    else:
         names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
         others = [params[each][:1] + params[each][3:] for each in names]
         fits = values.ndim > 2 and all(set(each) == {trivial} for each, trivial in zip(others, TRIVIAL, strict=True))
         found = [params[each][1:3] for each in names]
-    else:
-        return None
     sizes, strides, padding, between, spread = found
     if not fits or max(between) > 1 or min(map(min, padding)) < 0 or not is_inexact(values):
         return None
@@ -234,8 +236,6 @@ def _is_pointwise(equation, patches) -> bool:
         return min(params["axes"]) > 2
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][:3] == (0, 1, 2)
-    if name == "concatenate":
-        return params["dimension"] > 2
     if name == "dot_general":
         (contracted, _), (batch, _) = params["dimension_numbers"]
         return patches == [0] and min(contracted) > 2 and not batch
@@ -263,7 +263,7 @@ def _moved(known: Known, equation, original, operands):
 RULES = {
     **dict.fromkeys(ELEMENTWISE | {"broadcast_in_dim", "copy", "select_n", "stop_gradient"}, _pointwise),
     **dict.fromkeys(("concatenate", "dot_general", "reduce_max", "reduce_min", "reduce_sum"), _pointwise),
-    **dict.fromkeys(("conv_general_dilated", "reduce_window_max", "reduce_window_sum"), _sliding),
+    **dict.fromkeys(SLIDING, _sliding),
     "pad": _moved,
 }
 

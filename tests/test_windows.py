@@ -23,7 +23,7 @@ class Strided(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Conv(8, (7, 7), 2, padding=3)(x))
+        x = nn.relu(nn.Conv(8, (7, 7), 2, padding=3)(x)) - 3
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         shortcut = nn.Conv(12, (1, 1), 2)(x)
         x = nn.Conv(12, (3, 3), 2, padding=((0, 1), (1, 0)))(nn.silu(nn.Conv(8, (3, 3), kernel_dilation=2)(x)))
@@ -121,6 +121,29 @@ def test_windows_of_the_whole_image(model, altered):
     np.testing.assert_allclose(run(image, 0 * window, changed), function(changed), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda x: x.sum(1),
+        lambda x: jnp.einsum("nhwc,hk->nwck", x, jnp.eye(6) + 1),
+        lambda x: jnp.broadcast_to(x.sum(3)[:, :, None], x.shape),
+        lambda x: jnp.concatenate([x, x], 1)[:, 3:9],
+    ],
+    ids=["sum", "product", "broadcast", "joined"],
+)
+def test_rows_and_columns_are_not_told_by_their_length(mixed):
+    images, other = jax.random.normal(jax.random.key(0), (2, 1, 6, 6, 6))
+    changed = images.at[:, 4:, 1:3].set(other[:, 4:, 1:3])
+    weights = jax.random.normal(jax.random.key(1), jax.eval_shape(mixed, images).shape)
+
+    def function(images):
+        return (jnp.sin(mixed(images)) * weights).reshape(1, -1).sum(1)
+
+    _, run = windowed(function, images, np.array([[4, 1]]), (2, 2))
+    index = jnp.zeros(1, int)
+    np.testing.assert_allclose(run(index, index, changed), function(changed), rtol=1e-4)
+
+
 def test_another_program_for_another_number_of_images(altered):
     images, image, window, changed = altered
 
@@ -134,7 +157,7 @@ def test_another_program_for_another_number_of_images(altered):
 @pytest.mark.parametrize("chunk_size", [1, 2, 50])
 def test_occlusion_is_the_same_for_any_chunk(chunk_size):
     def function(images):
-        return nn.avg_pool(images**2, (5, 5), (3, 3)).mean((1, 2))
+        return (nn.avg_pool(images**2, (5, 5), (3, 3), "SAME") ** 2).mean((1, 2))
 
     images = jax.random.normal(jax.random.key(3), (3, *SHAPE[1:]))
     options = {"baseline": 1.0, "window": 16, "stride": 12}
