@@ -154,21 +154,21 @@ def test_another_program_for_another_number_of_images(altered):
     np.testing.assert_allclose(run(image, window, changed), function(changed), rtol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 50])
-def test_occlusion_is_the_same_for_any_chunk(chunk_size):
+@pytest.mark.parametrize("targets, chunk_size", [(None, 1), (None, 2), ((2, 0, 1), 2), ((2, 0, 1), 50)])
+def test_occlusion_is_the_same_for_any_chunk(targets, chunk_size):
     def function(images):
-        return (nn.avg_pool(images**2, (5, 5), (3, 3), "SAME") ** 2).mean((1, 2))
+        return (nn.avg_pool(images, (5, 5), (3, 3), "SAME") ** 2).mean((1, 2))
 
     images = jax.random.normal(jax.random.key(3), (3, *SHAPE[1:]))
     options = {"baseline": 1.0, "window": 16, "stride": 12}
-    result = jaxcam.occlusion(function, images, chunk_size=chunk_size, **options)
-    target = np.asarray(function(images).argmax(-1))
+    classes = np.asarray(function(images).argmax(-1)) if targets is None else np.array(targets)
+    result = jaxcam.occlusion(function, images, targets and classes, chunk_size=chunk_size, **options)
     rows, columns = covered(40, 16, 12), covered(48, 16, 12)
     expected = np.zeros(images.shape[:3])
     for row in rows:
         for column in columns:
             mask = row[:, None] * column
             logits = function(jnp.where(mask[..., None] > 0, 1.0, images))
-            drop = np.take_along_axis(np.asarray(function(images) - logits), target[:, None], 1)
+            drop = np.take_along_axis(np.asarray(function(images) - logits), classes[:, None], 1)
             expected += drop[:, :, None] * mask / (rows.sum(0)[:, None] * columns.sum(0))
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
