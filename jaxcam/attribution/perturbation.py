@@ -64,7 +64,8 @@ def occlusion(
     `attribution[y, x] = mean over the windows that cover (y, x) of score(image) - score(image without the window)`.
 
     As in Captum, windows start at every multiple of the stride, and the last one in each direction may overhang the
-    edge of the image, so that every pixel is covered.
+    edge of the image, so that every pixel is covered. The first layers of a convolutional network are computed again
+    only where a window reaches.
 
     Args:
       model: a tap or any callable `images -> logits`.
