@@ -78,13 +78,13 @@ def windowed(function: Callable, images, starts: np.ndarray, size: tuple[int, in
     `run(image, window, changed)` is the output for `changed [m, h, w, c]`, each of which differs from `images[image]`
     at most inside the window of `size` pixels that begins at `starts[window]`; `image` and `window` are `int[m]`.
     """
-    program = trace(function, images)
+    program = _trace(function, images)
     value = program.run(images)
     # Here, for inside of a loop it would be padded again in every turn.
     padded = {each.outvars[0]: _padded(each, value) for each in program.equations if _slide(each) is not None}
 
     def run(image, window, changed):
-        again = trace(function, changed)
+        again = _trace(function, changed)
         if [each.primitive for each in again.equations] != [each.primitive for each in program.equations]:
             return function(changed)  # another program for another number of images
         known = Known(program, value, padded, image, window)
@@ -139,6 +139,11 @@ def drops_without(model, images, targets, fill, rows, columns, score, chunk_size
         return score(logits, classes).astype(jnp.float32)[:, None] - scores
 
     return chunked_map(of_images, images.shape[:1], chunk_size).reshape(-1, len(rows), len(columns))
+
+
+def _trace(function, images) -> Program:
+    """Loops stay closed: unrolled, a long one would take long to compile. Derivatives of one's own are not kept."""
+    return trace(function, images, keep=lambda equation: equation.primitive.name == "scan")
 
 
 def _patched(known: Known, equation, original, operands) -> list[Patch] | None:
@@ -217,7 +222,7 @@ def _pointwise(known: Known, equation, original, operands):
         if _is_uniform(known.program, variable):
             return operand[:, : size[0], : size[1]]
         value = known.value(variable)
-        value = jnp.broadcast_to(value, (value.shape[0], *shape, *value.shape[3:]))
+        value = jnp.broadcast_to(value, (*original.outvars[0].aval.shape[:3], *value.shape[3:]))
         return _cut(value, known.image, jnp.asarray(starts)[known.window], size)
 
     operands = [at_pixels(*each) for each in zip(original.invars, operands, strict=True)]
