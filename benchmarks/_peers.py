@@ -38,12 +38,20 @@ class Peer:
         self.images, self.targets, self.half = _torch.tensor(images).to(device), list(targets), half
         self.layer = network.get_submodule(layer)
         self.network = network
-        self.release = lambda: None  # takes the hooks of the last method off, which would slow down the next
+        self.release = lambda: None
         if compiled:
             network = network.to(memory_format=torch.channels_last)
             self.images = self.images.contiguous(memory_format=torch.channels_last)
             torch._functorch.config.donated_buffer = False  # pytorch-grad-cam keeps the graph after its backward pass
             self.network = torch.compile(network)
+
+    def clear(self) -> None:
+        """Takes off the last method's hooks, which slow down the next, and forgets what was compiled with them.
+
+        `torch.compile` gives up after eight variants of a function, and each method's hooks make new ones.
+        """
+        self.release()
+        torch._dynamo.reset()
 
     def forward(self) -> Callable:
         def run():

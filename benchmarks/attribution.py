@@ -72,7 +72,7 @@ ROWS = {
     ),
     "score_cam": cam(jaxcam.score_cam, "ScoreCAM", lambda channels, windows: channels + 1),
     "ablation_cam": cam(jaxcam.ablation_cam, "AblationCAM"),  # only what lies above the layer is run again
-    "occlusion": Row(
+    "occlusion": Row(  # its floor is that of whole images; this package computes less
         partial(jaxcam.occlusion, window=WINDOW, stride=WINDOW),
         lambda peer: peer.attribute(
             "Occlusion",
@@ -189,7 +189,7 @@ def serve(connection, args, batch, side):
         peer = Peer(classifier, "layer4", np.asarray(images), np.asarray(targets), **options)
 
         def run_of(row):
-            peer.release()
+            peer.clear()
             return row.theirs(peer)
 
     empty, prepared = memory("VmRSS"), None
