@@ -34,7 +34,6 @@ from experiments import _study
 from jaxcam import metrics, plot
 
 STEPS = 50  # of integrated gradients
-WINDOW = 32  # of occlusion, in pixels; it does not overlap
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of ROAD
 REMOVALS = 48  # steps of deletion; Quantus removes a channel of a pixel at a time, and wants a share of the pixels
 AT_ONCE = 16  # images that Captum runs in one batch; all at once do not fit
@@ -73,11 +72,13 @@ ROWS = {
     "score_cam": cam(jaxcam.score_cam, "ScoreCAM", lambda channels, windows: channels + 1),
     "ablation_cam": cam(jaxcam.ablation_cam, "AblationCAM"),  # only what lies above the layer is run again
     "occlusion": Row(  # its floor is that of whole images; this package computes less
-        partial(jaxcam.occlusion, window=WINDOW, stride=WINDOW),
+        lambda model, images, targets: jaxcam.occlusion(
+            model, images, targets, window=window(images.shape[1]), stride=window(images.shape[1])
+        ),
         lambda peer: peer.attribute(
             "Occlusion",
-            sliding_window_shapes=(3, WINDOW, WINDOW),
-            strides=(3, WINDOW, WINDOW),
+            sliding_window_shapes=(3, *[window(peer.images.shape[2])] * 2),
+            strides=(3, *[window(peer.images.shape[2])] * 2),
             perturbations_per_eval=max(1, AT_ONCE // len(peer.targets)),
         ),
         lambda channels, windows: windows + 1,
@@ -93,6 +94,11 @@ ROWS = {
         lambda channels, windows: REMOVALS + 1,
     ),
 }
+
+
+def window(side: int) -> int:
+    """The side of occlusion's windows, which do not overlap: 32 of 224 pixels, 4 of 32."""
+    return side // 7
 
 
 def some_maps(images):
@@ -161,7 +167,7 @@ def facts_of(args, classifier, batch) -> dict:
         "bytes per second": speed,
         "floor of a pass": cost["flops"] / rate,
         "channels": classifier.module.width * 8 * classifier.module.block.expansion,
-        "windows": (side // WINDOW) ** 2,
+        "windows": (side // window(side)) ** 2,
     }
 
 
