@@ -4,9 +4,9 @@
 
 Trains a ResNet-18 with CIFAR stem for five epochs from each seed (SGD, learning rate 0.1, momentum 0.9, weight decay
 5e-4, batch 128, random crop and flip) and compares the heatmaps of correctly classified test images, after every epoch
-on a few and at the end on all; the same with the bundled, well-trained model, there for more methods. Grad-CAM is that
-of `layer4`, which has 4x4 cells on 32 pixels. Attributions become heatmaps by their absolute value, summed over
-channels. Writes metrics.json, table.md, examples.png, and accuracy-pearson.png and accuracy-iou.png.
+on a few and at the end on all; the same with a well-trained model (the bundled one, or `--model`), there for more
+methods. Grad-CAM is that of `layer4`, which has 4x4 cells on 32 pixels. Attributions become heatmaps by their absolute
+value, summed over channels. Writes metrics.json, table.md, examples.png, and accuracy-pearson.png and accuracy-iou.png.
 """
 
 from functools import partial
@@ -22,6 +22,7 @@ from jaxcam import data, metrics, plot, train
 from jaxcam.models import ARCHITECTURES
 
 LAYER = "layer4"
+BUNDLED = "resnet18_cifar10"
 NORMALIZE = train.Normalization(MEAN, STD)
 METRICS = {"pearson": metrics.pearson, "iou": partial(metrics.iou_top, top=0.2)}
 TITLES = {"pearson": "Pearson", "iou": "IoU of the top 20 %"}
@@ -58,7 +59,11 @@ def main(argv=None):
     parser.add_argument("--images", type=int, help="correctly classified test images at the end (default: all)")
     parser.add_argument("--epoch-images", type=int, default=300, help="as --images, after the other epochs")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, metavar="NAME")
-    parser.add_argument("--variant-images", type=int, default=1000, help="as --images, for the bundled model")
+    parser.add_argument("--variant-images", type=int, default=1000, help="as --images, for the well-trained model")
+    parser.add_argument(
+        "--model", default=BUNDLED, help="well-trained: a registered name, a weight file or hf:owner/repo"
+    )
+    parser.add_argument("--architecture", help="of a weight file that does not say it")
     args = parser.parse_args(argv)
     if args.smoke:
         args.seeds, args.epochs, args.width, args.num_steps = [0, 1], 2, 4, 4
@@ -97,18 +102,21 @@ def main(argv=None):
             name = f"seed-{seed}-epoch-{epoch}"
             runs[seed, epoch] = _study.part(args, name, partial(one_epoch, seed, epoch), **settings)
 
-    bundled = jaxcam.load("resnet18_cifar10")
-    model = jaxcam.tap(bundled.module, bundled.variables, LAYER)
-    options = {"variants": tuple(args.variants), "description": "bundled model"}
-    facts = {"num_steps": args.num_steps, "weights": bundled.about["sha256"], **options}
-    compute = partial(measure, args, model, test_data, args.variant_images, **options)
-    well_trained = _study.part(args, "bundled", compute, images=args.variant_images, **facts)
+    classifier = jaxcam.load(args.model, architecture=args.architecture, num_classes=10)
+    if classifier.preprocess.crop != test_data.images.shape[1]:
+        raise SystemExit(f"{args.model} takes images of {classifier.preprocess.crop} pixels; CIFAR-10's have 32.")
+    model, weights = jaxcam.tap(classifier.module, classifier.variables, LAYER), classifier.about["sha256"]
+    options = {"variants": tuple(args.variants), "description": titled(args)}
+    normalize = train.Normalization(classifier.preprocess.mean, classifier.preprocess.std)
+    compute = partial(measure, args, model, test_data, args.variant_images, normalize=normalize, **options)
+    facts = {"num_steps": args.num_steps, "weights": weights, "images": args.variant_images, **options}
+    well_trained = _study.part(args, f"well-trained-{weights[:8]}", compute, **facts)
 
     epochs = [over_seeds([runs[seed, epoch] for seed in args.seeds]) for epoch in range(1, args.epochs + 1)]
-    _study.write_metrics(args, {"epochs": epochs, "bundled": well_trained, "original": ORIGINAL})
+    _study.write_metrics(args, {"epochs": epochs, "well-trained": well_trained, "original": ORIGINAL})
     (args.output / "table.md").write_text(tables(args, epochs, well_trained))
     for metric in METRICS:
-        plot.save(against_accuracy(metric, epochs, well_trained), args.output / f"accuracy-{metric}.png")
+        plot.save(against_accuracy(args, metric, epochs, well_trained), args.output / f"accuracy-{metric}.png")
     if not (args.output / "examples.png").exists():
         state, _ = trained(args.seeds[0], args.epochs)
         picture = examples(args, jaxcam.tap(module, state.variables, LAYER), test_data)
@@ -116,9 +124,14 @@ def main(argv=None):
     print(f"{len(args.seeds)} runs, test accuracy {epochs[-1]['accuracy']['mean']:.2%}; written to {args.output}")
 
 
-def heatmaps(model, images, targets, num_steps, variants=()):
+def titled(args):
+    """What the tables call the well-trained model."""
+    return "bundled model" if args.model == BUNDLED else args.model
+
+
+def heatmaps(model, images, targets, num_steps, variants=(), normalize=NORMALIZE):
     """The heatmaps to be compared, by name: the three of the study, then what else is asked for."""
-    images = NORMALIZE(images)
+    images = normalize(images)
     gradients = jaxcam.saliency(model, images, targets)
     chunk_size = min(256, len(images) * num_steps)
     integrated = partial(jaxcam.integrated_gradients, model, images, targets, chunk_size=chunk_size)  # from zeros
@@ -134,26 +147,26 @@ def heatmaps(model, images, targets, num_steps, variants=()):
     return maps
 
 
-def agreement(model, images, targets, num_steps, variants):
+def agreement(model, images, targets, num_steps, variants, normalize):
     """Every metric of every pair with at least one of the three, `[n]` each."""
-    maps = heatmaps(model, images, targets, num_steps, variants)
+    maps = heatmaps(model, images, targets, num_steps, variants, normalize)
     pairs = [(a, b) for a, b in combinations(maps, 2) if a in REFERENCES]
     return {f"{a} / {b}": {name: metric(maps[a], maps[b]) for name, metric in METRICS.items()} for a, b in pairs}
 
 
-def correct(args, model, test_data):
+def correct(args, model, test_data, normalize=NORMALIZE):
     """The indices of the test images that the model classifies correctly; in smoke mode of all."""
     batch_size = min(500, len(test_data.images))
-    logits = train.predict(model.module, model.variables, test_data.images, normalize=NORMALIZE, batch_size=batch_size)
+    logits = train.predict(model.module, model.variables, test_data.images, normalize=normalize, batch_size=batch_size)
     right = logits.argmax(-1) == test_data.labels
     return np.flatnonzero(right | args.smoke), float(right.mean())
 
 
-def measure(args, model, test_data, images, *, description, variants=()):
+def measure(args, model, test_data, images, *, description, variants=(), normalize=NORMALIZE):
     """The accuracy, and the agreement on the first images that are classified correctly: on a few, and on `images`."""
-    right, accuracy = correct(args, model, test_data)
+    right, accuracy = correct(args, model, test_data, normalize)
     chosen = right[:images]
-    explain = partial(agreement, model, num_steps=args.num_steps, variants=variants)
+    explain = partial(agreement, model, num_steps=args.num_steps, variants=variants, normalize=normalize)
     options = {"size": batch(args), "description": description}
     values = _study.batched(explain, test_data.images[chosen], test_data.labels[chosen], **options)
     few = jax.tree.map(lambda each: _study.mean_and_interval(each[:FEW]), values)
@@ -181,7 +194,7 @@ def over_seeds(parts):
     return {"accuracy": accuracy, "few": combined("few"), "all": combined("all"), "training": training}
 
 
-def tables(args, epochs, bundled):
+def tables(args, epochs, well_trained):
     """Ours beside the original's; how agreement changes in training; all methods on the well-trained model."""
     last = epochs[-1]
     count = last["all"]["Grad-CAM / IG"]["pearson"]["count"]
@@ -189,18 +202,19 @@ def tables(args, epochs, bundled):
     few = f"first {FEW} images" if count > FEW else "first images"
     text = [
         f"Mean ± standard deviation over correctly classified test images; {len(args.seeds)} runs of {args.epochs} "
-        f"epochs at width {args.width}, {accuracy} test accuracy, on average {count:.0f} images; the bundled model has "
-        f"{bundled['accuracy']:.1%}. 95 % intervals of the mean: over images in one run, and over runs.\n"
+        f"epochs at width {args.width}, {accuracy} test accuracy, on average {count:.0f} images; the "
+        f"{titled(args)} has {well_trained['accuracy']:.1%}. 95 % intervals of the mean: over images in one "
+        "run, and over runs.\n"
     ]
     header = ["pair", "metric", "original, 100 images", f"ours, {few}", f"ours, {count:.0f} images"]
-    header += ["± over images", "± over runs", f"bundled model, {args.variant_images} images"]
+    header += ["± over images", "± over runs", f"{titled(args)}, {args.variant_images} images"]
     rows = []
     for pair, original in ORIGINAL.items():
         for metric, (mean, std) in original.items():
             ours, runs_interval = last["all"][pair][metric], last["all"][pair][metric]["runs_interval"]
             cells = [f"{mean:.3f} ± {std:.3f}", spread(last["few"][pair][metric]), spread(ours)]
             cells += [f"{ours['interval']:.3f}", "" if runs_interval is None else f"{runs_interval:.3f}"]
-            rows.append([pair, TITLES[metric], *cells, spread(bundled["all"][pair][metric])])
+            rows.append([pair, TITLES[metric], *cells, spread(well_trained["all"][pair][metric])])
     text += [_study.markdown(header, rows)]
 
     columns = [(pair, metric) for pair in ORIGINAL for metric in METRICS]
@@ -209,18 +223,18 @@ def tables(args, epochs, bundled):
         [epoch, f"{each['accuracy']['mean']:.1%}", *(f"{each['all'][p][m]['mean']:.3f}" for p, m in columns)]
         for epoch, each in enumerate(epochs, 1)
     ]
-    cells = (f"{bundled['all'][pair][metric]['mean']:.3f}" for pair, metric in columns)
-    rows.append(["bundled model", f"{bundled['accuracy']:.1%}", *cells])
+    cells = (f"{well_trained['all'][pair][metric]['mean']:.3f}" for pair, metric in columns)
+    rows.append([titled(args), f"{well_trained['accuracy']:.1%}", *cells])
     about = f"How agreement changes with accuracy (means; {args.epoch_images} images before the last epoch).\n"
     text += [about, _study.markdown(header, rows)]
 
-    names = {pair.split(" / ")[1] for pair in bundled["all"] if pair not in ORIGINAL}
+    names = {pair.split(" / ")[1] for pair in well_trained["all"] if pair not in ORIGINAL}
     header = ["method", *(f"{reference}, {TITLES[metric]}" for reference in REFERENCES for metric in METRICS)]
     rows = []
     for name in sorted(names, key=lambda name: (name not in VARIANTS, name)):
-        pairs = [bundled["all"][f"{reference} / {name}"][metric] for reference in REFERENCES for metric in METRICS]
+        pairs = [well_trained["all"][f"{reference} / {name}"][metric] for reference in REFERENCES for metric in METRICS]
         rows.append([f"`{name}`" if name in VARIANTS else name, *map(spread, pairs)])
-    text += ["Further methods on the bundled model.\n", _study.markdown(header, rows)]
+    text += [f"Further methods on the {titled(args)}.\n", _study.markdown(header, rows)]
     return "\n".join(text)
 
 
@@ -228,9 +242,11 @@ def spread(summary):
     return f"{summary['mean']:.3f} ± {summary['std']:.3f}"
 
 
-def against_accuracy(metric, epochs, bundled):
+def against_accuracy(args, metric, epochs, well_trained):
     """Mean agreement against test accuracy, with 95 % intervals over runs (over images where there is one run)."""
-    points = [(each["accuracy"]["mean"], each["all"]) for each in epochs] + [(bundled["accuracy"], bundled["all"])]
+    points = [(each["accuracy"]["mean"], each["all"]) for each in epochs] + [
+        (well_trained["accuracy"], well_trained["all"])
+    ]
     points.sort(key=lambda point: point[0])
     chosen = {pair: [each[pair][metric] for _, each in points] for pair in ORIGINAL}
     return plot.curves(
@@ -239,7 +255,7 @@ def against_accuracy(metric, epochs, bundled):
         intervals={
             pair: [each.get("runs_interval") or each["interval"] for each in own] for pair, own in chosen.items()
         },
-        xlabel=f"test accuracy after epochs 1 to {len(epochs)}, and of the bundled model",
+        xlabel=f"test accuracy after epochs 1 to {len(epochs)}, and of the {titled(args)}",
         ylabel=f"agreement, {TITLES[metric]}",
         title="Agreement of methods against accuracy",
     )

@@ -12,6 +12,7 @@ that they come in.
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -197,7 +198,7 @@ def _is_large(images, kernel) -> bool:
 def _is_small(images, kernel) -> bool:
     """Whether transposing the kernel would take longer than all the rest, as measured on two cores."""
     pixels, inputs = images.size // images.shape[-1], images.shape[-1]
-    return images.dtype == kernel.dtype == jnp.float32 and 4 * pixels < inputs and np.prod(kernel.shape[:-2]) < 10
+    return images.dtype == kernel.dtype == jnp.float32 and 4 * pixels < inputs and prod(kernel.shape[:-2]) < 10
 
 
 def _of_tiles(images, kernel, params):
