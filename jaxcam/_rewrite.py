@@ -245,8 +245,9 @@ def _flatten(closed: ClosedJaxpr, keep, structure=None) -> Program:
             needed.update(v for v in equation.invars if not isinstance(v, Literal))
     equations.reverse()
     depends, made_by, used_by = set(flat.jaxpr.invars), {}, defaultdict(list)
-    for variable in needed.intersection(flat.jaxpr.outvars):
-        used_by[variable].append(None)  # by the caller
+    for variable in flat.jaxpr.outvars:
+        if not isinstance(variable, Literal):
+            used_by[variable].append(None)  # by the caller
     for equation in equations:
         made_by.update((variable, equation) for variable in equation.outvars)
         for variable in equation.invars:

@@ -35,7 +35,11 @@ class Patch(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a program computes for the images as they are, and for `m` changed ones, whose and where they are."""
+    """What a program computes for the images as they are, and for `m` changed ones, whose and where they are.
+
+    The rules get each equation twice: as it is run, for `m` images, and the `original` of the program, which names what
+    is known.
+    """
 
     program: Program
     value: Callable  # of a variable
@@ -77,6 +81,7 @@ def windowed(function: Callable, images, starts: np.ndarray, size: tuple[int, in
 
     `run(image, window, changed)` is the output for `changed [m, h, w, c]`, each of which differs from `images[image]`
     at most inside the window of `size` pixels that begins at `starts[window]`; `image` and `window` are `int[m]`.
+    `function` treats every image by itself, however many there are. Derivatives of `run` are those of `function`.
     """
     program = _trace(function, images)
     value = program.run(images)
@@ -85,7 +90,7 @@ def windowed(function: Callable, images, starts: np.ndarray, size: tuple[int, in
 
     def run(image, window, changed):
         again = _trace(function, changed)
-        if [each.primitive for each in again.equations] != [each.primitive for each in program.equations]:
+        if _signature(again) != _signature(program):
             return function(changed)  # another program for another number of images
         known = Known(program, value, padded, image, window)
         first = _cut(changed, jnp.arange(len(changed)), jnp.asarray(starts)[window], size)
@@ -102,9 +107,29 @@ def windowed(function: Callable, images, starts: np.ndarray, size: tuple[int, in
                 results = bind(equation, known.whole(original.invars, operands))
             values.update(zip(equation.outvars, results, strict=True))
         outputs = known.whole(program.jaxpr.outvars, read(again.jaxpr.outvars))
-        return jax.tree.unflatten(again.structure, outputs)
+        return _with_derivatives_of(jax.tree.unflatten(again.structure, outputs), function(changed))
 
     return program.output(value), run
+
+
+@jax.custom_jvp
+def _with_derivatives_of(outputs, same):
+    """The outputs; where nothing is differentiated, the compiler drops what computes the `same` in another way."""
+    return outputs
+
+
+@_with_derivatives_of.defjvp
+def _derivatives(primals, tangents):
+    return _with_derivatives_of(*primals), tangents[1]
+
+
+def _signature(program: Program) -> list:
+    """What a program does, but for the shapes."""
+
+    def literals(equation):
+        return [np.asarray(each.val).tolist() for each in equation.invars if isinstance(each, Literal)]
+
+    return [(equation.primitive, literals(equation)) for equation in program.equations]
 
 
 def covered(size: int, window: int, stride: int) -> np.ndarray:
@@ -142,7 +167,7 @@ def drops_without(model, images, targets, fill, rows, columns, score, chunk_size
 
 
 def _trace(function, images) -> Program:
-    """Loops stay closed: unrolled, a long one would take long to compile. Derivatives of one's own are not kept."""
+    """Loops stay closed: unrolled, a long one would take long to compile."""
     return trace(function, images, keep=lambda equation: equation.primitive.name == "scan")
 
 
@@ -192,7 +217,9 @@ def _slide(equation) -> Slide | None:
         fits = values.ndim > 2 and all(set(each) == {trivial} for each, trivial in zip(others, TRIVIAL, strict=True))
         found = [params[each][1:3] for each in names]
     sizes, strides, padding, between, spread = found
-    if not fits or max(between) > 1 or min(map(min, padding)) < 0 or not is_inexact(values):
+    if not fits or max(between) > 1 or min(map(min, padding)) < 0:
+        return None
+    if not is_inexact(values) or values.dtype.itemsize < 2:  # without an infinity to pad with
         return None
     unpadded = {**params, "padding": ((0, 0),) * len(params["padding"])}
     return Slide((np.array(sizes) - 1) * spread + 1, np.array(strides), *np.array(padding).T, unpadded)
@@ -238,12 +265,12 @@ def _is_pointwise(equation, patches) -> bool:
     if len(shape) < 3 or any(equation.invars[i].aval.shape[:3] != shape[:3] for i in patches):
         return False
     if "axes" in params:  # of a reduction
-        return min(params["axes"]) > 2
+        return all(axis > 2 for axis in params["axes"])
     if name == "broadcast_in_dim":
         return params["broadcast_dimensions"][:3] == (0, 1, 2)
     if name == "dot_general":
         (contracted, _), (batch, _) = params["dimension_numbers"]
-        return patches == [0] and min(contracted) > 2 and not batch
+        return patches == [0] and all(axis > 2 for axis in contracted) and not batch
     return True
 
 
@@ -266,7 +293,7 @@ def _moved(known: Known, equation, original, operands):
 
 
 RULES = {
-    **dict.fromkeys(ELEMENTWISE | {"broadcast_in_dim", "copy", "select_n", "stop_gradient"}, _pointwise),
+    **dict.fromkeys(ELEMENTWISE | {"broadcast_in_dim", "copy", "select_n"}, _pointwise),
     **dict.fromkeys(("concatenate", "dot_general", "reduce_max", "reduce_min", "reduce_sum"), _pointwise),
     **dict.fromkeys(SLIDING, _sliding),
     "pad": _moved,
@@ -292,7 +319,7 @@ def _cut(values, index, corners, size):
         start = (index, *corner, *(0,) * (values.ndim - 3))
         return jax.lax.dynamic_slice(values, start, (1, *map(int, size), *values.shape[3:]))[0]
 
-    return jax.vmap(one)(index, corners)
+    return jax.vmap(one)(index.astype(jnp.int32), corners.astype(jnp.int32))
 
 
 @jax.vmap

@@ -10,7 +10,7 @@ import pytest
 
 import jaxcam
 from jaxcam._windows import covered, windowed
-from jaxcam.models.resnet import ARCHITECTURES
+from jaxcam.models.resnet import BasicBlock, ResNet
 
 SHAPE = (2, 40, 48, 3)
 SIZE = (6, 5)
@@ -66,7 +66,7 @@ MODELS = [
     (Strided(), 0.1),
     (Dense(), 0.01),
     (Normalised(), 0.7),
-    (ARCHITECTURES["resnet18"](num_classes=5, width=4, stem="imagenet"), 0.4),
+    (ResNet((1, 1), BasicBlock, num_classes=5, width=4, stem="imagenet"), 0.4),
 ]
 
 
@@ -128,8 +128,9 @@ def test_windows_of_the_whole_image(model, altered):
         lambda x: jnp.einsum("nhwc,hk->nwck", x, jnp.eye(6) + 1),
         lambda x: jnp.broadcast_to(x.sum(3)[:, :, None], x.shape),
         lambda x: jnp.concatenate([x, x], 1)[:, 3:9],
+        lambda x: jnp.einsum("nhwc,k->nhwck", jnp.sum(x, ()), jnp.arange(3.0)),
     ],
-    ids=["sum", "product", "broadcast", "joined"],
+    ids=["sum", "product", "broadcast", "joined", "nothing summed"],
 )
 def test_rows_and_columns_are_not_told_by_their_length(mixed):
     images, other = jax.random.normal(jax.random.key(0), (2, 1, 6, 6, 6))
@@ -144,11 +145,40 @@ def test_rows_and_columns_are_not_told_by_their_length(mixed):
     np.testing.assert_allclose(run(index, index, changed), function(changed), rtol=1e-4)
 
 
-def test_another_program_for_another_number_of_images(altered):
+@jax.custom_vjp
+def rounded(x):
+    return jnp.round(x)
+
+
+rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, change: (2 * change,))
+
+
+@pytest.mark.parametrize("own", [rounded, jax.lax.stop_gradient, nn.relu])
+def test_derivatives_are_those_of_the_function(own, altered):
+    images, image, window, changed = altered
+    weights = jax.random.normal(jax.random.key(0), (3,))
+
+    def function(images):
+        return nn.avg_pool(own(4 * jnp.where(images > 0.3, 0, images)), (3, 3), (2, 2)).mean((1, 2))
+
+    def of_windows(changed):
+        return (jnp.sin(windowed(function, images, STARTS, SIZE)[1](image, window, changed)) * weights).sum()
+
+    result = jax.jit(jax.grad(of_windows))(changed)
+    expected = jax.jit(jax.grad(lambda changed: (jnp.sin(function(changed)) * weights).sum()))(changed)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda x, n: jnp.sin(x) if n > 2 else x, lambda x, n: x * (2.0 if n > 2 else 3.0)],
+    ids=["steps", "numbers"],
+)
+def test_another_program_for_another_number_of_images(other, altered):
     images, image, window, changed = altered
 
     def function(images):
-        return (jnp.sin(images) if len(images) > 2 else images).mean((1, 2))
+        return other(images, len(images)).mean((1, 2))
 
     _, run = windowed(function, images, STARTS, SIZE)
     np.testing.assert_allclose(run(image, window, changed), function(changed), rtol=1e-6)
