@@ -66,7 +66,7 @@ def main(argv=None):
     parser.add_argument("--architecture", help="of a weight file that does not say it")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.seeds, args.epochs, args.width, args.num_steps = [0, 1], 2, 4, 4
+        args.seeds, args.epochs, args.width, args.num_steps = [0, 1], 1, 4, 4
         args.images, args.epoch_images, args.variant_images, args.variants = 24, 12, 12, VARIANTS[1:2]
 
     train_data, test_data = _study.cifar10(args)
