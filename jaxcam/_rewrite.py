@@ -286,16 +286,23 @@ def _inside(keep, body: ClosedJaxpr, operands) -> list:
 def _unrolled(keep, equation, operands) -> list:
     """A scan, one step after the other."""
     params = equation.params
-    num_consts, num_carry, length = params["num_consts"], params["num_carry"], params["length"]
+    body, length = params["jaxpr"], params["length"]
+    # What is stacked has an axis more outside than inside; JAX's own counts are called differently from 0.12 on.
+    num_carry = _of_one_rank(equation.outvars, body.jaxpr.outvars)
+    num_consts = _of_one_rank(equation.invars, body.jaxpr.invars) - num_carry
     consts, carry, stacked = np.split(np.arange(len(operands)), [num_consts, num_consts + num_carry])
     consts, carry, stacked = ([operands[i] for i in each] for each in (consts, carry, stacked))
     steps = defaultdict(list)
     for step in range(length)[:: -1 if params["reverse"] else 1]:
-        outputs = _inside(keep, params["jaxpr"], [*consts, *carry, *(each[step] for each in stacked)])
+        outputs = _inside(keep, body, [*consts, *carry, *(each[step] for each in stacked)])
         carry = outputs[:num_carry]
         for i, output in enumerate(outputs[num_carry:]):
             steps[i].insert(0 if params["reverse"] else len(steps[i]), output)
     return [*carry, *(jnp.stack(each) for each in steps.values())]
+
+
+def _of_one_rank(outside, inside) -> int:
+    return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
 def bodies(equation) -> list[ClosedJaxpr]:
