@@ -127,7 +127,7 @@ def _signature(program: Program) -> list:
     """What a program does, but for the shapes."""
 
     def literals(equation):
-        return [np.asarray(each.val).tolist() for each in equation.invars if isinstance(each, Literal)]
+        return [np.asarray(each.val).tobytes() for each in equation.invars if isinstance(each, Literal)]
 
     return [(equation.primitive, literals(equation)) for equation in program.equations]
 
@@ -316,7 +316,7 @@ def _cut(values, index, corners, size):
     """The part of `values[index]` that has `size` pixels from `corners` on, for each of them."""
 
     def one(index, corner):
-        start = (index, *corner, *(0,) * (values.ndim - 3))
+        start = (index, *corner, *(np.int32(0),) * (values.ndim - 3))
         return jax.lax.dynamic_slice(values, start, (1, *map(int, size), *values.shape[3:]))[0]
 
     return jax.vmap(one)(index.astype(jnp.int32), corners.astype(jnp.int32))
@@ -324,4 +324,5 @@ def _cut(values, index, corners, size):
 
 @jax.vmap
 def _paste(values, patch, corner):
-    return jax.lax.dynamic_update_slice(values, patch, (*corner, *(0,) * (values.ndim - 2)))
+    start = (*corner.astype(jnp.int32), *(np.int32(0),) * (values.ndim - 2))
+    return jax.lax.dynamic_update_slice(values, patch, start)

@@ -184,6 +184,22 @@ def test_another_program_for_another_number_of_images(other, altered):
     np.testing.assert_allclose(run(image, window, changed), function(changed), rtol=1e-6)
 
 
+def test_outputs_that_are_numbers_types_without_infinity_and_wide_indices(altered):
+    images, image, window, changed = altered
+    small = images.astype(jnp.float8_e4m3fn), changed.astype(jnp.float8_e4m3fn)
+
+    def function(images):
+        return nn.max_pool(images, (3, 3), (2, 2), "SAME").astype(jnp.float32).mean((1, 2)), 2.0
+
+    result, number = windowed(function, small[0], STARTS, SIZE)[1](image, window, small[1])
+    np.testing.assert_allclose(result, function(small[1])[0], rtol=1e-5)
+    assert number == 2
+    with jax.enable_x64(True):
+        run = windowed(function, images, STARTS, SIZE)[1]
+        result, _ = run(jnp.asarray(image, jnp.int32), jnp.asarray(window, jnp.int32), changed)
+        np.testing.assert_allclose(result, function(changed)[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("targets, chunk_size", [(None, 1), (None, 2), ((2, 0, 1), 2), ((2, 0, 1), 50)])
 def test_occlusion_is_the_same_for_any_chunk(targets, chunk_size):
     def function(images):
