@@ -50,7 +50,7 @@ def jaxcam_side(args):
     import jaxcam
 
     classifier = jaxcam.load(args.output / "weights" / f"{args.model}.safetensors")
-    model = jaxcam.tap(classifier.module, classifier.variables, "layer4")
+    model = classifier.tap("layer4")
     np.asarray(jaxcam.grad_cam(model, np.zeros((1, 224, 224, 3), np.float32), 0))
 
 

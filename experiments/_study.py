@@ -157,7 +157,7 @@ def effect(ones, others) -> dict:
 SIMILARITIES = {  # of two sets of maps
     "Pearson": metrics.pearson,
     "Spearman": metrics.spearman,
-    "IoU, top 20 %": lambda a, b: metrics.iou_top(a, b, top=0.2),
+    "IoU, top 20 %": lambda a, b: metrics.iou_top(a, b, fraction=0.2),
 }
 
 RANDOM = "random weights: a test of the script, not a result"

@@ -29,7 +29,7 @@ NORMALIZE = train.Normalization(MEAN, STD)
 ORIGINAL = {"standard": {"loss": 0.554}, "biased": {"loss": 0.564}}
 METHODS = {
     "Grad-CAM": jaxcam.grad_cam,
-    "Guided Grad-CAM": lambda *args: jaxcam.heatmap(jaxcam.guided_grad_cam(*args)),
+    "Guided Grad-CAM": lambda *args: jaxcam.heatmap(jaxcam.guided_grad_cam(*args), percentile=100),
 }
 WHERE = {"mass": metrics.energy_pointing_game, "hottest spot": metrics.pointing_game}
 
@@ -108,7 +108,7 @@ def main(argv=None):
 
 def decisions(model, test_data, size):
     """How far the square decides: accuracies, and how often it makes a frog of what was none before."""
-    predict = partial(train.predict, model.module, model.variables, normalize=NORMALIZE)
+    predict = partial(train.predict, model.network.module, model.variables, normalize=NORMALIZE)
     batch_size = min(500, len(test_data.images))
     clean = predict(test_data.images, batch_size=batch_size).argmax(-1)
     marked = predict(data.with_square(test_data, size=size).images, batch_size=batch_size).argmax(-1)

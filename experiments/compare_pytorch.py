@@ -94,7 +94,7 @@ CASES = {
     "guided_backprop": captum("GuidedBackprop"),
     "deconvnet": captum("Deconvolution"),
     "guided_grad_cam": Case(
-        "Captum", lambda side: side.attribute("GuidedGradCam", side.layer), lambda side: {"method": "nearest"}
+        "Captum", lambda side: side.attribute("GuidedGradCam", side.layer), lambda side: {"interpolation": "nearest"}
     ),
     "deep_lift": captum("DeepLift"),
     "occlusion": captum(
@@ -133,7 +133,7 @@ def main(argv=None):
     source = _study.random_weights(args.output / "random.safetensors") if args.random_resnet50 else args.model
     classifier = jaxcam.load(source, architecture=args.architecture)
     images, views = some_images(args, classifier)
-    model, network = jaxcam.tap(classifier.module, classifier.variables, args.layer), _torch.load(classifier)
+    model, network = classifier.tap(args.layer), _torch.load(classifier)
     with jax.default_matmul_precision("highest"), warnings.catch_warnings(), _study.progress() as progress:
         warnings.simplefilter("ignore")  # what the libraries say about each other
         logits = np.asarray(model(images))
@@ -239,7 +239,8 @@ def maps(view, measured, rows):
         return values if values.ndim == 2 and values.min() >= 0 and values.max() <= 1 else shown(values)
 
     def shown(values):
-        return np.asarray(jaxcam.heatmap(values[None] if values.ndim == 3 else values[None, ..., None]))[0]
+        values = values[None] if values.ndim == 3 else values[None, ..., None]
+        return np.asarray(jaxcam.heatmap(values, percentile=100))[0]
 
     cells, labels = [], []
     for name, both in measured.items():

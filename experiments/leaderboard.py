@@ -20,12 +20,12 @@ import numpy as np
 import jaxcam
 from experiments import _study
 from jaxcam import data, metrics, plot, train
-from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
+from jaxcam.attribution import METHODS
 from jaxcam.models.resnet import BasicBlock, ResNet
 
 NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 # A row is a method, by default at the last stage, or "method@layer".
-ROWS = [name for name in METHODS if name not in FOR_TRANSFORMERS]
+ROWS = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "parts"]
 ROWS += [
     f"{name}@{layer}" for name in ("grad_cam", "hires_cam", "layer_cam") for layer in ("layer1", "layer2", "layer3")
 ]
@@ -84,7 +84,7 @@ class Row:
 
     def other_labels(self):
         def metric(explain, model, images, targets):
-            return metrics.label_randomisation(explain, model, self.case.twin, images, targets)
+            return metrics.label_randomization(explain, model, self.case.twin, images, targets)
 
         return self.sanity(metric)
 
@@ -111,12 +111,12 @@ COLUMNS = [
     ("average drop", LOW, lambda row: row.faithful(metrics.average_drop)),
     ("average increase", HIGH, lambda row: row.faithful(metrics.average_increase)),
     ("average gain", HIGH, lambda row: row.faithful(metrics.average_gain)),
-    ("infidelity", LOW, lambda row: row.faithful(metrics.infidelity, normalise=True, num_samples=16)),
+    ("infidelity", LOW, lambda row: row.faithful(metrics.infidelity, normalize=True, deviation=0.1, num_samples=16)),
     ("mu-fidelity", HIGH, lambda row: row.faithful(metrics.mu_fidelity, num_samples=48)),
     ("occlusion correlation", HIGH, lambda row: row.faithful(metrics.occlusion_correlation)),
     ("max-sensitivity", LOW, Row.sensitivity),
-    ("cascading randomisation", ZERO, lambda row: row.all_layers(metrics.cascading_randomisation)),
-    ("independent randomisation", ZERO, lambda row: row.all_layers(metrics.independent_randomisation)),
+    ("cascading randomisation", ZERO, lambda row: row.all_layers(metrics.cascading_randomization)),
+    ("independent randomisation", ZERO, lambda row: row.all_layers(metrics.independent_randomization)),
     ("label randomisation", ZERO, Row.other_labels),
     ("input invariance", HIGH, lambda row: row.sanity(metrics.input_invariance)),
     ("Gini", DESCRIBES, lambda row: metrics.gini(row.heatmaps)),
@@ -176,12 +176,12 @@ def main(argv=None):
 def explain_with(row, **options):
     """A row's method as `(model, images, targets) -> heatmaps`."""
     name, _, layer = row.partition("@")
-    method = partial(METHODS[name], **OPTIONS.get(name, {}), **options)
+    method = partial(METHODS[name].function, **OPTIONS.get(name, {}), **options)
 
     def explain(model, images, targets):
         # Not a new tap: that of a metric may do more, such as take a shift off the images.
         model = replace(model, layers=(layer,)) if layer else model
-        return jaxcam.explain(model, images, targets, methods={name: method})[name]
+        return jaxcam.explain(model, images, targets, methods={name: method}, percentile=100)[name]
 
     return explain
 
@@ -288,7 +288,7 @@ def cifar10_case(args) -> Case:
     print(f"twin for CIFAR-10: {history[-1]['accuracy']:.1%} of {count} shuffled labels learned by heart")
     twin = jaxcam.tap(classifier.module, state.variables, classifier.layer)
     images = classifier.preprocess(test.images[: 4 * args.images])
-    model = jaxcam.tap(classifier.module, classifier.variables, classifier.layer)
+    model = classifier.tap()
     right = np.argmax(model(images), -1) == test.labels[: len(images)]
     chosen = np.flatnonzero(right | args.smoke)[: args.images]
     targets, weights = jnp.asarray(test.labels[chosen]), classifier.about["sha256"]

@@ -49,7 +49,7 @@ def main(argv=None):
         args.shapley_images, args.orders, args.batch_size = 8, 2, 16
 
     classifier = jaxcam.load(args.model, architecture=args.architecture, num_classes=10)
-    model = jaxcam.tap(classifier.module, classifier.variables, args.layer or classifier.layer)
+    model = classifier.tap(args.layer)
     test = data.Split(*(each[: args.images] for each in _study.cifar10(args)[1]))
     images = np.asarray(classifier.preprocess(test.images))
     if args.smoke:  # the generated labels mean nothing to this model: two in three become what it predicts

@@ -104,7 +104,7 @@ def main(argv=None):
         parser.error(str(error))
     if args.check_images and classifier.labels != CIFAR10_LABELS:
         parser.error("--check-images needs a model with CIFAR-10's classes.")
-    model = jaxcam.tap(classifier.module, classifier.variables, args.layer or classifier.layer)
+    model = classifier.tap(args.layer)
     seen = look_at_all(args, "photographs", model, images, classifier.about["sha256"])
     reports = [report(path, seen, index, classifier.labels) for index, path in enumerate(paths)]
     check = check_flags(args, classifier, model) if args.check_images else None

@@ -24,7 +24,8 @@ from jaxcam.models import ARCHITECTURES
 LAYER = "layer4"
 BUNDLED = "resnet18_cifar10"
 NORMALIZE = train.Normalization(MEAN, STD)
-METRICS = {"pearson": metrics.pearson, "iou": partial(metrics.iou_top, top=0.2)}
+METRICS = {"pearson": metrics.pearson, "iou": partial(metrics.iou_top, fraction=0.2)}
+heatmap = partial(jaxcam.heatmap, percentile=100)  # all pixels keep their rank
 TITLES = {"pearson": "Pearson", "iou": "IoU of the top 20 %"}
 FEW = 100  # the original's number of images
 # The original: one run, about 75 % accuracy; mean and standard deviation over its images.
@@ -137,13 +138,13 @@ def heatmaps(model, images, targets, num_steps, variants=(), normalize=NORMALIZE
     integrated = partial(jaxcam.integrated_gradients, model, images, targets, chunk_size=chunk_size)  # from zeros
     maps = {
         "Grad-CAM": jaxcam.grad_cam(model, images, targets),
-        "saliency": jaxcam.heatmap(gradients),
-        "IG": jaxcam.heatmap(integrated(num_steps=num_steps)),
+        "saliency": heatmap(gradients),
+        "IG": heatmap(integrated(num_steps=num_steps)),
     }
     if variants:
-        maps |= {name: jaxcam.METHODS[name](model, images, targets) for name in variants}
-        maps["saliency, maximum over channels"] = jaxcam.heatmap(abs(gradients).max(-1))
-        maps["IG, four times the steps"] = jaxcam.heatmap(integrated(num_steps=4 * num_steps))
+        maps |= {name: jaxcam.METHODS[name].function(model, images, targets) for name in variants}
+        maps["saliency, maximum over channels"] = heatmap(abs(gradients).max(-1))
+        maps["IG, four times the steps"] = heatmap(integrated(num_steps=4 * num_steps))
     return maps
 
 
@@ -157,7 +158,8 @@ def agreement(model, images, targets, num_steps, variants, normalize):
 def correct(args, model, test_data, normalize=NORMALIZE):
     """The indices of the test images that the model classifies correctly; in smoke mode of all."""
     batch_size = min(500, len(test_data.images))
-    logits = train.predict(model.module, model.variables, test_data.images, normalize=normalize, batch_size=batch_size)
+    network = model.network.module, model.variables
+    logits = train.predict(*network, test_data.images, normalize=normalize, batch_size=batch_size)
     right = logits.argmax(-1) == test_data.labels
     return np.flatnonzero(right | args.smoke), float(right.mean())
 

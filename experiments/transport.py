@@ -137,7 +137,7 @@ def look(model, images, targets, *, preprocess, size, channels):
 
 def looking(args, classifier):
     """`look(images, targets)` with this model and these settings."""
-    model = jaxcam.tap(classifier.module, classifier.variables, classifier.layer)
+    model = classifier.tap()
     return partial(look, model, preprocess=classifier.preprocess, size=args.size, channels=args.channels)
 
 

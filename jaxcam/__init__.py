@@ -1,15 +1,15 @@
-"""jaxcam explains image classifiers in JAX.
+"""jaxcam explains vision models in JAX.
 
 >>> classifier = jaxcam.load("resnet18_cifar10")
 >>> images = classifier.preprocess(jaxcam.sample())
->>> model = jaxcam.tap(classifier.module, classifier.variables, "layer4")
+>>> model = classifier.tap()
 >>> heatmaps = jax.jit(jaxcam.grad_cam)(model, images)
 """
 
 import importlib
 
 from jaxcam import metrics, score, segments
-from jaxcam._explain import explain
+from jaxcam._engine import config
 from jaxcam.attribution import (
     METHODS,
     ablation_cam,
@@ -58,9 +58,10 @@ from jaxcam.attribution import (
     x_grad_cam,
     xrai,
 )
+from jaxcam.explain import explain
 from jaxcam.image import sample
 from jaxcam.models import Classifier, load
-from jaxcam.tap import Tap, Tokens, layers, tap, tokens
+from jaxcam.taps import Tap, Tokens, layers, tap, tokens
 
 _SUBMODULES = ("data", "plot", "train")  # what they need is heavy, so they are imported at first use
 
@@ -80,6 +81,7 @@ __all__ = [
     "attention_rollout",
     "blur_integrated_gradients",
     "cam",
+    "config",
     "data",
     "deconvnet",
     "deep_feature_factorization",

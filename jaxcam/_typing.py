@@ -1,17 +1,22 @@
-"""The vocabulary of shapes: n images, h rows, w columns, c channels, k classes or features."""
+"""The vocabulary of shapes: n images, one to three axes of space, c channels, k classes or features, t targets."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
-Images = Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"]
-Targets = Int[Array, "n"] | Int[Array, ""] | Int[np.ndarray, "n"] | int | None
-Logits = Float[Array, "n k"]
-Heatmaps = Float[Array, "n h w"]
-CoarseMaps = Float[Array, "n a b"]
+Images = Float[Array, "n *space c"] | Float[np.ndarray, "n *space c"]
+Targets = (
+    Int[Array, "n"] | Int[np.ndarray, "n"] | Int[Array, "n t"] | Int[np.ndarray, "n t"] | Int[Array, ""] | int | None
+)
+Heatmaps = Float[Array, "n *space"] | Float[Array, "n t *space"]
+CoarseMaps = Float[Array, "n *cells"]
 Maps = Heatmaps | CoarseMaps | tuple[CoarseMaps, ...]  # a CAM method's result: coarse with raw=True
-Attributions = Float[Array, "n h w c"]
-Activations = Float[Array, "n a b k"]
+Attributions = Float[Array, "n *space c"] | Float[Array, "n t *space c"]
+Activations = Float[Array, "n *cells k"]
 Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None  # broadcast to the images
-Score = Callable[[Logits, Integer[Array, "n"]], Float[Array, "n"]]
+Score = Callable[[Any, Int[Array, "n"]], Float[Array, "n"]]
+Key = jax.Array | int
+Sizes = int | tuple[int, ...] | None  # one for all axes of space, or one for each

@@ -229,13 +229,11 @@ def fit(
     Example:
       >>> state, history = fit(module, train, test, optimizer=sgd(0.1), num_epochs=1, normalize=cifar)  # doctest: +SKIP
     """
-    images, labels = jnp.asarray(train_data[0]), jnp.asarray(train_data[1])
     _check_data(module, "train_data", train_data)
     _check_data(module, "test_data", test_data)
-    steps = len(images) // batch_size
-    if steps == 0:
+    images, labels = jnp.asarray(train_data[0]), jnp.asarray(train_data[1])
+    if batch_size > len(images):
         raise ValueError(f"batch_size is {batch_size}, but there are only {len(images)} training images.")
-    state, history = init(module, optimizer, images, seed), []
     settings = {
         "module": repr(module),
         "batch_size": batch_size,
@@ -246,6 +244,27 @@ def fit(
         "train_data": _hash(train_data),
         "optimizer_settings": dict(optimizer_settings or {}),
     }
+    state, history = _resumed(init(module, optimizer, images, seed), settings, checkpoint_dir, num_epochs)
+    order_key, augment_key = jax.random.split(jax.random.key(seed))
+    options = {"normalize": normalize, "augment": augment, "label_smoothing": label_smoothing}
+    step = partial(train_step, key=augment_key, module=module, optimizer=optimizer, **options)
+    with _Progress(num_epochs, len(images) // batch_size, enabled=progress) as bar:
+        for epoch in range(len(history), num_epochs):
+            batches = _batches(jax.random.fold_in(order_key, epoch), len(images), batch_size)
+            state, record = _epoch(step, state, images, labels, batches, partial(bar.update, epoch))
+            test_loss, test_accuracy = evaluate(module, state.variables, test_data, normalize=normalize)
+            history.append({"epoch": epoch + 1, **record, "test_loss": test_loss, "test_accuracy": test_accuracy})
+            bar.epoch(history[-1])
+            if on_epoch is not None:
+                on_epoch(history[-1], jax.tree.map(jnp.copy, state))  # the next step overwrites its own
+            if checkpoint_dir is not None:  # last: an epoch that was interrupted here is done again
+                save(checkpoint_dir, state, history, settings)
+    return state, history
+
+
+def _resumed(state: State, settings: dict, checkpoint_dir, num_epochs: int) -> tuple[State, list[dict]]:
+    """The fresh state and an empty history, or those of the checkpoint."""
+    history: list[dict] = []
     if checkpoint_dir is not None:
         state, history = restore(checkpoint_dir, state, settings) or (state, history)
     if len(history) > num_epochs:
@@ -253,43 +272,26 @@ def fit(
             f"The checkpoint in {checkpoint_dir} has {len(history)} epochs already, and num_epochs is {num_epochs}. "
             "Choose another checkpoint folder, or delete this one to start again."
         )
-    order_key, augment_key = jax.random.split(jax.random.key(seed))
-    step = partial(
-        train_step,
-        key=augment_key,
-        module=module,
-        optimizer=optimizer,
-        normalize=normalize,
-        augment=augment,
-        label_smoothing=label_smoothing,
-    )
-    with _Progress(num_epochs, steps, enabled=progress) as bar:
-        for epoch in range(len(history), num_epochs):
-            order = jax.random.permutation(jax.random.fold_in(order_key, epoch), len(images))
-            start, sums = time.perf_counter(), jnp.zeros(2)
-            for index in range(steps):
-                state, sums = step(state, sums, images, labels, order[index * batch_size : (index + 1) * batch_size])
-                if index % 10 == 9 or index == steps - 1:  # reading the sums waits for the device
-                    seen = (index + 1) * batch_size
-                    loss, correct = np.asarray(sums) / seen
-                    bar.update(epoch, index + 1, loss, correct, seen / (time.perf_counter() - start))
-            seconds = time.perf_counter() - start
-            test_loss, test_accuracy = evaluate(module, state.variables, test_data, normalize=normalize)
-            record = {
-                "epoch": epoch + 1,
-                "loss": float(loss),
-                "accuracy": float(correct),
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-                "seconds": seconds,
-            }
-            history.append(record)
-            bar.epoch(record)
-            if on_epoch is not None:
-                on_epoch(record, jax.tree.map(jnp.copy, state))  # the next step overwrites its own
-            if checkpoint_dir is not None:  # last: an epoch that was interrupted here is done again
-                save(checkpoint_dir, state, history, settings)
     return state, history
+
+
+def _batches(key, count: int, batch_size: int) -> jax.Array:
+    """The indices of each batch `[steps, batch_size]`, in an order that is drawn; what fills no batch is left out."""
+    steps = count // batch_size
+    return jax.random.permutation(key, count)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def _epoch(step, state: State, images, labels, batches, shown: Callable) -> tuple[State, dict]:
+    """One pass over the batches: the new state, and what the record says of it."""
+    start, sums = time.perf_counter(), jnp.zeros(2)
+    loss = accuracy = 0.0
+    for index in range(len(batches)):
+        state, sums = step(state, sums, images, labels, batches[index])
+        if index % 10 == 9 or index == len(batches) - 1:  # reading the sums waits for the device
+            seen = (index + 1) * batches.shape[1]
+            loss, accuracy = map(float, np.asarray(sums) / seen)
+            shown(index + 1, loss, accuracy, seen / (time.perf_counter() - start))
+    return state, {"loss": loss, "accuracy": accuracy, "seconds": time.perf_counter() - start}
 
 
 def _check_data(module, name: str, data) -> None:

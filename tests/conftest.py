@@ -1,13 +1,21 @@
-"""Two fake CPU devices, float32 with full precision, and what several test files share."""
+"""Eight fake CPU devices, float32 with full precision, and what several test files share."""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import jax
 import jaxtyping
 import pytest
+
+# The files that take longest, first, so that both workers are busy to the end; a file is the work of one worker.
+LONG = ("test_methods", "test_experiments", "test_sharding", "test_modes", "test_space", "test_taps_frameworks")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Small models with known answers, and the one table of methods that drives the shared tests."""
 
-import inspect
 from functools import cache
 from typing import NamedTuple
 
@@ -14,23 +13,33 @@ from jaxcam.models.resnet import ARCHITECTURES, BasicBlock, ResNet
 
 
 class Method(NamedTuple):
-    """A row: the method, whether it needs a tap, arguments that keep the tests fast, and what cannot hold for it."""
+    """A row of the registry, with arguments that keep the tests fast, and what cannot hold for it."""
 
-    function: object
-    needs_tap: bool
+    row: object
     options: dict = {}
     differentiable: bool = True  # smoothly: no ranks, signs, choices or kinks of a ReLU on the way
-    sees_class: bool = True  # another class gives another map
     pooled: bool = False  # it is for heads of global average pooling and one dense layer
 
     @property
     def name(self):
-        return self.function.__name__
+        return self.row.name
+
+    @property
+    def function(self):
+        return self.row.function
+
+    @property
+    def needs_tap(self):
+        return self.row.needs != "callable"
 
     @property
     def is_cam(self):
         """Whether it returns heatmaps in [0, 1] (and coarse maps with `raw`), not attributions."""
-        return "raw" in inspect.signature(self.function).parameters
+        return self.row.gives == "heatmaps"
+
+    @property
+    def sees_class(self):
+        return self.row.sees_class
 
     def model(self, **options):
         """The shared test model, with a head that suits the method."""
@@ -38,49 +47,36 @@ class Method(NamedTuple):
 
 
 FEW = {"num_samples": 6, "chunk_size": 8}
+OPTIONS = {  # that keep the tests fast; chunks that do not divide what they are chunks of
+    "smooth_grad_cam_plus_plus": {"num_samples": 3},
+    "score_cam": {"chunk_size": 7},
+    "ss_cam": FEW,
+    "is_cam": FEW,
+    "ablation_cam": {"chunk_size": 7},
+    "smooth_grad": FEW,
+    "smooth_grad_squared": FEW,
+    "var_grad": FEW,
+    "integrated_gradients": {"num_steps": 5, "chunk_size": 6},
+    "expected_gradients": FEW,
+    "blur_integrated_gradients": {"num_steps": 5, "chunk_size": 6},
+    "guided_integrated_gradients": {"num_steps": 6},
+    "xrai": {"num_steps": 4, "chunk_size": 8},
+    "occlusion": {"window": 4, "chunk_size": 8},
+    "feature_ablation": {"chunk_size": 8},
+    "rise": {"num_samples": 20, "chunk_size": 8},
+    "lime": {"num_samples": 120, "chunk_size": 32},
+    "kernel_shap": {"num_samples": 120, "chunk_size": 32},
+    "shapley_sampling": {"num_samples": 2, "chunk_size": 8},
+    "sobol": {"num_samples": 4, "chunk_size": 8},
+}
+KINKED = {  # on the way to their maps: ranks, signs, choices, or the kinks of a ReLU
+    *("finer_cam", "eigen_cam", "eigen_grad_cam", "kpca_cam", "fem", "expected_gradients", "blur_integrated_gradients"),
+    *("guided_integrated_gradients", "xrai", "guided_backprop", "deconvnet", "guided_grad_cam", "deep_lift", "lrp"),
+}
 METHODS = [
-    Method(jaxcam.grad_cam, True),
-    Method(jaxcam.grad_cam_plus_plus, True),
-    Method(jaxcam.x_grad_cam, True),
-    Method(jaxcam.hires_cam, True),
-    Method(jaxcam.layer_cam, True),
-    Method(jaxcam.cam, True, pooled=True),
-    Method(jaxcam.grad_cam_elementwise, True),
-    Method(jaxcam.smooth_grad_cam_plus_plus, True, {"num_samples": 3}),
-    Method(jaxcam.shapley_cam, True),
-    Method(jaxcam.finer_cam, True, differentiable=False),
-    Method(jaxcam.random_cam, True, sees_class=False),
-    Method(jaxcam.score_cam, True, {"chunk_size": 7}),
-    Method(jaxcam.ss_cam, True, FEW),
-    Method(jaxcam.is_cam, True, FEW),
-    Method(jaxcam.ablation_cam, True, {"chunk_size": 7}),
-    Method(jaxcam.eigen_cam, True, differentiable=False, sees_class=False),
-    Method(jaxcam.eigen_grad_cam, True, differentiable=False),
-    Method(jaxcam.kpca_cam, True, differentiable=False, sees_class=False),
-    Method(jaxcam.fem, True, differentiable=False, sees_class=False),
-    Method(jaxcam.full_grad, True),
-    Method(jaxcam.saliency, False),
-    Method(jaxcam.input_x_gradient, False),
-    Method(jaxcam.smooth_grad, False, FEW),
-    Method(jaxcam.smooth_grad_squared, False, FEW),
-    Method(jaxcam.var_grad, False, FEW),
-    Method(jaxcam.integrated_gradients, False, {"num_steps": 5, "chunk_size": 4}),
-    Method(jaxcam.expected_gradients, False, FEW, differentiable=False),
-    Method(jaxcam.blur_integrated_gradients, False, {"num_steps": 5, "chunk_size": 4}, differentiable=False),
-    Method(jaxcam.guided_integrated_gradients, False, {"num_steps": 6}, differentiable=False),
-    Method(jaxcam.xrai, False, {"num_steps": 4, "chunk_size": 8}, differentiable=False),
-    Method(jaxcam.guided_backprop, False, differentiable=False),
-    Method(jaxcam.deconvnet, False, differentiable=False),
-    Method(jaxcam.guided_grad_cam, True, differentiable=False),
-    Method(jaxcam.deep_lift, False, differentiable=False),
-    Method(jaxcam.lrp, False, differentiable=False),
-    Method(jaxcam.occlusion, False, {"window": 4, "chunk_size": 8}),
-    Method(jaxcam.feature_ablation, False, {"chunk_size": 8}),
-    Method(jaxcam.rise, False, {"num_samples": 20, "chunk_size": 8}),
-    Method(jaxcam.lime, False, {"num_samples": 120, "chunk_size": 32}),
-    Method(jaxcam.kernel_shap, False, {"num_samples": 120, "chunk_size": 32}),
-    Method(jaxcam.shapley_sampling, False, {"num_samples": 2, "chunk_size": 8}),
-    Method(jaxcam.sobol, False, {"num_samples": 4, "chunk_size": 8}),
+    Method(row, OPTIONS.get(name, {}), name not in KINKED, name == "cam")
+    for name, row in jaxcam.METHODS.items()
+    if row.needs != "tokens" and row.gives != "parts"
 ]
 
 

@@ -1,6 +1,8 @@
 """The public surface: signatures, docstrings, import layers, and what importing the package does not load."""
 
 import ast
+import doctest
+import functools
 import importlib
 import inspect
 import pathlib
@@ -11,10 +13,12 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 import jaxcam
-from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
+from jaxcam import _typing
+from jaxcam.attribution import METHODS
 from jaxcam.metrics import METRICS
 
 pytestmark = pytest.mark.optimized
@@ -23,30 +27,30 @@ PACKAGE = pathlib.Path(jaxcam.__file__).parent
 
 # Lower layers first; a file imports only from layers below its own.
 LAYERS = [
-    ["_typing", "_errors", "_array"],
-    ["tap", "image", "score"],
-    ["_rewrite"],
-    ["_convolutions"],
-    ["_inputs", "_loops"],
-    ["_windows"],
-    ["_cam", "_gradient", "segments"],
+    ["_typing", "_errors", "_array", "_checks", "_files"],
+    ["_engine"],
+    ["taps", "image", "_noise", "_scores"],
+    ["score", "segments"],
     ["attribution", "models"],
-    ["metrics", "_explain"],
+    ["metrics", "explain"],
     ["data", "train", "plot"],
     ["cli"],
 ]
 # Inside a folder, files come in an order too.
 INSIDE = {
+    "_engine": [["program"], ["convolutions"], ["compiled"], ["loops"], ["windows"]],
+    "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
-        ["cam", "decomposition", "every_layer", "gradient", "masking", "paths", "perturbation", "regions"],
-        ["relevance", "rules", "noise"],
+        ["_cam"],
+        ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "occlusion", "lrp"],
+        ["noise", "xrai", "guided_backprop", "deep_lift", "perturbation"],
     ],
     "models": [["resnet", "_pickle", "_download"], ["_labels"], ["_read"], ["weights"]],
-    "plot": [["_pixels"], ["_layout"], ["pictures", "charts"]],
+    "plot": [["_pixels"], ["_layout"], ["pictures", "charts", "signals"]],
     "metrics": [
         ["_checks"],
         ["_altered", "similarity"],
-        ["complexity", "faithfulness", "fidelity", "localization", "road", "sanity"],
+        ["complexity", "faithfulness", "fidelity", "localization", "road", "robustness", "sanity"],
     ],
 }
 EXPORTS_ONLY = {"__init__"}
@@ -80,7 +84,7 @@ def test_imports_point_downwards(path):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     if parts[-1] in EXPORTS_ONLY:
         return
-    if parts == ("cli",):
+    if parts[0] in ("cli", "__main__"):
         return  # the top of everything
     for module in imported_modules(path):
         target = module.split(".")[1:]
@@ -93,6 +97,7 @@ def test_imports_point_downwards(path):
 
 def test_heavy_libraries_have_one_importer():
     importers = {"matplotlib": set(), "tensorflow_datasets": set(), "torch": set(), "orbax": set()}
+    importers |= {"keras": set(), "equinox": set()}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -105,7 +110,22 @@ def test_heavy_libraries_have_one_importer():
         "tensorflow_datasets": {"data.py"},
         "torch": set(),
         "orbax": {"train.py"},
+        "keras": {"taps"},
+        "equinox": set(),  # who has a model of it has imported it
     }
+
+
+def test_only_taps_models_and_training_know_flax():
+    """No other file knows a framework."""
+    for path in PACKAGE.rglob("*.py"):
+        names = {
+            alias.name if isinstance(node, ast.Import) else node.module or ""
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        if any(name.split(".")[0] == "flax" for name in names):
+            assert path.relative_to(PACKAGE).parts[0] in ("taps", "models", "train.py")
 
 
 def test_importing_loads_nothing_heavy():
@@ -122,32 +142,113 @@ print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(he
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", METHODS)
+# One meaning, one annotation and one default everywhere; where a default differs there is a reason, given here.
+VOCABULARY = {
+    "alpha": ("float | int", 1.0),
+    "attention": None,  # how attention rollout finds the weights
+    "baseline": ("Baseline", None),
+    "baselines": ("Baseline", None),
+    "cells": None,  # how many along each axis: 7 in RISE, 8 in mu-fidelity, as in their papers
+    "chunk_size": ("int | None", None),
+    "correlation": None,
+    "curve": ("bool", False),
+    "deviation": ("float | int | None", None),
+    "deviations": ("float | int", 2),
+    "epsilon": ("float | int", 1e-6),
+    "form": ("str", "relative"),
+    "fraction": None,  # of what is kept, moved, removed or compared: that of each paper
+    "fractions": None,
+    "gamma": None,  # of LRP's rule
+    "grain": ("float | int", 0.01),
+    "interpolation": ("str", "linear"),
+    "kernel": ("str", "sigmoid"),
+    "kernel_scale": ("float | int | None", None),
+    "kernel_width": ("float | int", 0.25),
+    "key": ("Key", 0),
+    "layers": None,
+    "mask_noise": ("float | int", 2.0),
+    "max_distance": ("float | int", 0.02),
+    "max_sigma": ("float | int | None", None),
+    "method": None,  # an attribution method: saliency inside SmoothGrad
+    "noise": ("float | int", 0.15),
+    "normalize": ("bool", False),
+    "num_classes": ("int", 3),
+    "num_components": ("int", 5),
+    "num_iterations": ("int", 100),
+    "num_samples": None,  # as many as each estimate needs
+    "num_segments": ("int | None", None),
+    "num_steps": None,
+    "order": ("str", "combined"),
+    "perturbation": None,
+    "radius": ("float | int", 0.02),
+    "randomize": None,
+    "raw": ("bool", False),
+    "rule": ("str", "composite"),
+    "score": None,  # the logit in methods, the probability in metrics of the model
+    "segments": None,
+    "shift": None,
+    "similarity": None,
+    "stride": ("Sizes", None),
+    "threshold": ("float | int", 0.5),
+    "token": ("int | None", 0),
+    "tolerance": ("int", 0),
+    "top_k": ("int | None", None),
+    "window": None,
+}
+DIFFERENT = {("insertion", "baseline")}  # the paper inserts into the blurred image
+
+
+def words(annotation) -> str:
+    """An annotation as it is written; the aliases of `_typing` by their names."""
+    aliases = {value: name for name, value in vars(_typing).items() if name in ("Baseline", "Key", "Sizes")}
+    aliases[str | _typing.Baseline] = "Baseline"  # metrics know some by name
+    return aliases.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+@pytest.mark.parametrize("name", [*METHODS, *METRICS])
 def test_signatures(name):
-    """`method(model, images, targets=None, *, options)`, and every option has a default."""
-    parameters = inspect.signature(METHODS[name]).parameters
-    positional = [each.name for each in parameters.values() if each.kind == each.POSITIONAL_OR_KEYWORD]
-    assert positional == ["model", "images", "targets"]
-    assert parameters["targets"].default is None
-    options = [each for each in parameters.values() if each.kind == each.KEYWORD_ONLY]
-    assert {"score"} <= {each.name for each in options}
-    assert all(each.default is not each.empty for each in options)
-    vocabulary = {"score", "raw", "chunk_size", "baseline", "num_steps", "num_samples", "key", "method", "noise"}
-    vocabulary |= {"segments", "num_segments", "num_classes", "window", "stride", "top_k", "token", "kernel", "gamma"}
-    vocabulary |= {"alpha", "cells", "deviations", "epsilon", "fraction", "keep", "kernel_width", "max_distance"}
-    vocabulary |= {"max_sigma", "rule"}
-    assert {each.name for each in options} <= vocabulary
+    """`method(model, images, targets=None, *, options)`; every option has a default, and one meaning everywhere."""
+    function = {**METHODS, **METRICS}[name].function
+    parameters = inspect.signature(function).parameters
+    if name in METHODS:
+        positional = [each.name for each in parameters.values() if each.kind == each.POSITIONAL_OR_KEYWORD]
+        assert positional == ["model", "images", "targets"]
+        assert parameters["targets"].default is None and "score" in parameters
+    for option in (each for each in parameters.values() if each.kind == each.KEYWORD_ONLY):
+        assert option.default is not option.empty, option
+        assert option.name in VOCABULARY, f"{option.name} is a new word"
+        if VOCABULARY[option.name] is not None and (name, option.name) not in DIFFERENT:
+            annotation, default = VOCABULARY[option.name]
+            assert (words(option.annotation), option.default) == (annotation, default), option
+
+
+def test_the_registry_says_what_is_so():
+    """What a row claims is what the signature has."""
+    for row in METHODS.values():
+        parameters = inspect.signature(row.function).parameters
+        assert row.draws == ("key" in parameters), row.name
+        assert row.summary and row.reference and row.cost and row.family
+        assert (
+            "chunk_size" in parameters
+            or not re.search(r"num_samples|num_steps|\bk\b|\bd\b|windows", row.cost)
+            or (
+                row.name == "guided_integrated_gradients"  # one gradient after the other
+            )
+        )
 
 
 def public_functions():
     modules = [
-        "tap",
-        "_explain",
+        "taps",
+        "taps.tokens",
+        "taps.tap",
+        "explain",
         "score",
         "segments",
         "image",
         "plot.pictures",
         "plot.charts",
+        "plot.signals",
         "train",
         "data",
         "models.weights",
@@ -167,29 +268,64 @@ def public_functions():
 def test_docstrings(function):
     doc = inspect.getdoc(function)
     assert doc and doc.splitlines()[0].endswith((".", ":", ",", "?")), "one line of what it is"
-    if {**METHODS, **METRICS}.get(function.__name__) is function:
+    row = {**METHODS, **METRICS}.get(function.__name__)
+    if row is not None and row.function is function:
         assert re.search(r"References?: .+\d{4}", doc), "the paper"
         assert "Example:" in doc and ">>>" in doc
         assert re.search(r"`[^`]*=[^`]*`", doc), "the formula"
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in FOR_TRANSFORMERS])
-def test_examples_run(name):
-    """The examples in the docstrings, in the setting that the first of them makes."""
+def examples():
+    """The examples of all docstrings, by the function that they are of."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] in ("cli", "__main__"):
+            continue
+        name = ".".join(("jaxcam", *(part for part in parts if part != "__init__")))
+        module = importlib.import_module(name)
+        module = sys.modules[name]
+        for test in finder.find(module, name):
+            if test.examples:
+                yield pytest.param(test, id=test.name)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """What the examples take for given: those of the methods run in the setting that the first of them makes."""
     classifier = jaxcam.load("resnet18_cifar10")
     images = classifier.preprocess(jaxcam.sample())
-    model = jaxcam.tap(classifier.module, classifier.variables, "layer4")
-    scope = {"jaxcam": jaxcam, "jax": jax, "jnp": jnp, "np": np, "model": model, "images": images}
-    lines = re.findall(r">>> (.+)", inspect.getdoc(METHODS[name]))
-    assert lines
-    for line in lines:
-        exec(line, scope)
-    result = scope.get("heatmaps", scope.get("attributions"))
-    assert name == "grad_cam" or result.shape[:3] == (1, 32, 32)
+    model = classifier.tap()
+    heatmaps = jaxcam.grad_cam(model, images)
+    masks = jnp.zeros((1, 32, 32), bool).at[:, 8:24, 8:24].set(True)
+    return {
+        "jaxcam": jaxcam, "jax": jax, "jnp": jnp, "np": np, "model": model, "images": images, "heatmaps": heatmaps,
+        "others": jaxcam.hires_cam(model, images), "masks": masks, "attributions": jaxcam.saliency(model, images),
+        "Image": PIL.Image, "Partial": jax.tree_util.Partial, "partial": functools.partial,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("test", list(examples()))
+def test_examples_run(test, setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test.globs = {**setting, **{name: value for name, value in test.globs.items() if name not in setting}}
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    said = []
+    result = doctest.DocTestRunner(optionflags=flags).run(test, out=said.append)
+    assert not result.failed, "".join(said)
+
+
+def test_no_docstring_refers_to_another():
+    """It says what an argument is, where the reader is."""
+    for path in PACKAGE.rglob("*.py"):
+        found = re.findall(r".*(?:[Aa]rguments|[Rr]esult|[Ee]rrors)[^.]*those of `.*|.*: as for `.*", path.read_text())
+        assert not found, f"{path.name}: {found}"
 
 
 def test_everything_exported_exists():
-    assert sorted(jaxcam.__all__, key=str.lower) == sorted(jaxcam.__all__, key=str.lower)
+    assert jaxcam.__all__ == sorted(jaxcam.__all__)
+    exported = {name for name, value in vars(jaxcam).items() if not name.startswith("_") and name in METHODS}
+    assert exported == set(METHODS)  # every method is at the top
     for name in jaxcam.__all__:
         assert getattr(jaxcam, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

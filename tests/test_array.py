@@ -6,30 +6,30 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxcam._array import normalise, resize
+from jaxcam._array import normalize, resize
 
 
-def test_normalise():
+def test_normalize():
     maps = jnp.array([[[1.0, 3.0], [2.0, 5.0]], [[-1.0, 0.0], [0.0, 1.0]]])
-    np.testing.assert_allclose(normalise(maps), [[[0, 0.5], [0.25, 1]], [[0, 0.5], [0.5, 1]]])
+    np.testing.assert_allclose(normalize(maps), [[[0, 0.5], [0.25, 1]], [[0, 0.5], [0.5, 1]]])
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -1e-20, 1e30])
-def test_normalise_constant(value):
+def test_normalize_constant(value):
     """Zeros, also where the map is constant only up to rounding, and a gradient of zeros."""
     maps = jnp.full((2, 3, 4), value) * (1 + 1e-7 * jax.random.normal(jax.random.key(0), (2, 3, 4)))
-    np.testing.assert_array_equal(normalise(maps), 0)
-    assert bool(jnp.isfinite(jax.grad(lambda x: normalise(x).sum())(maps)).all())
+    np.testing.assert_array_equal(normalize(maps), 0)
+    assert bool(jnp.isfinite(jax.grad(lambda x: normalize(x).sum())(maps)).all())
 
 
-def test_normalise_is_free_of_scale():
+def test_normalize_is_free_of_scale():
     maps = jax.random.uniform(jax.random.key(0), (1, 3, 4))
-    np.testing.assert_allclose(normalise(1e-12 * maps), normalise(maps), rtol=1e-5)
+    np.testing.assert_allclose(normalize(1e-12 * maps), normalize(maps), rtol=1e-5)
 
 
-def test_normalise_keeps_nan():
+def test_normalize_keeps_nan():
     maps = jnp.ones((2, 3, 4)).at[1, 0, 0].set(jnp.nan)
-    assert bool(jnp.isnan(normalise(maps)[1]).all()) and not bool(jnp.isnan(normalise(maps)[0]).any())
+    assert bool(jnp.isnan(normalize(maps)[1]).all()) and not bool(jnp.isnan(normalize(maps)[0]).any())
 
 
 @pytest.mark.parametrize("shape", [(14, 21), (4, 5), (9, 5), (4, 50)])

@@ -1,5 +1,7 @@
 """The CAM family against pytorch-grad-cam, torch-cam and scikit-learn, and against identities and NumPy oracles."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -28,7 +30,7 @@ from jaxcam.attribution.decomposition import (
     fem,
     kpca_cam,
 )
-from jaxcam.attribution.every_layer import full_grad
+from jaxcam.attribution.full_grad import full_grad
 from jaxcam.attribution.masking import ablation_cam, is_cam, score_cam, ss_cam
 from jaxcam.models.resnet import BasicBlock, ResNet
 
@@ -94,9 +96,9 @@ def test_heatmaps_are_pytorch_grad_cams(name, method, layer, targets, options):
 
 TORCH_CAM = [
     ("cam", cam, "late", "plain", {}),
-    ("ss_cam", ss_cam, "early", "deep", {"num_samples": 3, "noise": 0.5, "chunk_size": 11}),
+    ("ss_cam", ss_cam, "early", "deep", {"num_samples": 3, "mask_noise": 0.5, "chunk_size": 11}),
     ("is_cam", is_cam, "early", "deep", {"num_samples": 3, "chunk_size": 11}),
-    ("smooth_grad_cam_plus_plus", smooth_grad_cam_plus_plus, "late", "deep", {"num_samples": 1, "noise": 0.5}),
+    ("smooth_grad_cam_plus_plus", smooth_grad_cam_plus_plus, "late", "deep", {"num_samples": 1, "deviation": 0.5}),
 ]
 
 
@@ -111,7 +113,7 @@ PROJECTIONS = [
     ("eigen_grad_cam", eigen_grad_cam, {}),
     ("kpca_cam_sigmoid", kpca_cam, {}),
     ("kpca_cam_rbf", kpca_cam, {"kernel": "rbf"}),
-    ("kpca_cam_gamma", kpca_cam, {"kernel": "rbf", "gamma": 0.3}),
+    ("kpca_cam_gamma", kpca_cam, {"kernel": "rbf", "kernel_scale": 0.3}),
     ("kpca_cam_linear", kpca_cam, {"kernel": "linear"}),
 ]
 
@@ -149,7 +151,7 @@ def test_factors_are_scikit_learns():
 def test_cam_is_the_dense_layer_over_space():
     model = tiny("late", "plain")
     weights = model.variables["params"]["fc"]["kernel"][:, TARGETS].T
-    expected = np.einsum("nhwk,nk->nhw", model.activations(GOLDEN["images"]), weights)
+    expected = np.einsum("nhwk,nk->nhw", model.features(GOLDEN["images"]), weights)
     np.testing.assert_allclose(cam(model, GOLDEN["images"], TARGETS, raw=True), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(
         cam(model, GOLDEN["images"], TARGETS), grad_cam(model, GOLDEN["images"], TARGETS), atol=1e-5
@@ -175,7 +177,7 @@ def test_smooth_grad_cam_plus_plus_without_noise_is_grad_cam_plus_plus():
 def test_smooth_grad_cam_plus_plus_oracle():
     """Written out in NumPy, one noisy image at a time: the mean gradient, where torch-cam takes the last one's."""
     model, images, key = helpers.small(), helpers.images(2), jax.random.key(8)
-    A = np.asarray(model.activations(images))
+    A = np.asarray(model.features(images))
     gradients = jax.jit(lambda images: model.gradients(images, lambda logits: logits[:, 1].sum())[2][0])
     powers = []
     for sample in range(3):
@@ -186,7 +188,7 @@ def test_smooth_grad_cam_plus_plus_oracle():
     below = 2 * second + A.sum((1, 2), keepdims=True) * third + 1e-6
     weights = (np.where(second != 0, second / below, 0) * np.maximum(first, 0)).sum((1, 2))
     expected = np.einsum("nhwk,nk->nhw", A, weights)
-    options = {"raw": True, "noise": 0.7, "num_samples": 3, "key": key}
+    options = {"raw": True, "deviation": 0.7, "num_samples": 3, "key": key}
     found = smooth_grad_cam_plus_plus(model, images, 1, chunk_size=4, **options)  # the last chunk is padded
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
@@ -214,7 +216,7 @@ def test_finer_cam_without_comparison_is_grad_cam():
 def test_random_cam_oracle():
     model, images = helpers.small(), helpers.images()
     weights = jax.random.uniform(jax.random.key(5), (6,), minval=-1, maxval=1)
-    expected = np.einsum("nhwk,k->nhw", model.activations(images), weights)
+    expected = np.einsum("nhwk,k->nhw", model.features(images), weights)
     np.testing.assert_allclose(random_cam(model, images, raw=True, key=jax.random.key(5)), expected, atol=1e-5)
     assert not np.allclose(random_cam(model, images, raw=True), expected, atol=1e-2)
 
@@ -222,7 +224,7 @@ def test_random_cam_oracle():
 def test_ablation_cam_of_a_linear_head():
     """What a channel adds to the score is its weight times its mean; a negative score does not turn the map around."""
     model, images = tiny("late", "plain"), GOLDEN["images"]
-    A, kernel = np.asarray(model.activations(images)), np.asarray(model.variables["params"]["fc"]["kernel"])
+    A, kernel = np.asarray(model.features(images)), np.asarray(model.variables["params"]["fc"]["kernel"])
     logits = np.asarray(model(images))
     for target in (int(logits[0].argmax()), int(logits[0].argmin())):
         scores = logits[:, target]
@@ -280,7 +282,7 @@ def test_full_grad_of_a_resnet_accounts_for_the_score():
 
 def test_top_k_keeps_the_channels_that_vary_most():
     model, images = helpers.small("late"), helpers.images(2)
-    A = np.asarray(model.activations(images))
+    A = np.asarray(model.features(images))
     everything = np.asarray(score_cam(model, images, 1, raw=True))
     np.testing.assert_array_equal(score_cam(model, images, 1, raw=True, top_k=6), everything)
     # All scores but those of the kept channels are dropped before the softmax.
@@ -289,7 +291,8 @@ def test_top_k_keeps_the_channels_that_vary_most():
         kept = np.argsort(-A[image].var((0, 1)))[:2]
         scores = []
         for channel in kept:
-            mask = jaxcam._array.normalise(jaxcam._array.resize(A[image, ..., channel], (12, 16), align_corners=True))
+            mask = jaxcam._array.resize(A[image, ..., channel], (12, 16), align_corners=True)
+            mask = jaxcam._array.normalize(mask, 0)
             scores.append(float(model(images[image : image + 1] * mask[..., None])[0, 1]))
         weights = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(found[image], A[image][..., kept] @ weights, atol=1e-5)
@@ -298,7 +301,7 @@ def test_top_k_keeps_the_channels_that_vary_most():
 def test_masking_methods_reduce_to_score_cam():
     model, images = helpers.small(), helpers.images()
     expected = score_cam(model, images, 1)
-    np.testing.assert_allclose(ss_cam(model, images, 1, noise=0, num_samples=2), expected, atol=1e-5)
+    np.testing.assert_allclose(ss_cam(model, images, 1, mask_noise=0, num_samples=2), expected, atol=1e-5)
     np.testing.assert_allclose(is_cam(model, images, 1, num_samples=1), expected, atol=1e-5)
     one = ss_cam(model, images, 1, num_samples=2)
     assert not np.allclose(one, ss_cam(model, images, 1, num_samples=2, key=jax.random.key(1)), atol=1e-3)
@@ -322,8 +325,8 @@ def test_principal_map_oracle(channels):
     B = random.normal(size=(4, 5, channels)).astype(np.float32) ** 2
     B[..., 1], B[..., 2] = 0, 7
     for scale in (1, 1e-18, 1e12):
-        found = decomposition._principal_map(jnp.asarray(B * np.float32(scale)))
-        np.testing.assert_allclose(found / scale, oracle(B), atol=1e-4)
+        found = decomposition._principal_map(jnp.asarray(B * np.float32(scale)).reshape(20, -1))
+        np.testing.assert_allclose(found / scale, oracle(B).ravel(), atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [5, 40])
@@ -333,7 +336,11 @@ def test_principal_map_gradient(channels):
     B, direction, weights = (random.normal(size=(3, 4, channels)) for _ in range(3))
     B[..., 3:] = 0  # most eigenvalues are zero
     weights = weights[..., 0]
-    gradient = jax.grad(lambda B: jnp.vdot(weights, decomposition._principal_map(B)))(jnp.asarray(B, jnp.float32))
+
+    def projected(B):
+        return jnp.vdot(weights.ravel(), decomposition._principal_map(B.reshape(12, -1)))
+
+    gradient = jax.grad(projected)(jnp.asarray(B, jnp.float32))
     step = 1e-6
     finite = (weights * (oracle(B + step * direction) - oracle(B - step * direction))).sum() / (2 * step)
     np.testing.assert_allclose((gradient * direction).sum(), finite, rtol=2e-3, atol=1e-3)
@@ -341,18 +348,21 @@ def test_principal_map_gradient(channels):
 
 @pytest.mark.parametrize(
     "formula",
-    [decomposition._principal_map, *decomposition._KERNEL_MAPS.values()],
+    [
+        decomposition._principal_map,
+        *(partial(decomposition._kpca_cam, kernel=kernel, scale=None) for kernel in decomposition._KERNELS.values()),
+    ],
     ids=["eigen", "sigmoid", "rbf", "linear"],
 )
 def test_maps_without_variation_are_zero_with_finite_gradients(formula):
-    for B in (jnp.zeros((3, 4, 5)), jnp.full((3, 4, 5), 0.1), jnp.broadcast_to(jnp.arange(5.0) / 3, (3, 4, 5))):
+    for B in (jnp.zeros((12, 5)), jnp.full((12, 5), 0.1), jnp.broadcast_to(jnp.arange(5.0) / 3, (12, 5))):
         np.testing.assert_array_equal(formula(B), 0)
         assert bool(jnp.isfinite(jax.grad(lambda B: formula(B).sum())(B)).all())
 
 
 def test_fem_oracle():
     model, images = helpers.small("early"), helpers.images()
-    A = np.asarray(model.activations(images))
+    A = np.asarray(model.features(images))
     threshold = A.mean((1, 2), keepdims=True) + 1.5 * A.std((1, 2), keepdims=True)
     above = threshold < A
     expected = np.einsum("nhwk,nk->nhw", A, above.mean((1, 2)))
@@ -406,8 +416,8 @@ def test_factorization_finds_the_parts():
 
 def test_factorization_of_nothing_and_of_several_layers():
     model, images = helpers.small(), helpers.images()
-    dead = jaxcam.tap(model.module, jax.tree.map(jnp.zeros_like, model.variables), "late")
-    heatmaps, scores = deep_feature_factorization(dead, images, 1, num_steps=3)
+    dead = replace(model, variables=jax.tree.map(jnp.zeros_like, model.variables))
+    heatmaps, scores = deep_feature_factorization(dead, images, 1, num_iterations=3)
     np.testing.assert_array_equal(heatmaps, 0)
     np.testing.assert_array_equal(scores, 0)
     with pytest.raises(ValueError, match="explains one layer, and 2 are tapped"):

@@ -1,13 +1,17 @@
 """The command line, as a person uses it."""
 
+import argparse
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,18 +19,16 @@ from rich.console import Console
 
 import jaxcam
 from jaxcam import cli
-from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
+from jaxcam.attribution import METHODS, Method
+from jaxcam.cli import _common
+from jaxcam.cli import explain as command
 from jaxcam.metrics import METRICS
-
-pytestmark = pytest.mark.optimized
-
-APPLICABLE = set(METHODS) - set(FOR_TRANSFORMERS)
 
 
 @pytest.fixture(autouse=True)
 def keep_no_programs(monkeypatch):
     """Not in this process, whose settings all tests share."""
-    monkeypatch.setattr(cli, "_keep_programs", lambda: None)
+    monkeypatch.setattr(command, "keep_programs", lambda: None)
 
 
 @pytest.fixture
@@ -36,28 +38,90 @@ def photo(tmp_path):
     return str(tmp_path / "photo.png")
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """No method is run: for tests of what happens around them."""
+
+    def explained(model, batch, name):
+        return np.ones(batch.images.shape[:3], np.float32), []
+
+    monkeypatch.setattr(command, "_explained", explained)
+
+
 def size(path):
     with Image.open(path) as image:
         return image.size
 
 
+def test_all_methods_are_those_with_heatmaps_of_convolutional_models():
+    names = command._methods(["all"])
+    assert {"grad_cam", "integrated_gradients", "sobol"} < set(names) < set(METHODS)
+    assert set(METHODS) - set(names) == {"deep_feature_factorization", "attention_rollout"}
+    assert command._methods(["saliency", "grad_cam", "saliency"]) == ["saliency", "grad_cam"]
+
+
 def test_explain_with_no_arguments(tmp_path, monkeypatch, capsys):
-    """The bundled photograph, the bundled model, all methods; no network."""
+    """The bundled photograph, the bundled model, all methods, of which there are few here; no network."""
+    few = ["grad_cam", "saliency", "deep_feature_factorization", "attention_rollout"]
+    monkeypatch.setattr("jaxcam.attribution.METHODS", {name: METHODS[name] for name in few})
     monkeypatch.chdir(tmp_path)
     assert cli.main(["explain"]) == 0
-    folder = tmp_path / "jaxcam_output"
-    expected = {f"chelsea_{method}.png" for method in APPLICABLE} | {"chelsea_panel.png", "chelsea.json"}
+    folder, applicable = tmp_path / "jaxcam_output", set(few[:2])
+    expected = {f"chelsea_{method}.png" for method in applicable} | {"chelsea_panel.png", "chelsea.json"}
     assert {path.name for path in folder.iterdir()} == expected
     report = json.loads((folder / "chelsea.json").read_text())
     assert report["predictions"][0]["label"] == "cat" == report["target"]["label"]
     assert sum(each["probability"] for each in report["predictions"]) == pytest.approx(1, abs=0.05)
-    assert report["layer"] == "layer4" and set(report["methods"]) == APPLICABLE
-    assert report["methods"]["integrated_gradients"]["num_steps"] == 50
-    assert set(report["files"]) == {*APPLICABLE, "panel"}
+    assert report["layer"] == "layer4" and set(report["methods"]) == applicable
+    assert report["methods"]["grad_cam"] == {"score": "logit", "raw": False}
+    assert set(report["files"]) == {*applicable, "panel"}
     assert size(folder / "chelsea_grad_cam.png") == (300, 300)  # what the model sees, at the photograph's resolution
     assert min(size(folder / "chelsea_panel.png")) > 500
-    printed = capsys.readouterr().out
-    assert "cat" in printed and "explained" in printed and "jaxcam_output" in printed
+    captured = capsys.readouterr()
+    assert "cat" in captured.out and "explained" in captured.out and "jaxcam_output" in captured.out
+    assert not captured.err
+
+
+def test_cam_is_not_among_all_methods_of_another_layer(tmp_path):
+    """It is defined for the last one alone."""
+    given = {"model": "resnet18_cifar10", "architecture": None, "target": None, "method": ["all"], "images": []}
+    for layer, expected in ((None, ["grad_cam", "cam"]), ("layer4", ["grad_cam", "cam"]), ("layer3", ["grad_cam"])):
+        args = argparse.Namespace(**given, layer=layer, output=tmp_path, colormap="inferno")
+        assert command._job(args, ["grad_cam", "cam"]).methods == expected
+
+
+def nothing(model, images, targets=None, *, warn=True):
+    """nothing: a method that finds nothing in the second image and after."""
+    if not isinstance(images, jax.core.Tracer):
+        warnings.warn("All gradients at 'layer4' are zero,\nand so are the heatmaps.", stacklevel=1)
+    return jnp.zeros(images.shape[:3]).at[0].set(1.0)
+
+
+def test_a_heatmap_of_zeros_is_one_line_on_stderr(photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "nothing", Method(nothing, "none", "tap", "heatmaps", "0"))
+    second, third = (shutil.copy(photo, str(tmp_path / name)) for name in ("second.png", "third.png"))
+    arguments = ["--method", "nothing", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(jaxcam, "explain", explained_eagerly)
+    assert cli.main(["explain", photo, second, third, *arguments]) == 0
+    said = "nothing is zero everywhere. All gradients at 'layer4' are zero, and so are the heatmaps."
+    assert capsys.readouterr().err.splitlines() == [f"jaxcam: {path}: {said}" for path in (second, third)]
+    assert cli.main(["explain", photo, *arguments]) == 0
+    assert capsys.readouterr().err == "jaxcam: All gradients at 'layer4' are zero, and so are the heatmaps.\n"
+
+
+def explained_eagerly(model, images, targets, *, methods, percentile):
+    return {name: METHODS[name].function(model, images, targets) for name in methods}
+
+
+def test_what_the_library_warns_of_arrives(photo, tmp_path, monkeypatch, capsys):
+    """A real tap, and a head that no gradient passes."""
+
+    parts = (lambda variables, images: images[:, ::8, ::8], lambda variables, activations: jnp.ones((1, 10)))
+    monkeypatch.setattr(jaxcam.Classifier, "tap", lambda self, layer: jaxcam.tap(parts))
+    assert cli.main(["explain", photo, "--method", "grad_cam", "--output", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr().err
+    assert captured.startswith(f"jaxcam: {photo}: grad_cam is zero everywhere. All gradients at ")
+    assert captured.count("\n") == 1 and "UserWarning" not in captured
 
 
 def test_options(photo, tmp_path, capsys):
@@ -68,7 +132,8 @@ def test_options(photo, tmp_path, capsys):
     assert report["target"]["index"] == 6 and report["target"]["label"] == "frog"
     assert report["layer"] == "layer3" and set(report["methods"]) == {"grad_cam", "saliency"}
     by_index = tmp_path / "by_index"
-    assert cli.main(["explain", photo, "--method", "grad_cam", "--target", "6", "--output", str(by_index)]) == 0
+    options = ["--method", "grad_cam", "--target", "6", "--layer", "layer3", "--output", str(by_index)]
+    assert cli.main(["explain", photo, *options]) == 0
     assert json.loads((by_index / "photo.json").read_text())["target"] == report["target"]
 
 
@@ -77,15 +142,14 @@ def test_the_overlay_is_the_heatmap_of_that_class(photo, tmp_path):
     options = ["--method", "grad_cam", "--target", "2", "--output", str(tmp_path / "out")]
     assert cli.main(["explain", photo, *options]) == 0
     classifier = jaxcam.load("resnet18_cifar10")
-    model = jaxcam.tap(classifier.module, classifier.variables, "layer4")
-    heatmaps = jaxcam.grad_cam(model, classifier.preprocess(photo), 2)
+    heatmaps = jaxcam.grad_cam(classifier.tap(), classifier.preprocess(photo), 2)
     expected = jaxcam.plot.blend(classifier.preprocess.view(photo), heatmaps)[0]
     with Image.open(tmp_path / "out" / "photo_grad_cam.png") as image:
         difference = np.abs(np.asarray(image, int) - expected.astype(int))
     assert difference.max() <= 2
 
 
-def test_files_of_one_name_do_not_overwrite_each_other(photo, tmp_path):
+def test_files_of_one_name_do_not_overwrite_each_other(photo, tmp_path, quick):
     (tmp_path / "other").mkdir()
     second = str(tmp_path / "other" / "photo.jpg")
     Image.new("RGB", (50, 50), "red").save(second)
@@ -95,7 +159,7 @@ def test_files_of_one_name_do_not_overwrite_each_other(photo, tmp_path):
     assert json.loads((output / "photo-2.json").read_text())["image"] == second
 
 
-def test_nothing_is_overwritten(photo, tmp_path, monkeypatch, capsys):
+def test_nothing_is_overwritten(photo, tmp_path, monkeypatch, capsys, quick):
     """Neither what belongs to another image of the run, nor an image, nor a file of someone else."""
     monkeypatch.chdir(tmp_path)
     names = ["a.png", "a_x.png", "b_grad_cam.png", "d\udcff.png"]
@@ -113,13 +177,29 @@ def test_nothing_is_overwritten(photo, tmp_path, monkeypatch, capsys):
     assert Path("a.json").read_text() == '{"shapes": []}'
 
 
+def test_files_are_whole_or_absent(photo, tmp_path, monkeypatch, capsys, quick):
+    """The disk is full when the second file is renamed."""
+    folder, rename, count = tmp_path / "out", Path.replace, []
+
+    def full(self, target):
+        count.append(target)
+        if len(count) == 2:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert cli.main(["explain", photo, "--method", "saliency", "--output", str(folder)]) == 2
+    assert re.search(r"jaxcam: Cannot write '.*photo_panel.png': No space left on device", capsys.readouterr().err)
+    assert [path.name for path in folder.iterdir()] == ["photo_saliency.png"] and size(folder / "photo_saliency.png")
+
+
 def test_labels_are_no_markup(capsys):
     entry = {"index": 0, "label": "[bold]", "probability": 0.5}
-    cli._print_report(Console(width=80), {"image": "[x].jpg", "predictions": [entry], "target": entry})
+    command._print_report(Console(width=80), {"image": "[x].jpg", "predictions": [entry], "target": entry})
     assert "[bold]" in (shown := capsys.readouterr().out) and "[x].jpg" in shown
 
 
-def test_a_weight_file_of_ones_own(photo, tmp_path):
+def test_a_weight_file_of_ones_own(photo, tmp_path, quick):
     """`--model FILE --architecture NAME`, in torchvision's layout."""
     import helpers
 
@@ -175,45 +255,87 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, mon
 
 def test_ambiguous_label():
     with pytest.raises(ValueError, match="names the classes 0 and 2; give the index"):
-        cli._class_index("crane", ("crane", "other", "Crane"))
+        command._class_index("crane", ("crane", "other", "Crane"))
 
 
 def test_models_methods_layers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    assert cli.main(["models"]) == 0
-    printed = capsys.readouterr().out
-    assert "resnet18_cifar10" in printed and "resnet152.tv2_in1k" in printed
-    assert cli.main(["methods"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in [*METHODS, "deep_feature_factorization"])
-    assert "https://arxiv.org/abs/1610.02391" in printed
-    assert cli.main(["metrics"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in METRICS)
-    assert cli.main(["layers", "resnet18_cifar10"]) == 0
-    printed = capsys.readouterr().out
-    assert re.search(r"layer4 +4 x 4 x 256 \(default\)", printed)
+
+    def printed(*arguments):
+        assert cli.main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    shown = printed("models")
+    assert "resnet18_cifar10" in shown and "resnet152.tv2_in1k" in shown
+    shown = printed("methods")
+    for row in METHODS.values():
+        assert re.search(rf"^{row.name} +needs {row.needs} +cost {re.escape(row.cost)}$", shown, re.MULTILINE)
+        assert row.summary in shown and row.reference in shown and f"\n{row.family}\n" in shown
+    shown = printed("metrics")
+    for row in METRICS.values():
+        assert re.search(rf"^{row.name} +needs {row.needs} +better {row.better} ", shown, re.MULTILINE)
+        assert row.summary in shown and row.reference in shown
+    assert re.search(r"layer4 +4 x 4 x 256 \(default\)", printed("layers", "resnet18_cifar10"))
 
 
-def test_installed_command_and_help():
-    result = subprocess.run([sys.executable, "-m", "jaxcam.cli", "--help"], capture_output=True, text=True, check=True)
-    assert all(command in result.stdout for command in ("explain", "models", "methods", "layers"))
+@pytest.mark.parametrize("command", ["methods", "metrics"])
+def test_lists_are_readable_at_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([command]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    for row in (METHODS if command == "methods" else METRICS).values():
+        [link] = re.findall(r"https://\S+$", row.reference) or [""]
+        assert link in shown, "links are whole"
+
+
+def test_module_and_help():
+    """`python -m jaxcam` is the command; as for the installed one, see `test_packaging`."""
+    result = subprocess.run([sys.executable, "-m", "jaxcam", "--help"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("usage: jaxcam ")
+    assert all(name in result.stdout for name in ("explain", "models", "methods", "metrics", "layers"))
 
 
 def test_a_second_run_finds_the_compiled_programs(photo, tmp_path):
+    """In a process of its own, which forgets what it has compiled."""
+    program = """
+import sys
+from pathlib import Path
+import jax
+from jaxcam.cli import main
+
+def run():
+    assert main(sys.argv[1:]) == 0
+    return {path.name for path in Path("own").rglob("*-cache")}
+
+first = run()
+assert any("explain" in name for name in first), first
+jax.clear_caches()
+assert run() == first
+"""
+    arguments = ["explain", photo, "--method", "saliency", "--output", str(tmp_path / "out")]
+    environment = {**os.environ, "JAXCAM_CACHE": str(tmp_path / "own")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(jaxcam.__file__).parents[1]), os.getenv("PYTHONPATH", "")])
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    ran = subprocess.run([sys.executable, "-c", program, *arguments], **options)
+    assert ran.returncode == 0 and not ran.stderr, ran.stderr
+
+
+def test_where_compiled_programs_are_kept(tmp_path, monkeypatch):
     """In the package's own folder, unless the user has named another; a place that cannot be written is no error."""
-    arguments = ["explain", photo, "--method", "grad_cam", "--output", str(tmp_path / "out")]
-
-    def programs(folder, **environment):
-        environment = {**os.environ, **environment}
-        ran = subprocess.run([sys.executable, "-m", "jaxcam.cli", *arguments], env=environment, capture_output=True)
-        assert ran.returncode == 0 and not ran.stderr
-        return {path.name for path in folder.rglob("*-cache")}
-
-    first = programs(tmp_path / "own", JAXCAM_CACHE=str(tmp_path / "own"))
-    assert any("explain" in name for name in first)
-    assert programs(tmp_path / "own", JAXCAM_CACHE=str(tmp_path / "own")) == first
-    users = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "users"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    assert programs(tmp_path / "users", **users)
+    kept = {}
+    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
+    monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "own"))
+    _common.keep_programs()
+    assert Path(kept["jax_compilation_cache_dir"]).is_relative_to(tmp_path / "own")
+    assert kept["jax_persistent_cache_min_compile_time_secs"] == 0
+    kept.clear()
     (tmp_path / "file").touch()
-    assert not programs(tmp_path / "file", JAXCAM_CACHE=str(tmp_path / "file"))
+    monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "file"))
+    _common.keep_programs()
+    assert not kept
+    monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "other"))
+    users = type("Config", (), {"jax_compilation_cache_dir": "theirs", "update": kept.__setitem__})()
+    monkeypatch.setattr(jax, "config", users)
+    _common.keep_programs()
+    assert not kept and not (tmp_path / "other").exists()

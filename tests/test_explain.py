@@ -20,7 +20,8 @@ def test_each_map_is_that_of_the_method_alone():
     found = jaxcam.explain(model, IMAGES, TARGETS, methods=["grad_cam", "saliency"])
     assert list(found) == ["grad_cam", "saliency"]
     np.testing.assert_allclose(found["grad_cam"], jaxcam.grad_cam(model, IMAGES, TARGETS), atol=1e-5)
-    np.testing.assert_allclose(found["saliency"], jaxcam.heatmap(jaxcam.saliency(model, IMAGES, TARGETS)), atol=1e-5)
+    saliency = jaxcam.saliency(model, IMAGES, TARGETS)
+    np.testing.assert_allclose(found["saliency"], jaxcam.heatmap(saliency, percentile=99), atol=1e-5)
     cut = jaxcam.explain(model, IMAGES, TARGETS, methods=["saliency"], percentile=80)["saliency"]
     expected = jaxcam.heatmap(jaxcam.saliency(model, IMAGES, TARGETS), percentile=80)
     np.testing.assert_allclose(cut, expected, atol=1e-5)
@@ -38,6 +39,25 @@ def test_functions_and_options_of_ones_own():
     assert float(jaxcam.explain(function, IMAGES, methods=["saliency"])["saliency"].max()) == 1
     factor[0] = 0.0
     assert float(jaxcam.explain(function, IMAGES, methods=["saliency"])["saliency"].max()) == 0
+
+
+def test_a_score_for_all_and_options_for_each():
+    model, score = helpers.small("late"), jaxcam.score.margin
+    methods = {"integrated_gradients": {"num_steps": 3}, "grad_cam": {}}
+    found = jaxcam.explain(model, IMAGES, TARGETS, methods=methods, score=score)
+    expected = jaxcam.integrated_gradients(model, IMAGES, TARGETS, score=score, num_steps=3)
+    np.testing.assert_allclose(found["integrated_gradients"], jaxcam.heatmap(expected), atol=1e-5)
+    expected = jaxcam.grad_cam(model, IMAGES, TARGETS, score=score)
+    np.testing.assert_allclose(found["grad_cam"], expected, atol=1e-5)
+
+
+def test_several_targets_an_image():
+    targets = jnp.stack([TARGETS, (TARGETS + 1) % 4], 1)
+    found = jaxcam.explain(helpers.small("late"), IMAGES, targets, methods=["grad_cam", "saliency"])
+    for index in range(2):
+        alone = jaxcam.explain(helpers.small("late"), IMAGES, targets[:, index], methods=["grad_cam", "saliency"])
+        for name, heatmaps in alone.items():
+            np.testing.assert_allclose(found[name][:, index], heatmaps, atol=1e-5)
 
 
 def test_what_the_methods_have_in_common_is_computed_once():
@@ -67,9 +87,12 @@ def test_it_is_compiled_once(caplog):
     [
         ("grad_cam", r"methods is 'grad_cam'; it must be a list of methods, such as \['grad_cam', 'saliency'\]"),
         (jaxcam.grad_cam, "methods is a function; it must be a list of methods"),
-        ([], "No methods are given; choose some of cam, grad_cam"),
+        ([], "No methods are given; choose some of grad_cam, grad_cam_plus_plus"),
         (["gradcam"], "Unknown method 'gradcam'. Did you mean 'grad_cam'"),
         ({"a": "grad_cam"}, "The method 'a' is 'grad_cam'; it must be a function"),
+        ({"a": {}}, "Unknown method 'a'"),
+        ({"rise": {"num_sample": 3}}, "Unknown option of rise 'num_sample'. Did you mean 'num_samples'"),
+        (["deep_feature_factorization"], "gives parts and their scores, and no heatmap"),
         ({"a": ["grad_cam"]}, "The method 'a' is .'grad_cam'.; it must be a function"),
         (["saliency", jaxcam.saliency], "Two of the methods have the same name; pass a dict"),
         ({"a": partial(jaxcam.full_grad, raw=True)}, "The method 'a' has raw=True, and a raw map is not a heatmap"),

@@ -1,5 +1,7 @@
 """Gradient methods: axioms, oracles and published numbers."""
 
+from functools import partial
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxcam
+from jaxcam._array import normalize
 
 
 def test_saliency_is_the_gradient():
@@ -32,7 +35,7 @@ def test_integrated_gradients_published_numbers():
         return jax.nn.relu(jax.nn.relu(first) - 1 - jax.nn.relu(second))[:, None]
 
     image = jnp.array([3.0, 1.0]).reshape(1, 1, 2, 1)
-    attributions = jaxcam.integrated_gradients(model, image, 0, num_steps=500)
+    attributions = jaxcam.integrated_gradients(model, image, num_steps=500)
     np.testing.assert_allclose(attributions.ravel(), [1.5, -0.5], atol=5e-3)
 
 
@@ -55,7 +58,7 @@ def test_integrated_gradients_of_a_polynomial_are_exact():
         return (images**4).sum((1, 2, 3))[:, None]
 
     images = helpers.images(2, 3, 4)
-    attributions = jaxcam.integrated_gradients(model, images, 0, num_steps=3)
+    attributions = jaxcam.integrated_gradients(model, images, num_steps=3)
     np.testing.assert_allclose(attributions, images**4, rtol=1e-4, atol=1e-5)
 
 
@@ -81,14 +84,30 @@ def test_memory_is_flat_in_the_number_of_steps():
 
 def test_heatmap_sums_channels_and_scales():
     attributions = jnp.array([[[[1.0, -1.0], [0.0, 0.5]], [[-4.0, 2.0], [0.0, 0.0]]]])
-    np.testing.assert_allclose(jaxcam.heatmap(attributions)[0], [[2 / 6, 0.5 / 6], [1, 0]], atol=1e-6)
-    np.testing.assert_allclose(jaxcam.heatmap(attributions[..., 0])[0], [[0.25, 0], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(jaxcam.heatmap(attributions, percentile=100)[0], [[2 / 6, 0.5 / 6], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(jaxcam.heatmap(attributions[..., 0], percentile=100)[0], [[0.25, 0], [1, 0]], atol=1e-6)
     np.testing.assert_array_equal(jaxcam.heatmap(jnp.full((1, 2, 2, 3), 5.0)), 0)
+
+
+def test_heatmap_reads_the_axes_off_the_images():
+    """Signals and volumes, with channels or without, and with an axis of targets."""
+    for shape in ((6,), (3, 4), (2, 3, 4)):
+        images = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+        summed = jnp.abs(images).sum(-1)
+        expected = normalize(summed)
+        found = partial(jaxcam.heatmap, images=images, percentile=100)
+        np.testing.assert_allclose(found(images), expected, atol=1e-6)
+        np.testing.assert_allclose(found(-summed), expected, atol=1e-6)
+        several = jnp.stack([images, 2 * images[..., ::-1]], 1)
+        np.testing.assert_allclose(found(several), jnp.stack([expected, expected], 1), atol=1e-6)
+        np.testing.assert_allclose(found(several.sum(-1))[:, 0], normalize(jnp.abs(images.sum(-1))), atol=1e-6)
+        with pytest.raises(ValueError, match="does not fit images"):
+            found(images[:, :-1])
 
 
 def test_heatmap_percentile_cuts_outliers():
     attributions = jnp.append(jnp.linspace(0, 1, 99), 1000).reshape(1, 10, 10)
-    assert float(jaxcam.heatmap(attributions)[0, 5, 5]) < 0.001
+    assert float(jaxcam.heatmap(attributions, percentile=100)[0, 5, 5]) < 0.001
     assert float(jaxcam.heatmap(attributions, percentile=95)[0, 5, 5]) > 0.5
 
 

@@ -1,29 +1,76 @@
-"""Chunks give what a plain loop gives."""
+"""Chunks give what a plain loop gives, leave the axis of images alone, and are as large as was asked for."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
-from jaxcam._loops import chunked_map, chunked_sum
+from jaxcam._engine import chunked_map, chunked_sum
+from jaxcam._engine.loops import suitable_chunk
+
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32)
+MEANS = np.asarray(IMAGES.mean((1, 2, 3)))
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 6, 50])
+@pytest.mark.parametrize("chunk_size", [1, 2, 4, 6, 50, None])
 def test_chunked_map(chunk_size):
+    """`chunk_size` counts copies of images, of which there are two for each index."""
     seen = []
 
-    def function(row, column):
-        seen.append(row.shape)
-        return jnp.stack([10 * row + column, -row], -1)
+    def function(indices):
+        seen.append(len(indices))
+        scaled = IMAGES.mean((1, 2, 3))[:, None] * indices
+        return scaled, jnp.stack([scaled, -scaled], -1)
 
-    result = chunked_map(function, (2, 3), chunk_size)
-    rows, columns = np.mgrid[:2, :3]
-    np.testing.assert_array_equal(result, np.stack([10 * rows + columns, -rows], -1))
-    assert set(seen) == {({1: 1, 4: 3, 6: 6, 50: 6}[chunk_size],)}  # no padding where chunks of one size fit
+    first, second = chunked_map(function, 7, IMAGES, chunk_size)
+    expected = MEANS[:, None] * np.arange(7)
+    np.testing.assert_allclose(first, expected, rtol=1e-6)
+    np.testing.assert_allclose(second, np.stack([expected, -expected], -1), rtol=1e-6)
+    assert set(seen) == {{1: 1, 2: 1, 4: 2, 6: 3, 50: 7, None: 7}[chunk_size]}
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 7, 50])
+def test_chunks_are_even():
+    """As little of the last chunk as possible is padding: seven in chunks of four are two of four, ten two of five."""
+    seen = set()
+
+    def function(indices):
+        seen.add(len(indices))
+        return jnp.zeros((2, len(indices)))
+
+    for count in (7, 10):
+        assert chunked_map(function, count, IMAGES, 12).shape == (2, count)
+    assert seen == {4, 5}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 6, 50, None])
 def test_chunked_sum(chunk_size):
     def function(indices, weights):
-        return jnp.sum(weights * (indices + 1.0) ** 2)
+        terms = weights * (indices + 1.0) ** 2
+        return {"scaled": IMAGES.mean((1, 2, 3)) * terms.sum(), "terms": weights.sum()}
 
-    assert float(chunked_sum(function, 7, chunk_size, jnp.zeros(()))) == sum((i + 1) ** 2 for i in range(7))
+    found = chunked_sum(function, 7, IMAGES, chunk_size)
+    np.testing.assert_allclose(found["scaled"], MEANS * sum((i + 1) ** 2 for i in range(7)), rtol=1e-6)
+    assert float(found["terms"]) == 7
+
+
+@pytest.mark.parametrize("chunk_size", [2, 4])
+def test_each_device_does_its_own_images(chunk_size):
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=PartitionSpec("devices"), out_specs=PartitionSpec("devices"))
+    def run(images):
+        means = images.mean((1, 2, 3))
+        total = chunked_sum(lambda indices, weights: means * (weights * indices).sum(), 5, images, chunk_size)
+        return total, chunked_map(lambda indices: means[:, None] * indices, 5, images, chunk_size)
+
+    total, mapped = run(IMAGES)
+    np.testing.assert_allclose(total, MEANS * 10, rtol=1e-6)
+    np.testing.assert_allclose(mapped, MEANS[:, None] * np.arange(5), rtol=1e-6)
+
+
+def test_a_suitable_chunk_is_never_empty():
+    assert suitable_chunk(jax.ShapeDtypeStruct((1, 10000, 10000, 3), jnp.float32)) == 1
+    assert suitable_chunk(jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)) > 1

@@ -1,11 +1,12 @@
-"""What every method promises, tested for each row of the one table of methods.
+"""What every method promises, tested for each row of the registry.
 
 Most tests ask for the same compiled program, `method(model, images[3], targets[3])`, with other contents: that keeps
-the table cheap, and shows on the way that contents do not compile again.
+the table cheap, and shows on the way that contents do not compile again. A second program holds all variants of a call.
 """
 
 import gc
 import re
+from dataclasses import replace
 
 import helpers
 import jax
@@ -15,17 +16,16 @@ import PIL.Image
 import pytest
 
 import jaxcam
-from jaxcam.attribution import FOR_TRANSFORMERS, METHODS
 
-every_method = pytest.mark.parametrize("method", helpers.METHODS, ids=lambda method: method.name)
-CAM = [each for each in helpers.METHODS if each.is_cam and each.function is not jaxcam.full_grad]
-other_methods = pytest.mark.parametrize(
-    "method", [each for each in helpers.METHODS if not each.needs_tap], ids=lambda m: m.name
-)
-ENGINES = [
-    each for each in helpers.METHODS if each.name in ("grad_cam", "score_cam", "saliency", "integrated_gradients")
-]
+ROWS = [pytest.param(each, id=each.name) for each in helpers.METHODS]
+every_method = pytest.mark.parametrize("method", ROWS)
 
+
+def those(condition):
+    return pytest.mark.parametrize("method", [row for row in ROWS if condition(row.values[0])])
+
+
+ENGINES = ("grad_cam", "score_cam", "saliency", "integrated_gradients")  # one of each kind of engine
 IMAGES, TARGETS = helpers.images(), jnp.array([2, 0, 1], jnp.int32)
 
 
@@ -47,16 +47,12 @@ def results():
     return Results()
 
 
-def explain(method, model, images, targets=TARGETS):
-    return method.function(model, images, targets, **method.options)
+def explain(method, model, images, targets=TARGETS, **options):
+    return method.function(model, images, targets, **method.options, **options)
 
 
 def close(found, expected, tolerance=2e-5):
     np.testing.assert_allclose(found, expected, atol=tolerance * float(jnp.abs(expected).max()))
-
-
-def test_the_table_is_complete():
-    assert {method.name for method in helpers.METHODS} == set(METHODS) - set(FOR_TRANSFORMERS)
 
 
 @every_method
@@ -71,62 +67,52 @@ def test_shape_dtype_range(method, results):
     np.testing.assert_allclose(heatmaps.max((1, 2)), 1, rtol=1e-6)
 
 
+def contrast(logits, targets):
+    return logits[:, 1] - logits[:, 3]
+
+
 @every_method
-def test_jit_equals_eager(method, model, results):
-    jitted = jax.jit(lambda model, images, targets: explain(method, model, images, targets))
-    close(jitted(model, IMAGES, TARGETS), results[method.name])
+def test_variants_of_the_call(method, model, results):
+    """Under `jit` and `vmap`, with one image at a time, predicted, several and single targets, and another score."""
+
+    @jax.jit
+    def variants(model, images, targets):
+        several = jnp.stack([targets, (targets + 1) % 4], 1)
+        return {
+            "mapped": jax.vmap(lambda image, each: explain(method, model, image[None], each[None])[0])(images, targets),
+            "predicted": explain(method, model, images, None),
+            "several": explain(method, model, images, several),
+            "score": explain(method, model, images, targets, score=contrast),
+        }
+
+    found, expected = variants(model, IMAGES, TARGETS), results[method.name]
+    close(found["mapped"], expected)
+    close(found["predicted"], explain(method, model, IMAGES, jnp.argmax(model(IMAGES), -1).astype(jnp.int32)))
+    close(found["several"][:, 0], expected)
+    other = explain(method, model, IMAGES, (TARGETS + 1) % 4)
+    close(found["several"][:, 1], other)
+    one = explain(method, model, IMAGES, 2)
+    close(one[0], expected[0])
+    np.testing.assert_array_equal(one, explain(method, model, IMAGES, np.array([2, 2, 2])))
+    if method.sees_class:
+        for different in (other, found["score"]):
+            assert not np.allclose(different, expected, atol=1e-3 * float(jnp.abs(expected).max()))
 
 
-@pytest.mark.parametrize("method", ENGINES, ids=lambda method: method.name)
+@those(lambda method: method.name in ENGINES)
 def test_without_any_jit(method, model, results):
     with jax.disable_jit():
         close(explain(method, model, IMAGES), results[method.name])
 
 
 @every_method
-def test_one_image_equals_its_row_in_the_batch(method, model, results):
-    for index in range(3):
-        alone = explain(method, model, IMAGES[index : index + 1], TARGETS[index : index + 1])
-        close(alone[0], results[method.name][index])
-
-
-@every_method
-def test_vmap(method, model, results):
-    mapped = jax.vmap(lambda image, target: explain(method, model, image[None], target[None])[0])(IMAGES, TARGETS)
-    close(mapped, results[method.name])
-
-
-@every_method
-def test_permuting_the_batch_permutes_the_maps(method, model, results):
-    order = jnp.array([2, 0, 1])
+def test_no_image_sees_its_neighbours(method, model, results):
+    order, others = jnp.array([2, 0, 1]), IMAGES.at[1:].multiply(-3)
     close(explain(method, model, IMAGES[order], TARGETS[order]), results[method.name][order])
+    close(explain(method, model, others)[0], results[method.name][0])
 
 
-@every_method
-def test_targets(method, model, results):
-    """`None` is the predicted class, one integer is that class for all, and another class is another map."""
-    predicted = jnp.argmax(model(IMAGES), -1).astype(jnp.int32)
-    close(explain(method, model, IMAGES, None), explain(method, model, IMAGES, predicted))
-    one = explain(method, model, IMAGES, 2)
-    close(one[0], results[method.name][0])
-    np.testing.assert_array_equal(one, explain(method, model, IMAGES, np.array([2, 2, 2])))
-    if method.sees_class:
-        assert not np.allclose(one[1], results[method.name][1], atol=1e-3 * float(jnp.abs(one[1]).max()))
-
-
-def contrast(logits, targets):
-    return logits[:, 1] - logits[:, 3]
-
-
-@every_method
-def test_score(method, model, results):
-    """Another score than the target's logit is explained."""
-    result = method.function(model, IMAGES, TARGETS, score=contrast, **method.options)
-    different = not np.allclose(result, results[method.name], atol=1e-3 * float(jnp.abs(result).max()))
-    assert different or not method.sees_class
-
-
-@pytest.mark.parametrize("method", [each for each in helpers.METHODS if each.differentiable], ids=lambda m: m.name)
+@those(lambda method: method.differentiable)
 def test_differentiable(method, model):
     """The gradient of a heatmap with respect to the image agrees with finite differences."""
     images = helpers.images(1, seed=4)
@@ -155,37 +141,29 @@ def test_bfloat16(method, results):
     assert np.corrcoef(np.ravel(half), np.ravel(results[method.name]))[0, 1] > 0.95
 
 
+@pytest.mark.filterwarnings("ignore:All gradients")
 @every_method
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_constant_images_give_no_nan(method, model, value):
-    assert bool(jnp.isfinite(explain(method, model, jnp.full((3, 12, 16, 3), value))).all())
-
-
-@every_method
-def test_a_model_that_ignores_the_image_gives_zeros(method, model):
-    """All-zero maps stay zero."""
-    dead = jaxcam.tap(model.module, jax.tree.map(jnp.zeros_like, model.variables), "late")
+def test_images_and_models_without_contrast(method, model):
+    """Constant images give no NaN, and a model that ignores the image gives zeros."""
+    for value in (0.0, 1.0):
+        assert bool(jnp.isfinite(explain(method, model, jnp.full((3, 12, 16, 3), value))).all())
+    dead = replace(model, variables=jax.tree.map(jnp.zeros_like, model.variables))
     np.testing.assert_array_equal(explain(method, dead, IMAGES), 0)
 
 
 @every_method
-def test_repeated_calls_leave_no_arrays_behind(method, model, results):
+def test_calls_leave_nothing_behind_and_compile_nothing_new(method, model, results, caplog):
     """What every call leaves is seen after five as well as after a hundred."""
     results[method.name]  # what a first call keeps is no leak
+    images, targets = 0.5 * IMAGES[::-1], (TARGETS + 1) % 4
+    explain(method, model, images, targets).block_until_ready()
     gc.collect()
     before = len(jax.live_arrays())
-    for _ in range(100 if method in ENGINES else 5):
-        explain(method, model, IMAGES).block_until_ready()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for _ in range(50 if method.name in ENGINES else 3):
+            explain(method, model, images, targets).block_until_ready()
     gc.collect()
     assert len(jax.live_arrays()) <= before
-
-
-@every_method
-def test_new_contents_compile_nothing(method, model, results, caplog):
-    results[method.name]  # compiles
-    images, targets = 0.5 * IMAGES[::-1], (TARGETS + 1) % 4
-    with jax.log_compiles(), caplog.at_level("WARNING"):
-        explain(method, model, images, targets)
     assert "Finished XLA compilation" not in caplog.text
 
 
@@ -196,17 +174,7 @@ def test_nothing_leaves_the_device(method, model):
     assert not re.search("callback|infeed|outfeed|device_put.*memory", str(program))
 
 
-@pytest.mark.parametrize("method", ENGINES, ids=lambda method: method.name)
-def test_sharded_batch(method, model, results):
-    """The batch spread over two devices gives what one device gives."""
-    mesh = jax.make_mesh((2,), ("n",), axis_types=(jax.sharding.AxisType.Auto,))
-    images = jnp.concatenate([IMAGES, helpers.images(1, seed=9)])
-    spread = jax.device_put(images, jax.NamedSharding(mesh, jax.P("n")))
-    model = jax.device_put(model, jax.NamedSharding(mesh, jax.P()))
-    close(explain(method, model, spread, jnp.append(TARGETS, 0))[:3], results[method.name])
-
-
-@other_methods
+@those(lambda method: not method.needs_tap)
 def test_plain_callable(method, model, results):
     """Methods that need no activations take any function; one that changes is never served from a stale copy."""
     factor, forward = [1.0], jax.jit(lambda model, images: model(images))
@@ -219,14 +187,18 @@ def test_plain_callable(method, model, results):
     np.testing.assert_array_equal(explain(method, function, IMAGES), 0)
 
 
-@pytest.mark.parametrize("method", [each for each in CAM if not each.pooled], ids=lambda m: m.name)
+@those(lambda method: method.is_cam and method.name not in ("cam", "full_grad"))
 def test_cam_methods_fuse_layers_and_give_raw_maps(method):
-    raw = method.function(helpers.small(("late", "early")), IMAGES, TARGETS, raw=True, **method.options)
+    """The mean of what the layers give, normalised again."""
+
+    @jax.jit
+    def maps(both, late):
+        coarse = method.function(both, IMAGES, TARGETS, raw=True, **method.options)
+        return coarse, explain(method, both, IMAGES), method.function(late, IMAGES, TARGETS, raw=True, **method.options)
+
+    raw, both, alone = maps(helpers.small(("late", "early")), helpers.small("late"))
     assert [each.shape for each in raw] == [(3, 3, 4), (3, 12, 16)]
-    both = explain(method, helpers.small(("late", "early")), IMAGES)
-    alone = method.function(helpers.small("late"), IMAGES, TARGETS, raw=True, **method.options)
     np.testing.assert_allclose(alone, raw[0], atol=1e-5 * float(jnp.abs(alone).max()))
-    # The mean of what the layers give, normalised again.
     mean = _single(raw[0]) + _single(raw[1])
     expected = (mean - mean.min((1, 2), keepdims=True)) / np.ptp(mean, (1, 2), keepdims=True)
     np.testing.assert_allclose(both, expected, atol=1e-4)

@@ -1,5 +1,9 @@
 """Metrics that alter images, against torch-cam, pytorch-grad-cam, Captum, Quantus, and cases with a known answer."""
 
+import inspect
+import re
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -10,20 +14,22 @@ import pytest
 
 import jaxcam
 from jaxcam import metrics
+from jaxcam.metrics.fidelity import _square
 from jaxcam.metrics.road import _impute
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 ALTERING = {
-    metrics.deletion: {"num_steps": 8, "baseline": "zero"},
-    metrics.insertion: {"num_steps": 8, "baseline": "zero"},
-    metrics.road: {"fractions": (0.8, 0.5, 0.1), "noise": 0.0},
+    metrics.deletion: {"num_steps": 8},
+    metrics.insertion: {"num_steps": 8, "baseline": None},
+    metrics.road: {"fractions": (0.8, 0.5, 0.1), "grain": 0.0},
     metrics.average_drop: {},
     metrics.average_gain: {},
     metrics.average_increase: {},
     metrics.infidelity: {"num_samples": 4},
-    metrics.mu_fidelity: {"num_samples": 8, "grid": 4},
+    metrics.mu_fidelity: {"num_samples": 8, "cells": 4},
     metrics.occlusion_correlation: {"window": 4},
 }
+ORDERING = (metrics.deletion, metrics.insertion, metrics.road)  # of a map they see the order of its pixels alone
 every_metric = pytest.mark.parametrize("metric", ALTERING, ids=lambda metric: metric.__name__)
 
 
@@ -81,8 +87,8 @@ def test_each_image_alone_in_any_chunk_under_jit(metric, model, images, heatmaps
 
     Without targets it is the predicted class.
     """
-    options = ALTERING[metric]
-    alone = jax.jit(lambda model, a, b: metric(model, a, b, chunk_size=5, **options))(model, images[1:2], heatmaps[1:2])
+    options = ALTERING[metric] | ({"chunk_size": 5} if "chunk_size" in inspect.signature(metric).parameters else {})
+    alone = jax.jit(lambda model, a, b: metric(model, a, b, **options))(model, images[1:2], heatmaps[1:2])
     np.testing.assert_allclose(alone, results[metric][1:2], rtol=1e-4, atol=2e-6)
 
 
@@ -95,7 +101,12 @@ def test_targets(metric, model, images, heatmaps, targets, results):
 @every_metric
 def test_constant_images_and_maps_give_no_nan(metric, model, targets):
     images, heatmaps = jnp.ones((3, 12, 16, 3)), jnp.zeros((3, 12, 16))
-    assert bool(jnp.isfinite(metric(model, images, heatmaps, targets, **ALTERING[metric])).all())
+    says_so = (
+        pytest.warns(UserWarning, match=r"Heatmap 0 \(and 2 more\) is zero") if metric in ORDERING else nullcontext()
+    )
+    with says_so:
+        values = metric(model, images, heatmaps, targets, **ALTERING[metric])
+    assert bool(jnp.isfinite(values).all())
 
 
 def test_plain_callables_and_float16(model, images, heatmaps, results):
@@ -114,7 +125,7 @@ def test_plain_callables_and_float16(model, images, heatmaps, results):
 def test_published_toy_number():
     """torch-cam: the image is its own map and the model sums it; two steps."""
     image = jnp.array([[[0.4, 0.3], [0.2, 0.1]]])
-    options = {"score": lambda logits, _: logits[:, 0], "num_steps": 2, "baseline": "zero"}
+    options = {"score": lambda logits, _: logits[:, 0], "num_steps": 2, "baseline": None}
 
     def total(images):
         return images.sum((1, 2))
@@ -153,16 +164,17 @@ def linear(images):
 def test_the_perfect_explanation_is_optimal():
     """For a linear model the pixels' true effects are known; no other order deletes faster or inserts faster."""
     perfect = IMAGE[..., 0] * WEIGHTS
-    others = [perfect[:, ::-1], -perfect, np.zeros_like(perfect), np.abs(perfect)]
+    others = [perfect[:, ::-1], -perfect, np.zeros_like(perfect), np.abs(perfect)]  # zeros: in reading order
     others += list(np.random.default_rng(7).standard_normal((8, 1, 6, 8)).astype(np.float32))
     maps = np.concatenate([perfect, *others])
     images = np.repeat(IMAGE, len(maps), 0)
-    options = {"score": jaxcam.score.logit, "baseline": "zero"}
-    deletions = metrics.deletion(linear, images, maps, 0, num_steps=16, **options)
-    insertions = metrics.insertion(linear, images, maps, 0, num_steps=16, **options)
+    options = {"score": jaxcam.score.logit, "baseline": None}
+    with pytest.warns(UserWarning, match="Heatmap 3 is zero everywhere"):
+        deletions = metrics.deletion(linear, images, maps, 0, num_steps=16, **options)
+        insertions = metrics.insertion(linear, images, maps, 0, num_steps=16, **options)
     assert deletions[0] < deletions[1:].min() and insertions[0] > insertions[1:].max()
     occlusion = metrics.occlusion_correlation(linear, images, maps, 0, window=2, **options)
-    fidelity = metrics.mu_fidelity(linear, images, maps, 0, grid=6, num_samples=32, **options)
+    fidelity = metrics.mu_fidelity(linear, images, maps, 0, cells=6, num_samples=32, **options)
     for values in (occlusion, fidelity):  # the map's sums are the very drops
         np.testing.assert_allclose(values[0], 1, atol=1e-5)
         np.testing.assert_allclose(values[2], -1, atol=1e-5)
@@ -171,7 +183,7 @@ def test_the_perfect_explanation_is_optimal():
 
 
 def test_baselines(model, images, heatmaps):
-    def last(baseline, key=None):
+    def last(baseline, key=0):
         """What the model sees when everything is deleted."""
         options = {"score": jaxcam.score.logit, "num_steps": 1, "curve": True}
         return metrics.deletion(model, images, heatmaps, 1, baseline=baseline, key=key, **options).scores[:, 1]
@@ -181,7 +193,8 @@ def test_baselines(model, images, heatmaps):
         return model(jnp.broadcast_to(fill, images.shape).astype(jnp.float32))[:, 1]
 
     numpy = np.asarray(images)
-    np.testing.assert_allclose(last("zero"), sees(0.0), atol=1e-5)
+    np.testing.assert_allclose(last(None), sees(0.0), atol=1e-5)
+    np.testing.assert_array_equal(last("zero"), last(None))
     np.testing.assert_allclose(last(0.5), sees(0.5), atol=1e-5)
     np.testing.assert_allclose(last(numpy[::-1]), sees(numpy[::-1]), atol=1e-5)
     np.testing.assert_allclose(last("mean"), sees(numpy.mean((1, 2), keepdims=True)), atol=1e-5)
@@ -189,7 +202,7 @@ def test_baselines(model, images, heatmaps):
     rows, columns = (np.exp(-(each**2) / 2) / np.exp(-(each**2) / 2).sum(1, keepdims=True) for each in distances)
     np.testing.assert_allclose(last("blur"), sees(np.einsum("Hh,nhwc,Ww->nHWc", rows, numpy, columns)), atol=1e-4)
     noise = last("noise", jax.random.key(1))
-    np.testing.assert_array_equal(noise, last("noise", jax.random.key(1)))
+    np.testing.assert_array_equal(noise, last("noise", 1))
     assert not np.allclose(noise, last("noise", jax.random.key(2)))
 
 
@@ -198,7 +211,8 @@ def test_baselines(model, images, heatmaps):
 
 def test_imputation_solves_the_sparse_system():
     """A hole of half the image and scattered pixels, against SciPy's direct solver by pytorch-grad-cam."""
-    filled = jax.jit(_impute)(jnp.asarray(GOLDEN["picture"]), jnp.asarray(GOLDEN["hole"]))[..., 0]
+    filled = jax.jit(_impute)(jnp.asarray(GOLDEN["picture"])[None, None], jnp.asarray(GOLDEN["hole"])[None, None])
+    filled = filled[0, 0, ..., 0]
     np.testing.assert_allclose(filled, GOLDEN["gradcam/imputed"], atol=1e-4)
     np.testing.assert_allclose(filled[~GOLDEN["hole"]], GOLDEN["picture"][..., 0][~GOLDEN["hole"]], atol=1e-6)
 
@@ -224,9 +238,9 @@ def test_road_keeps_the_fraction_where_pytorch_grad_cam_removes_all_ties(model, 
     np.testing.assert_allclose(metrics.road(model, images, distinct, targets, **options), ours, atol=1e-5)
 
 
-def test_road_adds_noise_from_the_key(model, images, heatmaps, targets, results):
+def test_road_adds_grain_from_the_key(model, images, heatmaps, targets, results):
     def noisy(seed):
-        options = ALTERING[metrics.road] | {"noise": 0.5, "key": jax.random.key(seed)}
+        options = ALTERING[metrics.road] | {"grain": 0.5, "key": jax.random.key(seed)}
         return metrics.road(model, images, heatmaps, targets, **options)
 
     np.testing.assert_array_equal(noisy(1), noisy(1))
@@ -271,8 +285,8 @@ def test_showing_everything_changes_nothing(model, images, targets):
 # Infidelity and sensitivity
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_infidelity_agrees_with_captum(normalise, model, images):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_infidelity_agrees_with_captum(normalize, model, images):
     """With Captum's perturbations: the key of each sample tells which one it is."""
     keys = jax.vmap(lambda sample: jax.random.key_data(jax.random.fold_in(jax.random.key(0), sample)))(jnp.arange(6))
 
@@ -280,9 +294,9 @@ def test_infidelity_agrees_with_captum(normalise, model, images):
         sample = jnp.argmax((keys == jax.random.key_data(key)).all(-1))
         return jnp.asarray(GOLDEN["perturbations"])[sample]
 
-    options = {"perturbation": given, "num_samples": 6, "normalise": normalise, "chunk_size": 5}
+    options = {"perturbation": given, "num_samples": 6, "normalize": normalize, "chunk_size": 5}
     values = metrics.infidelity(model, images, GOLDEN["attributions"], **options)
-    np.testing.assert_allclose(values, GOLDEN[f"captum/infidelity/{normalise}"], rtol=1e-3)
+    np.testing.assert_allclose(values, GOLDEN[f"captum/infidelity/{normalize}"], rtol=1e-3)
 
 
 def test_infidelity_of_a_linear_models_gradient_is_zero():
@@ -294,10 +308,8 @@ def test_infidelity_of_a_linear_models_gradient_is_zero():
 
 
 def test_a_square_is_taken_away():
-    from jaxcam.metrics.fidelity import _square
-
     image = 1 + jax.random.uniform(jax.random.key(0), (6, 8, 2))
-    squares = jax.jit(jax.vmap(lambda key: _square(key, image, 3)))(jax.random.split(jax.random.key(1), 500))
+    squares = jax.jit(jax.vmap(lambda key: _square(key, image, (3, 3))))(jax.random.split(jax.random.key(1), 500))
     inside = np.asarray(squares != 0)
     np.testing.assert_array_equal(inside.sum((1, 2, 3)), 9 * 2)
     np.testing.assert_array_equal(squares, np.where(inside, image, 0))
@@ -308,8 +320,8 @@ def test_max_sensitivity_agrees_with_captum(model, images, targets, monkeypatch)
     """With Captum's changes of the image in place of the drawn ones."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
 
-    def given(key, shape, minval, maxval):
-        assert shape == (12, 16, 3) and (minval, maxval) == (-0.02, 0.02)
+    def given(key, shape, dtype, low, high):
+        assert shape == (12, 16, 3) and (low, high) == (-0.02, 0.02)
         return jnp.asarray(GOLDEN["changes"])[jnp.argmax((keys == jax.random.key_data(key)).all(-1))]
 
     def explain(images):
@@ -372,8 +384,13 @@ def test_errors_say_what_is_wrong(model, images, heatmaps):
         "larger than the images": lambda: metrics.infidelity(model, images, heatmaps, perturbation="square", window=13),
         "does not fit images": lambda: metrics.infidelity(model, images, images[..., :2]),
         "one map per image is needed": lambda: metrics.max_sensitivity(lambda images: images[:1], images),
-        "finer than the images": lambda: metrics.mu_fidelity(model, images, heatmaps, grid=13),
-        "some must go": lambda: metrics.mu_fidelity(model, images, heatmaps, share=1.0),
+        "finer than the images": lambda: metrics.mu_fidelity(model, images, heatmaps, cells=13),
+        "some must go": lambda: metrics.mu_fidelity(model, images, heatmaps, fraction=1.0),
+        "one class for each": lambda: metrics.deletion(model, images, heatmaps, np.zeros((3, 2), int)),
+        "grain is -1": lambda: metrics.road(model, images, heatmaps, grain=-1),
+        "noise is -1": lambda: metrics.infidelity(model, images, heatmaps, noise=-1),
+        "radius is -1": lambda: metrics.max_sensitivity(lambda images: images, images, radius=-1),
+        "one for each of 2 axes": lambda: metrics.mu_fidelity(model, images, heatmaps, cells=(2, 2, 2)),
         "too large": lambda: metrics.occlusion_correlation(model, images, heatmaps, window=16),
     }
     for words, call in wrong.items():
@@ -414,3 +431,100 @@ def test_patches_are_made_inside_the_pass():
         return jax.jit(metric).lower(images, maps).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(1) < 2 * temporaries(8)
+
+
+# Any number of axes, any number of devices
+
+
+def mixed(images):
+    """A model of images with any axes of space, which sees the order of the pixels alone."""
+    pixels = images.reshape(images.shape[0], -1)
+    weights = np.sin(np.arange(4 * pixels.shape[1], dtype=np.float32)).reshape(-1, 4)
+    return jnp.tanh(pixels @ weights) * 3
+
+
+@every_metric
+@pytest.mark.parametrize("axes", [1, 3])
+def test_a_signal_is_an_image_of_one_row_and_an_image_a_volume_of_one_slice(metric, axes):
+    space = (24,) if axes == 1 else (6, 5)
+    images, maps = (
+        jax.random.normal(jax.random.key(1), (2, *space, 2)),
+        jax.random.uniform(jax.random.key(2), (2, *space)),
+    )
+    options = dict(ALTERING[metric])
+    flat = metric(mixed, images, maps, 1, **options)
+    for name in {"cells", "window"} & set(options):
+        options[name] = (1, *(options[name],) * len(space))
+    assert flat.shape == (2,) and flat.dtype == jnp.float32
+    np.testing.assert_allclose(metric(mixed, images[:, None], maps[:, None], 1, **options), flat, rtol=1e-3, atol=1e-5)
+
+
+def test_squares_along_any_number_of_axes():
+    for space in ((9,), (4, 5, 6)):
+        box = _square(jax.random.key(0), jnp.ones((*space, 2)), (2,) * len(space))
+        assert box.sum() == 2 ** len(space) * 2
+
+
+@pytest.mark.parametrize("metric", [metrics.deletion, metrics.road, metrics.occlusion_correlation])
+def test_every_device_does_its_own_images(metric, model):
+    """An eighth of the work on each, and nothing is sent but single numbers."""
+    n = 8
+    mesh = jax.make_mesh((n,), ("n",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread, same = jax.NamedSharding(mesh, jax.P("n")), jax.NamedSharding(mesh, jax.P())
+    images, maps = (
+        jax.random.normal(jax.random.key(0), (n, 12, 16, 3)),
+        jax.random.uniform(jax.random.key(1), (n, 12, 16)),
+    )
+    options = ALTERING[metric] | {"chunk_size": 1024}
+
+    def measure(model, images, maps):
+        return metric(model, images, maps, **options)
+
+    whole = jax.jit(measure).lower(model, images, maps).compile()
+    expected = whole(model, images, maps)
+    given = jax.device_put(model, same), *jax.device_put((images, maps), spread)
+    for run in (
+        measure,
+        jax.shard_map(measure, mesh=mesh, in_specs=(jax.P(), jax.P("n"), jax.P("n")), out_specs=jax.P("n")),
+    ):
+        compiled = jax.jit(run).lower(*given).compile()
+        values = compiled(*given)
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+        assert values.sharding.is_equivalent_to(spread, 1)
+        assert compiled.cost_analysis()["flops"] < 0.14 * whole.cost_analysis()["flops"]
+        sent = re.findall(r"= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute)", compiled.as_text())
+        assert not [shape for shape in sent if re.search(r"\[\d", shape)]
+
+
+@every_metric
+def test_nothing_is_moved_between_host_and_device_in_secret(metric, model, images, heatmaps, targets):
+    with jax.transfer_guard("disallow"):
+        metric(model, images, heatmaps, targets, **ALTERING[metric])
+
+
+class WithContext(nn.Module):
+    @nn.compact
+    def __call__(self, x, more):
+        return nn.Dense(4)(nn.tanh(x.reshape(x.shape[0], -1))) * more
+
+
+@every_metric
+def test_context_and_rows_of_a_score_follow_the_images(metric, images, heatmaps):
+    more, directions = (jax.random.normal(jax.random.key(seed), (3, 4)) for seed in (1, 2))
+    variables = WithContext().init(jax.random.key(0), images, more)
+
+    def measure(which):
+        tap = jaxcam.tap(WithContext(), variables, "Dense_0", context=more[which])
+        score = jaxcam.score.cosine_similarity(jaxcam.score.Rows(directions[which]))
+        return metric(tap, images[which], heatmaps[which], 0, score=score, **ALTERING[metric])
+
+    together = measure(slice(None))
+    np.testing.assert_allclose(measure(slice(1, 2)), together[1:2], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ORDERING, ids=lambda metric: metric.__name__)
+def test_a_map_of_zeros_is_told(metric, model, images, heatmaps):
+    zeros = heatmaps.at[1].set(0)
+    with pytest.warns(UserWarning, match="Heatmap 1 is zero everywhere, so the order of its pixels means nothing"):
+        metric(model, images, zeros, **ALTERING[metric])
+    jax.jit(partial(metric, **ALTERING[metric]))(model, images, zeros)  # warnings are errors here

@@ -1,5 +1,6 @@
 """Metrics of maps alone: similarity, localisation, complexity; against SciPy, scikit-image, Quantus and small cases."""
 
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -85,11 +86,11 @@ def test_correlations_ignore_scale_and_offset(pair):
 def test_iou_top_counts_the_highest_pixels():
     a = jnp.array([[[9.0, 8.0, 7.0, 6.0], [0.0, 0.0, 0.0, 0.0]]])
     b = jnp.array([[[9.0, 0.0, 7.0, 0.0], [8.0, 6.0, 0.0, 0.0]]])
-    np.testing.assert_allclose(metrics.iou_top(a, b, top=0.125), 1)
-    np.testing.assert_allclose(metrics.iou_top(a, b, top=0.25), 1 / 3)  # {9, 8} and {9, 8}, at other places
-    np.testing.assert_allclose(metrics.iou_top(a, b, top=0.5), 2 / 6)
+    np.testing.assert_allclose(metrics.iou_top(a, b, fraction=0.125), 1)
+    np.testing.assert_allclose(metrics.iou_top(a, b, fraction=0.25), 1 / 3)  # {9, 8} and {9, 8}, at other places
+    np.testing.assert_allclose(metrics.iou_top(a, b, fraction=0.5), 2 / 6)
     # Zeros are the minimum: they are not important, even where too few pixels are above.
-    np.testing.assert_allclose(metrics.iou_top(a, b, top=0.9), 2 / 6)
+    np.testing.assert_allclose(metrics.iou_top(a, b, fraction=0.9), 2 / 6)
 
 
 @pytest.mark.usefixtures("as_user")
@@ -106,12 +107,12 @@ def test_similarity_says_what_is_wrong():
         metrics.pearson([1.0], a)
     with pytest.raises(ValueError, match="shape .2,."):
         metrics.pearson(a[:, 0, 0], a[:, 0, 0])
-    with pytest.raises(ValueError, match="at least 11 x 11"):
+    with pytest.raises(ValueError, match="at least 11 along each axis"):
         metrics.ssim(a[:, :8], a[:, :8])
     with pytest.raises(ValueError, match="Turn attributions into heatmaps"):
         metrics.ssim(a[..., None], a[..., None])
     with pytest.raises(ValueError, match="share of the pixels"):
-        metrics.iou_top(a, a, top=0)
+        metrics.iou_top(a, a, fraction=0)
 
 
 # Localisation
@@ -273,3 +274,54 @@ def test_inside_jit_nan_stays_nan():
 def test_structure_is_compared_in_the_unit_range():
     with pytest.raises(ValueError, match=r"ranges from 0 to 2; it must be in \[0, 1\]"):
         metrics.ssim(jnp.linspace(0, 2, 144).reshape(1, 12, 12), jnp.zeros((1, 12, 12)))
+
+
+# Any number of axes of space
+
+
+@by_name([*SIMILARITIES, *LOCALIZATIONS, *COMPLEXITIES])
+@pytest.mark.parametrize("space", [(40,), (12, 13)])
+def test_a_signal_is_an_image_of_one_row_and_an_image_a_volume_of_one_slice(metric, space):
+    maps = jax.random.uniform(jax.random.key(0), (2, 2, *space))
+    given = {1: maps[:1], 2: maps}[2 if metric in SIMILARITIES else 1]
+    given = [*given, maps[1] > 0.7] if metric in LOCALIZATIONS else list(given)
+    thick = 11 if metric is metrics.ssim else 1  # its window needs as many; the same in all is as good as one
+    copies = [jnp.repeat(each[:, None], thick, 1) for each in given]
+    np.testing.assert_allclose(metric(*copies), metric(*given), rtol=1e-4, atol=1e-6)
+
+
+def test_tolerance_and_boxes_along_any_number_of_axes():
+    for axes in (1, 3):
+        heatmap = jnp.zeros((1, *(7,) * axes)).at[(0, *(1,) * axes)].set(1)
+        corners = [[3] * axes + [5] * axes]
+        masks = metrics.box_to_mask(jnp.array(corners), (7,) * axes)
+        assert masks.shape == heatmap.shape and masks.sum() == 2**axes and bool(masks[(0, *(3,) * axes)])
+        near, far = (metrics.pointing_game(heatmap, masks, tolerance=each)[0] for each in (4, 1))
+        assert (float(near), float(far)) == (1, 0)
+    volume = metrics.box_to_mask(jnp.array([[0, 1, 2, 4, 3, 3]]), (3, 4, 5))  # x along the last axis, z along the first
+    np.testing.assert_array_equal(np.argwhere(volume[0]).min(0), [2, 1, 0])
+    np.testing.assert_array_equal(np.argwhere(volume[0]).max(0), [2, 2, 3])
+
+
+# The registry
+
+ARGUMENTS = {
+    "map": ["heatmaps"],
+    "maps": ["a", "b"],
+    "masks": ["heatmaps", "masks"],
+    "model": ["model", "images", "heatmaps", "targets"],
+    "explain": ["explain", "images"],
+    "method": ["method", "model", "images", "targets"],
+    "twin": ["method", "model", "random_label_model", "images", "targets"],
+}
+
+
+@pytest.mark.parametrize("row", metrics.METRICS.values(), ids=metrics.METRICS)
+def test_a_row_says_what_the_metric_takes(row):
+    parameters = inspect.signature(row.function).parameters.values()
+    names = [each.name for each in parameters if each.kind == each.POSITIONAL_OR_KEYWORD]
+    assert [name.replace("attributions", "heatmaps") for name in names] == ARGUMENTS[row.needs]
+    assert row.better in ("high", "low", "near zero", "describes") and row.gives in ("values", "layers")
+    assert row.summary and "http" in row.reference
+    assert "key" in inspect.signature(row.function).parameters or not row.draws
+    assert metrics.METRICS[row.name] is row and getattr(metrics, row.name) is row.function

@@ -11,7 +11,7 @@ from flax import nnx
 
 import jaxcam
 from jaxcam import metrics
-from jaxcam.metrics.sanity import shuffle
+from jaxcam.metrics.sanity import _below, _top_down, shuffle
 
 
 class TwoStages(nn.Module):
@@ -55,7 +55,7 @@ def model(images):
 
 @pytest.fixture(scope="module")
 def cascade(model, images):
-    return metrics.cascading_randomisation(jaxcam.saliency, model, images, similarity=metrics.pearson)
+    return metrics.cascading_randomization(jaxcam.saliency, model, images, similarity=metrics.pearson)
 
 
 def test_layers_go_from_the_output_down(cascade):
@@ -65,7 +65,7 @@ def test_layers_go_from_the_output_down(cascade):
 
 
 def test_the_first_step_is_the_same_alone(model, images, cascade):
-    alone = metrics.independent_randomisation(jaxcam.saliency, model, images, similarity=metrics.pearson)
+    alone = metrics.independent_randomization(jaxcam.saliency, model, images, similarity=metrics.pearson)
     assert list(alone) == ["head", "norm", "stem"]
     np.testing.assert_array_equal(alone["head"], cascade["head"])
     assert not np.allclose(alone["stem"], cascade["stem"], atol=1e-3)
@@ -74,28 +74,28 @@ def test_the_first_step_is_the_same_alone(model, images, cascade):
 def test_what_each_step_changes(model, images):
     """A method that reads one layer's weights sees just that layer change: for good in a cascade, else for one step."""
     options = {"layers": ["stem", "head", "norm"], "similarity": metrics.pearson}
-    cascade = metrics.cascading_randomisation(Edges.head_only, model, images, **options)
+    cascade = metrics.cascading_randomization(Edges.head_only, model, images, **options)
     assert float(cascade["stem"][0]) == pytest.approx(1) and float(cascade["head"][0]) < 0.9
     np.testing.assert_array_equal(cascade["norm"], cascade["head"])
-    alone = metrics.independent_randomisation(Edges.head_only, model, images, **options)
+    alone = metrics.independent_randomization(Edges.head_only, model, images, **options)
     np.testing.assert_allclose(alone["norm"], 1, atol=1e-6)
     np.testing.assert_array_equal(alone["head"], cascade["head"])
 
 
-def test_running_statistics_are_randomised_and_other_draws_are_possible(model, images):
+def test_running_statistics_are_randomized_and_other_draws_are_possible(model, images):
     seen = []
 
     def zeros(key, array):
         seen.append(array.shape)
         return jnp.zeros_like(array)
 
-    metrics.independent_randomisation(Edges.image_only, model, images, layers=["norm"], randomise=zeros)
+    metrics.independent_randomization(Edges.image_only, model, images, layers=["norm"], randomize=zeros)
     assert seen == [(4,)] * 4  # scale, bias, mean, variance
 
 
 def test_a_method_that_ignores_the_model_never_changes(model, images):
     Edges.calls.clear()
-    values = metrics.cascading_randomisation(Edges.image_only, model, images)
+    values = metrics.cascading_randomization(Edges.image_only, model, images)
     np.testing.assert_allclose(jnp.stack(list(values.values())), 1, atol=1e-6)
     expected = np.argmax(model(images), -1)
     assert len(Edges.calls) == 4  # the trained model's classes, for every model
@@ -105,7 +105,7 @@ def test_a_method_that_ignores_the_model_never_changes(model, images):
 def test_keys(model, images):
     def one(seed):
         options = {"layers": ["head"], "key": jax.random.key(seed), "similarity": metrics.pearson}
-        return metrics.independent_randomisation(Edges.head_only, model, images, **options)["head"]
+        return metrics.independent_randomization(Edges.head_only, model, images, **options)["head"]
 
     np.testing.assert_array_equal(one(1), one(1))
     assert not np.allclose(one(1), one(2))
@@ -118,7 +118,7 @@ def test_shuffle_keeps_the_values():
     np.testing.assert_array_equal(np.sort(shuffled.ravel()), array.ravel())
 
 
-def test_nnx_models_are_randomised_too(images):
+def test_nnx_models_are_randomized_too(images):
     class Model(nnx.Module):
         def __init__(self, rngs):
             self.stem = nnx.Conv(2, 3, (3, 3), rngs=rngs)
@@ -128,15 +128,49 @@ def test_nnx_models_are_randomised_too(images):
             return self.head(nnx.relu(self.stem(x)).mean((1, 2)))
 
     model = jaxcam.tap(Model(nnx.Rngs(0)), None, "stem")
-    values = metrics.cascading_randomisation(jaxcam.saliency, model, images, similarity=metrics.pearson)
+    values = metrics.cascading_randomization(jaxcam.saliency, model, images, similarity=metrics.pearson)
     assert list(values) == ["head", "stem"]
     assert float(jnp.abs(values["stem"]).max()) < 0.9
 
 
-def test_label_randomisation(model, images):
-    np.testing.assert_allclose(metrics.label_randomisation(jaxcam.saliency, model, model, images), 1, atol=1e-6)
+def test_which_weights_a_layer_has():
+    """By the paths of four frameworks: what is called, and what the weights are called."""
+    linen = (
+        ["stem", "layer1.0.conv", "layer1.0", "layer1", "head"],
+        ["stem.kernel", "layer1.0.conv.kernel", "head.bias"],
+    )
+    assert _top_down(*linen) == ("head", "layer1", "stem")
+    lists = ["blocks.0", "blocks.1", "head"], ["blocks.0.kernel", "blocks.1.kernel", "head.kernel"]
+    assert _top_down(*lists) == ("head", "blocks.1", "blocks.0")
+    keras = ["pixels", "c1", "c2", "block", "head"], ["c1.kernel", "block.c2.kernel", "block.c2.bias", "head.kernel"]
+    assert _top_down(*keras) == ("head", "block", "c1")
+    sequential = ["c1", "head"], ["sequential.c1.kernel", "sequential.head.kernel", None]
+    assert _top_down(*sequential) == ("head", "c1")
+    assert _below("norm", ["layer1.norm.scale", "layer2.norm.scale"]) == set()  # which of them?
+    with pytest.raises(ValueError, match=r"Say so: layers=\[...\], of first, second"):
+        _top_down(["features"], ["first", "second"])
+
+
+def test_functions_are_randomized_by_the_names_of_their_arrays(images):
+    weights = {
+        "first": jax.random.normal(jax.random.key(0), (2, 5)),
+        "last": jax.random.normal(jax.random.key(1), (5, 3)),
+    }
+
+    def features(weights, images):
+        return jnp.tanh(images @ weights["first"])
+
+    model = jaxcam.tap((features, lambda weights, maps: maps.mean((1, 2)) @ weights["last"]), weights)
+    values = metrics.cascading_randomization(jaxcam.saliency, model, images, layers=["last", "first"])
+    assert list(values) == ["last", "first"] and float(values["first"].min()) < 0.9
+    with pytest.raises(ValueError, match="Unknown layer 'lost'. Did you mean 'last'"):
+        metrics.cascading_randomization(jaxcam.saliency, model, images, layers=["lost"])
+
+
+def test_label_randomization(model, images):
+    np.testing.assert_allclose(metrics.label_randomization(jaxcam.saliency, model, model, images), 1, atol=1e-6)
     other = jaxcam.tap(TwoStages(), TwoStages().init(jax.random.key(9), images), "stem")
-    values = metrics.label_randomisation(jaxcam.saliency, model, other, images)
+    values = metrics.label_randomization(jaxcam.saliency, model, other, images)
     predicted = jnp.argmax(model(images), -1)  # the first model's classes, for both
     expected = metrics.spearman(*(jaxcam.saliency(each, images, predicted) for each in (model, other)))
     np.testing.assert_allclose(values, expected, atol=1e-6)
@@ -160,6 +194,15 @@ def test_input_invariance(model, images):
     np.testing.assert_allclose(plain, metrics.input_invariance(input_x_gradient, model, images), atol=1e-5)
 
 
+def test_a_shift_of_each_image_follows_its_copies(model, images):
+    shift = jax.random.normal(jax.random.key(0), (3, 1, 1, 1)) * jnp.ones(images.shape)
+
+    def smooth(*args):
+        return jaxcam.smooth_grad(*args, num_samples=3)
+
+    np.testing.assert_allclose(metrics.input_invariance(smooth, model, images, shift=shift), 1, atol=1e-3)
+
+
 def test_the_shifted_model_is_that_of_the_paper(model, images):
     """Without padding, `b - sum(W shift)` in place of the first bias undoes the shift: the two models explain alike."""
     shift, seen = 1.5, []
@@ -178,8 +221,8 @@ def test_the_shifted_model_is_that_of_the_paper(model, images):
 @pytest.mark.usefixtures("as_user")
 def test_errors_say_what_is_wrong(model, images):
     with pytest.raises(TypeError, match="needs activations|tap"):
-        metrics.cascading_randomisation(jaxcam.saliency, lambda images: images, images, 0)
+        metrics.cascading_randomization(jaxcam.saliency, lambda images: images, images, 0)
     with pytest.raises(ValueError, match="Unknown layer 'haed'. Did you mean 'head'"):
-        metrics.cascading_randomisation(jaxcam.saliency, model, images, layers=["haed"])
+        metrics.cascading_randomization(jaxcam.saliency, model, images, layers=["haed"])
     with pytest.raises(ValueError, match="out of range"):
         metrics.input_invariance(jaxcam.saliency, model, images, 3)

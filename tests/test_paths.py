@@ -35,23 +35,23 @@ def close(found, expected, rtol=1e-5):
 
 def test_expected_gradients_of_a_linear_model(images):
     """Weights times the distance to the baseline, whatever is drawn; with several baselines, to their mean."""
-    close(jaxcam.expected_gradients(linear, images, 0, baseline=0.3, num_samples=4), WEIGHTS * (images - 0.3))
+    close(jaxcam.expected_gradients(linear, images, 1, baselines=0.3, num_samples=4), WEIGHTS * (images - 0.3))
     baselines = helpers.images(3, *SHAPE[:2], seed=7)
-    found = jaxcam.expected_gradients(linear, images, 0, baseline=baselines, num_samples=3000, chunk_size=500)
+    found = jaxcam.expected_gradients(linear, images, 1, baselines=baselines, num_samples=3000, chunk_size=500)
     close(found, WEIGHTS * (images - baselines.mean(0)), 0.05)
 
 
 def test_expected_gradients_with_one_baseline_are_integrated_gradients():
     """The places are stratified, so they come close with few samples."""
     model, images, baseline = helpers.small(), helpers.images(), helpers.images(1, seed=5)
-    found = jaxcam.expected_gradients(model, images, 1, baseline=baseline, num_samples=2000)
+    found = jaxcam.expected_gradients(model, images, 1, baselines=baseline, num_samples=2000)
     close(found, jaxcam.integrated_gradients(model, images, 1, baseline=baseline, num_steps=300), 0.02)
     close(found.sum((1, 2, 3)), model(images)[:, 1] - model(baseline)[:, 1], 0.01)
 
 
 def test_expected_gradients_of_noise_follow_the_key(images):
     first, again, other = (
-        jaxcam.expected_gradients(square, images, 0, num_samples=5, key=jax.random.key(key)) for key in (1, 1, 2)
+        jaxcam.expected_gradients(square, images, 1, num_samples=5, key=jax.random.key(key)) for key in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
@@ -70,7 +70,7 @@ def test_blur_integrated_gradients_of_a_linear_model_are_what_the_blur_takes():
     def model(images):
         return (images * weights).sum((1, 2, 3))[:, None]
 
-    found = jaxcam.blur_integrated_gradients(model, image, 0, max_sigma=1.5, num_steps=3)
+    found = jaxcam.blur_integrated_gradients(model, image, 1, max_sigma=1.5, num_steps=3)
     close(found, weights * (image - blurred), 1e-4)
 
 
@@ -99,7 +99,7 @@ def test_guided_integrated_gradients_are_complete(options):
 
 def test_guided_integrated_gradients_of_a_linear_model(images):
     """Every path gives weights times distance."""
-    found = jaxcam.guided_integrated_gradients(linear, images, 0, baseline=0.2, num_steps=9)
+    found = jaxcam.guided_integrated_gradients(linear, images, 1, baseline=0.2, num_steps=9)
     close(found, WEIGHTS * (images - 0.2), 1e-4)
 
 
@@ -115,9 +115,9 @@ def test_the_guided_path_takes_the_quiet_way():
 
     image = jnp.ones((1, 1, 2, 1))
     options = {"num_steps": 100, "fraction": 0.5}
-    free = jaxcam.guided_integrated_gradients(model, image, 0, max_distance=1.0, **options).ravel()
+    free = jaxcam.guided_integrated_gradients(model, image, 1, max_distance=1.0, **options).ravel()
     np.testing.assert_allclose(free, [1, 0], atol=0.02)
-    tied = jaxcam.guided_integrated_gradients(model, image, 0, max_distance=1e-4, **options).ravel()
+    tied = jaxcam.guided_integrated_gradients(model, image, 1, max_distance=1e-4, **options).ravel()
     np.testing.assert_allclose(tied, [0.5, 0.5], atol=0.02)
 
 
@@ -127,7 +127,7 @@ def test_the_guided_path_takes_the_quiet_way():
 def test_xrai_of_a_linear_model_is_the_mean_of_each_segment(images):
     """With one segmentation nothing is greedy, and integrated gradients of a linear model are known."""
     segments = np.arange(5)[:, None] // 2 * 3 + np.arange(7) // 3  # 3x3 blocks, those at the border smaller
-    found = jaxcam.xrai(linear, images, 0, segments=segments[None], num_steps=1)
+    found = jaxcam.xrai(linear, images, 1, segments=segments, num_steps=1)
     middle = (images.min((1, 2, 3), keepdims=True) + images.max((1, 2, 3), keepdims=True)) / 2
     pixels = np.asarray(WEIGHTS * (images - middle)).sum(-1)
     for index, each in enumerate(pixels):
@@ -145,7 +145,7 @@ def test_xrai_takes_the_densest_segment_first(images):
         return (images * spot).sum((1, 2, 3))[:, None]
 
     images = jnp.zeros((1, *SHAPE)).at[0, 1:3, 2:5].set(1.0)
-    found = jaxcam.xrai(model, images, 0, segments=np.stack([coarse, fine]), num_steps=2)[0]
+    found = jaxcam.xrai(model, images, 1, segments=[coarse, fine], num_steps=2)[0]
     np.testing.assert_allclose(found, np.where(fine, 3 * 6 * 0.5, 0), atol=1e-5)
 
 
@@ -154,9 +154,9 @@ def test_xrai_takes_the_densest_segment_first(images):
 
 def test_noise_changes_no_linear_model(images):
     weights = jnp.broadcast_to(WEIGHTS, images.shape)
-    close(jaxcam.smooth_grad(linear, images, 0, num_samples=3), weights)
-    close(jaxcam.smooth_grad_squared(linear, images, 0, num_samples=3), weights**2)
-    np.testing.assert_allclose(jaxcam.var_grad(linear, images, 0, num_samples=3), 0, atol=1e-5)
+    close(jaxcam.smooth_grad(linear, images, 1, num_samples=3), weights)
+    close(jaxcam.smooth_grad_squared(linear, images, 1, num_samples=3), weights**2)
+    np.testing.assert_allclose(jaxcam.var_grad(linear, images, 1, num_samples=3), 0, atol=1e-5)
 
 
 def test_moments_of_a_quadratic_model(images):
@@ -164,9 +164,9 @@ def test_moments_of_a_quadratic_model(images):
     options = {"noise": 0.1, "num_samples": 4000, "chunk_size": 1000}
     sigma = 0.1 * np.ptp(images, axis=(1, 2, 3), keepdims=True)
     mean, variance = 2 * WEIGHTS * images, 4 * WEIGHTS**2 * sigma**2
-    close(jaxcam.smooth_grad(square, images, 0, **options), mean, 0.02)
-    np.testing.assert_allclose(jaxcam.var_grad(square, images, 0, **options), variance, rtol=0.15)
-    close(jaxcam.smooth_grad_squared(square, images, 0, **options), mean**2 + variance, 0.03)
+    close(jaxcam.smooth_grad(square, images, 1, **options), mean, 0.02)
+    np.testing.assert_allclose(jaxcam.var_grad(square, images, 1, **options), variance, rtol=0.15)
+    close(jaxcam.smooth_grad_squared(square, images, 1, **options), mean**2 + variance, 0.03)
 
 
 def test_without_noise_they_are_the_method():
@@ -178,14 +178,14 @@ def test_without_noise_they_are_the_method():
 
 def test_argument_errors(as_user, images):
     with pytest.raises(ValueError, match="noise is -1; it must be zero or more"):
-        jaxcam.smooth_grad(linear, images, 0, noise=-1)
+        jaxcam.smooth_grad(linear, images, 1, noise=-1)
     with pytest.raises(ValueError, match="max_sigma is 0; it must be above zero"):
-        jaxcam.blur_integrated_gradients(linear, images, 0, max_sigma=0)
+        jaxcam.blur_integrated_gradients(linear, images, 1, max_sigma=0)
     with pytest.raises(ValueError, match="fraction is 2 and max_distance is 0.02; both must be in"):
-        jaxcam.guided_integrated_gradients(linear, images, 0, fraction=2)
-    with pytest.raises(ValueError, match="must be a number or \\[m, 5, 7, 3\\]"):
-        jaxcam.expected_gradients(linear, images, 0, baseline=jnp.zeros((2, 5, 7, 1)))
-    with pytest.raises(ValueError, match="must be whole numbers \\[s, 5, 7\\] or \\[2, s, 5, 7\\]"):
-        jaxcam.xrai(linear, images, 0, segments=np.zeros((5, 7), int))
+        jaxcam.guided_integrated_gradients(linear, images, 1, fraction=2)
+    with pytest.raises(ValueError, match="must be a number, an array \\[m, 5, 7, 3\\], or None"):
+        jaxcam.expected_gradients(linear, images, 1, baselines=jnp.zeros((2, 5, 7, 1)))
+    with pytest.raises(ValueError, match=r"segments has shape \(4, 5, 7\); for images .* it must be"):
+        jaxcam.xrai(linear, images, 1, segments=np.zeros((4, 5, 7), int))
     with pytest.raises(ValueError, match="holds the label -1"):
-        jaxcam.xrai(linear, images, 0, segments=np.full((1, 5, 7), -1))
+        jaxcam.xrai(linear, images, 1, segments=np.full((5, 7), -1))

@@ -11,13 +11,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import jaxcam
 from jaxcam import segments
 from jaxcam.attribution import perturbation
+from jaxcam.attribution.occlusion import occlusion
 from jaxcam.attribution.perturbation import (
     feature_ablation,
     kernel_shap,
     lime,
-    occlusion,
     rise,
     shapley_sampling,
     sobol,
@@ -30,7 +31,7 @@ by_name = {"ids": lambda each: getattr(each, "__name__", None)}
 
 def model(images):
     """Two dense layers with a tanh between, for images of 12 x 16 pixels: quick to compile, and not linear."""
-    return jnp.tanh(images.reshape(len(images), -1) @ FIRST / 20) @ SECOND.T
+    return jnp.tanh(images.reshape(images.shape[0], -1) @ FIRST / 20) @ SECOND.T
 
 
 def explain(method, images, targets=None, model=model, **options):
@@ -104,7 +105,7 @@ def test_occlusion_published_numbers(window, stride, baseline, expected):
 
     image = jnp.array([20.0, 50, 30]).reshape(1, 1, 3, 1)
     options = {"window": (1, window), "stride": (1, stride), "baseline": baseline}
-    np.testing.assert_allclose(explain(occlusion, image, 0, model, **options).ravel(), expected)
+    np.testing.assert_allclose(explain(occlusion, image, 1, model, **options).ravel(), expected)
 
 
 # --- A linear model: every method's answer is known ---
@@ -134,14 +135,14 @@ def linear():
 )
 def test_linear_model(linear, method, options, tolerance):
     model, images, baseline, labels, contributions = linear
-    result = explain(method, images, 0, model, baseline=baseline, segments=labels, **options)
+    result = explain(method, images, 1, model, baseline=baseline, segments=labels, **options)
     expected = np.take(contributions, labels, axis=1)
     np.testing.assert_allclose(result, expected, atol=tolerance * np.abs(expected).max())
 
 
 def test_sobol_of_a_linear_model_are_the_shares_of_the_variance(linear):
     model, images, baseline, labels, contributions = linear
-    result = explain(sobol, images, 0, model, baseline=baseline, segments=labels, num_samples=512, chunk_size=512)
+    result = explain(sobol, images, 1, model, baseline=baseline, segments=labels, num_samples=512, chunk_size=512)
     shares = contributions**2 / (contributions**2).sum(1, keepdims=True)
     np.testing.assert_allclose(result, np.take(shares, labels, axis=1), atol=0.02)
 
@@ -149,7 +150,7 @@ def test_sobol_of_a_linear_model_are_the_shares_of_the_variance(linear):
 def test_occlusion_of_a_linear_model(linear):
     """With windows side by side, each holds its own contribution, as with segments."""
     model, images, baseline, labels, contributions = linear
-    result = explain(occlusion, images, 0, model, baseline=baseline, window=(3, 4), stride=(3, 4))
+    result = explain(occlusion, images, 1, model, baseline=baseline, window=(3, 4), stride=(3, 4))
     np.testing.assert_allclose(result, np.take(contributions, labels, axis=1), rtol=1e-5, atol=1e-4)
 
 
@@ -157,7 +158,7 @@ def test_occlusion_of_a_linear_model(linear):
 def test_fewer_samples_than_segments_stay_finite(linear, method):
     """The least-squares problem has no unique solution then; the ridge picks a small one."""
     model, images, baseline, labels, contributions = linear
-    result = explain(method, images, 0, model, baseline=baseline, segments=labels, num_samples=4)
+    result = explain(method, images, 1, model, baseline=baseline, segments=labels, num_samples=4)
     assert float(jnp.abs(result).max()) < 5 * np.abs(contributions).max()
 
 
@@ -192,7 +193,7 @@ def random_game():
 
 def test_kernel_shap_with_all_sets_is_exact(random_game):
     model, image, labels = as_game(random_game)
-    result = explain(kernel_shap, image, 0, model, segments=labels, num_samples=254)
+    result = explain(kernel_shap, image, 1, model, segments=labels, num_samples=254)
     np.testing.assert_allclose(result.ravel(), exact_shapley(random_game), atol=1e-4)
 
 
@@ -201,8 +202,8 @@ def test_shapley_sampling_converges_to_the_exact_value(random_game):
     model, image, labels = as_game(random_game)
     options = {"segments": labels, "chunk_size": 1000}
     exact = exact_shapley(random_game)
-    error = np.abs(explain(shapley_sampling, image, 0, model, num_samples=2000, **options).ravel() - exact).max()
-    coarse = np.abs(explain(shapley_sampling, image, 0, model, num_samples=20, **options).ravel() - exact).max()
+    error = np.abs(explain(shapley_sampling, image, 1, model, num_samples=2000, **options).ravel() - exact).max()
+    coarse = np.abs(explain(shapley_sampling, image, 1, model, num_samples=20, **options).ravel() - exact).max()
     assert error < 4 * 1.5 / 2000**0.5 and error < coarse / 3
 
 
@@ -211,7 +212,7 @@ def test_shapley_sampling_converges_to_the_exact_value(random_game):
 def test_shapley_values_sum_to_the_difference(random_game, method, num_samples):
     """For any number of samples: for shapley_sampling, each single order does."""
     model, image, labels = as_game(random_game)
-    result = explain(method, image, 0, model, segments=labels, num_samples=num_samples)
+    result = explain(method, image, 1, model, segments=labels, num_samples=num_samples)
     np.testing.assert_allclose(result.sum(), random_game[-1] - random_game[0], rtol=1e-5)
 
 
@@ -224,7 +225,7 @@ def test_an_order_and_its_reverse_are_exact_for_pairs(method):
     values = np.einsum("si,ij,sj->s", shown, pairs, shown)
     model, image, labels = as_game(values)
     num_samples = 2 if method is shapley_sampling else 60
-    result = explain(method, image, 0, model, segments=labels, num_samples=num_samples)
+    result = explain(method, image, 1, model, segments=labels, num_samples=num_samples)
     np.testing.assert_allclose(result.ravel(), exact_shapley(values), atol=1e-3)
 
 
@@ -251,7 +252,7 @@ def test_sobol_published_numbers():
 
     image = jnp.full((1, 1, 3, 1), jnp.pi)  # with the baseline below, uniform from -pi to pi
     options = {"baseline": -jnp.pi, "segments": segments.grid((1, 3), 1), "num_samples": 1024, "chunk_size": 1024}
-    np.testing.assert_allclose(explain(sobol, image, 0, model, **options).ravel(), [0.5576, 0.4424, 0.2437], atol=0.01)
+    np.testing.assert_allclose(explain(sobol, image, 1, model, **options).ravel(), [0.5576, 0.4424, 0.2437], atol=0.01)
 
 
 def test_sobol_by_scipy():
@@ -399,7 +400,7 @@ def test_labels_that_do_not_occur_get_no_share(linear, method):
     """The nine patches under labels up to 14: the same contributions, which still sum to the difference."""
     model, images, baseline, labels, contributions = linear
     gaps = labels + labels // 2 + (labels > 6) * 2
-    result = explain(method, images, 0, model, baseline=baseline, segments=gaps, num_samples=80)
+    result = explain(method, images, 1, model, baseline=baseline, segments=gaps, num_samples=80)
     expected = np.take(contributions, labels, axis=1)
     np.testing.assert_allclose(result, expected, atol=3e-4 * np.abs(expected).max())
 
@@ -453,11 +454,11 @@ def test_superpixels_without_scikit_image(monkeypatch):
     [
         (occlusion, {"window": 13}, r"window is \(13, 13\), which is larger than the images, \(12, 16\)"),
         (occlusion, {"window": 3, "stride": (3, 4)}, r"stride is \(3, 4\), which leaves pixels uncovered"),
-        (occlusion, {"window": (2, 2, 3)}, "window is .* one whole number or a pair"),
+        (occlusion, {"window": (2, 2, 3)}, "window is .* one whole number, or one for each of 2 axes"),
         (occlusion, {"stride": 0}, "stride is 0; it must be a whole number"),
         (occlusion, {"chunk_size": 0}, "chunk_size is 0"),
         (occlusion, {"baseline": np.zeros((5, 12, 16, 3), np.float32)}, "baseline has shape .5, 12, 16, 3."),
-        (rise, {"keep": 1}, "keep is 1; it is a probability"),
+        (rise, {"fraction": 1}, "fraction is 1; it is a probability"),
         (rise, {"num_samples": 2.5}, "num_samples is 2.5"),
         (rise, {"cells": (0, 3)}, "cells is 0"),
         (lime, {"kernel_width": 0}, "kernel_width is 0"),
@@ -487,7 +488,7 @@ def test_traced_labels_need_their_number(as_user):
 
 
 def test_segments_errors(as_user):
-    with pytest.raises(ValueError, match="patch is 0"):
+    with pytest.raises(ValueError, match="window is 0"):
         segments.grid((4, 4), 0)
     with pytest.raises(ValueError, match="num_segments is 0"):
         segments.superpixels(helpers.images(1), 0)
@@ -501,3 +502,129 @@ def test_a_single_segment_is_the_whole_difference(method):
     maps = method(lambda images: images.sum((1, 2)), images, 1, segments=np.zeros((8, 6), int))
     expected = np.broadcast_to(images.sum((1, 2))[:, 1, None, None], (2, 8, 6))
     np.testing.assert_allclose(maps, expected, rtol=1e-4)
+
+
+# --- Any number of axes of space ---
+
+PERTURBATIONS = [occlusion, rise, *ON_SEGMENTS]
+FEW = {occlusion: {}, feature_ablation: {}, rise: {"num_samples": 8, "cells": 2}, shapley_sampling: {"num_samples": 2}}
+
+
+def few(method):
+    return FEW.get(method, {"num_samples": 6})
+
+
+def in_any_space(images):
+    """A model that tells every pixel from every other, of images of any shape."""
+    flat = images.reshape(len(images), -1)
+    return jnp.tanh(jnp.stack([jnp.sin(flat * k).sum(1) for k in range(1, 5)], 1) / 10)
+
+
+@pytest.mark.parametrize(
+    "space", [(1,), (3,), (17,), (1, 1), (3, 3), (1, 20), (1, 1, 1), (3, 3, 3), (4, 5, 6)], ids=str
+)
+@pytest.mark.parametrize("method", PERTURBATIONS, **by_name)
+def test_signals_volumes_and_images_of_a_few_pixels(method, space):
+    images = jax.random.normal(jax.random.key(0), (2, *space, 3))
+    result = explain(method, images, 1, in_any_space, **few(method))
+    assert result.shape == (2, *space) and result.dtype == jnp.float32
+    assert bool(jnp.isfinite(result).all()) and (float(jnp.abs(result).max()) > 0 or method is rise)
+
+
+@pytest.mark.parametrize("method", [occlusion, *ON_SEGMENTS], **by_name)
+def test_a_signal_is_an_image_of_one_row(method):
+    """And a volume of one row and one layer."""
+    signals = jax.random.normal(jax.random.key(0), (2, 24, 3))
+    expected = explain(method, signals, 1, in_any_space, **few(method))
+    for shape in ((2, 1, 24, 3), (2, 1, 24, 1, 3)):
+        result = explain(method, signals.reshape(shape), 1, in_any_space, **few(method))
+        np.testing.assert_allclose(result.reshape(2, 24), expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_rise_finds_the_sample_of_a_signal_and_the_voxel_of_a_volume():
+    for space, place in (((40,), (30,)), ((8, 10, 12), (2, 7, 9))):
+        options = {"num_samples": 800, "chunk_size": 400, "cells": 4}
+        result = explain(rise, jnp.ones((1, *space, 2)), 0, lambda x, place=place: x[(slice(None), *place)], **options)
+        found = np.unravel_index(result[0].argmax(), space)
+        assert max(abs(a - b) for a, b in zip(found, place, strict=True)) <= 1
+
+
+def test_rise_shows_the_given_fraction():
+    grids, _ = perturbation._rise_draws(jax.random.key(0), 0.2, 500, (3, 4), (12, 16))
+    assert abs(float(grids.mean()) - 0.2) < 0.02
+
+
+@pytest.mark.parametrize("method", [rise, lime, kernel_shap, shapley_sampling, sobol], **by_name)
+def test_a_key_is_a_seed(method):
+    images = helpers.images(1)
+    results = [explain(method, images, 1, key=key, **few(method)) for key in (3, jax.random.key(3), 4)]
+    np.testing.assert_array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize("method", PERTURBATIONS, **by_name)
+def test_strict_promotion_and_x64(method, x64):
+    """The same numbers, in float32."""
+    images = helpers.images(2)
+    model = jaxcam.tap(lambda weights, images: jnp.tanh(images.reshape(len(images), -1) @ weights), jnp.asarray(FIRST))
+    expected = method(model, images, 1, **few(method))
+    with jax.numpy_dtype_promotion("strict"), jax.enable_x64(x64), jax.transfer_guard("disallow"):
+        for labels in (None,) if method in (occlusion, rise) else (None, LABELS, LABELS_OF_EACH):
+            options = few(method) if labels is None else few(method) | {"segments": labels}
+            result = method(model, images, TARGET, **options)
+            assert result.dtype == jnp.float32
+            if labels is None:
+                np.testing.assert_allclose(result, expected, atol=1e-5 * float(np.abs(np.asarray(expected)).max()))
+
+
+TARGET = jnp.ones(2, jnp.int32)
+LABELS = jnp.asarray(segments.grid((12, 16), 6))
+LABELS_OF_EACH = jnp.stack([LABELS, LABELS[::-1]])
+
+
+@pytest.mark.parametrize("method", PERTURBATIONS, **by_name)
+def test_several_targets_and_an_unknown_number_of_images(method):
+    images, targets = helpers.images(2), jnp.array([[0, 3, 1], [2, 0, 3]])
+    several = explain(method, images, targets, **few(method))
+    for index in range(3):
+        alone = explain(method, images, targets[:, index], **few(method))
+        np.testing.assert_allclose(several[:, index], alone, atol=1e-5 * float(jnp.abs(alone).max()))
+    (n,) = jax.export.symbolic_shape("n")
+    shape = jax.ShapeDtypeStruct((n, 12, 16, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda images: method(model, images, 3, **few(method))))(shape)
+    expected = explain(method, images, 3, **few(method))
+    np.testing.assert_allclose(exported.call(images), expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("method", ON_SEGMENTS, **by_name)
+def test_segments_of_each_image_are_sharded_with_it(method):
+    images, labels = helpers.images(8), jnp.stack([jnp.roll(LABELS, i, 1) for i in range(8)])
+    run = jax.jit(lambda images, labels: method(model, images, 1, segments=labels, num_segments=6, **few(method)))
+    expected = run(images, labels)
+    for kind in jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit:
+        mesh = jax.make_mesh((8,), ("n",), axis_types=(kind,))
+        spread = jax.device_put((images, labels), jax.NamedSharding(mesh, jax.P("n")))
+        compiled = run.lower(*spread).compile()
+        assert not any(name in compiled.as_text() for name in ("all-gather", "all-to-all", "collective-permute"))
+        result = compiled(*spread)
+        assert result.sharding.spec[0] == "n"
+        np.testing.assert_allclose(result, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_grid_of_any_number_of_axes():
+    np.testing.assert_array_equal(segments.grid((7,), 3), [0, 0, 0, 1, 1, 1, 2])
+    volume = segments.grid((4, 5, 7), (4, 2, 3))
+    np.testing.assert_array_equal(volume[3], segments.grid((5, 7), (2, 3)))
+    assert segments.grid((4, 4, 4), 2).max() == 7
+
+
+def test_supervoxels_and_signals(as_user):
+    pytest.importorskip("skimage")
+    volumes = np.array(0.05 * jax.random.normal(jax.random.key(0), (1, 8, 10, 12, 1)))
+    volumes[:, :3] += 3
+    labels = segments.superpixels(volumes, 12, compactness=1)
+    assert labels.shape == (1, 8, 10, 12) and labels.dtype == np.int32
+    assert not set(labels[0, :3].flat) & set(labels[0, 3:].flat)
+    with pytest.raises(ValueError, match=r"superpixels cut images of two or three axes of space.*segments.grid"):
+        segments.superpixels(np.ones((2, 20, 3), np.float32))

@@ -128,7 +128,7 @@ def test_overlay():
     heatmaps = np.stack([heat(), np.zeros((7, 7)), heat()])
     figure = plot.overlay(images, heatmaps, titles=["one", "two", "three"])
     assert labels(figure) == ["overlay 1", "overlay 2", "overlay 3", "colour scale"]
-    assert texts(figure) == ["one", "two", "three", "0", "relative importance", "1"]
+    assert texts(figure) == ["one", "two", "three", "zero everywhere", "0", "relative importance", "1"]
     np.testing.assert_array_equal(shown(figure, "overlay 2"), images[1])
     assert len({round(axes.get_position().y1, 6) for axes in figure.axes[:3]}) == 1, "one row"
 
@@ -137,6 +137,21 @@ def test_overlay_wraps():
     figure = plot.overlay(np.stack([photograph()] * 15), np.stack([heat()] * 15), colormap="jet", alpha=0.5)
     assert len({round(axes.get_position().y0, 6) for axes in figure.axes[:15]}) > 1
     assert max(figure.get_size_inches()) < 15
+    check_layout(figure)
+
+
+@pytest.mark.parametrize("titles", [None, ["one", "two", "three"]], ids=["without titles", "with titles"])
+def test_a_heatmap_of_zeros_is_said_to_be_one(titles):
+    heatmaps = np.stack([heat(), np.zeros((7, 7)), heat()])
+    figure = plot.overlay([photograph()] * 3, heatmaps, titles=titles)
+    assert texts(figure).count("zero everywhere") == 1
+    check_layout(figure)
+    [said] = [text for text in figure.texts if text.get_text() == "zero everywhere"]
+    second = figure.axes[1].get_position()
+    assert said.get_position()[0] == pytest.approx(second.x0) and said.get_position()[1] > second.y1
+    assert "zero everywhere" not in texts(plot.overlay([photograph()], heat()[None]))
+    figure = plot.panel(photograph(), {**maps(7), "none": np.zeros((7, 7))}, predictions=PREDICTIONS, title="Cats")
+    assert texts(figure).count("zero everywhere") == 1
     check_layout(figure)
 
 
@@ -496,6 +511,139 @@ def test_intervals_are_drawn_where_they_are():
     [axes] = figure.axes
     assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.25, -1.0]
     assert {"first", "second", "a", "b", "0.500 ± 0.100"} < set(texts(figure))
+
+
+# Signals.
+
+
+def waves(channels=3, length=200):
+    return np.sin(np.linspace(0, 20, length)[:, None] + np.arange(channels)).astype(np.float32)
+
+
+def lines(axes):
+    """The coloured curves of each channel, without their glow: the points of each stretch, and its colour."""
+    return [(np.array(each.get_segments()), each.get_colors()) for each in axes.collections[1::2]]
+
+
+def test_signals_are_coloured_by_their_heat():
+    heatmaps = np.zeros((2, 4), np.float32)
+    heatmaps[0, 3] = 1
+    figure = plot.signal(
+        [waves(1), 100 * waves(3)], heatmaps, titles=["one", "two"], x=np.linspace(0, 4, 200), xlabel="seconds"
+    )
+    assert labels(figure) == ["signal 1", "signal 2", "colour scale"]
+    assert texts(figure) == ["one", "0", "1", "2", "two", "zero everywhere", "0", "relative importance", "1"]
+    first, second, _ = figure.axes
+    [(points, colours)] = lines(first)
+    assert points[:, :, 0].min() > 2.4, "where the heat begins: after the centre of the third of four stretches"
+    np.testing.assert_allclose(colours[-1][:3], np.array([252, 255, 164]) / 255, atol=0.01)  # the hottest of inferno
+    np.testing.assert_allclose(first.lines[0].get_xydata(), np.stack([np.linspace(0, 4, 200), waves(1)[:, 0]], -1))
+    assert [len(segments) for segments, _ in lines(second)] == [0] * 3, "no heat, no colour"
+    assert first.get_xlabel() == "" and second.get_xlabel() == "seconds"
+
+
+def test_channels_have_bands_of_their_own():
+    values = np.concatenate([waves(2) * [1, 1000], np.ones((200, 1))], axis=-1)
+    figure = plot.signal(values[None], np.ones((1, 200)), channels=["a", "b", "a name that is far too long"])
+    axes = figure.axes[0]
+    heights = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 200]
+    assert [(round(each.min(), 3), round(each.max(), 3)) for each in heights] == [(0.1, 0.9), (1.1, 1.9), (2.5, 2.5)]
+    assert np.argmin(heights[0]) == np.argmax(values[:, 0]), "what is larger is higher up"
+    assert axes.yaxis_inverted() and {"a", "b"} < set(texts(figure))
+    check_layout(figure)
+
+
+def test_long_signals_keep_their_extremes():
+    values = np.random.default_rng(0).normal(size=(100_000, 1)).astype(np.float32)
+    values[77_777], values[5] = 40, -40
+    [drawn] = plot.signal(values[None], np.ones((1, 9))).axes[0].lines
+    assert len(drawn.get_xdata()) < 7000
+    assert {5, 77_777, 0, 99_999} < set(drawn.get_xdata()) and drawn.get_ydata().max() == 40
+
+
+SIGNAL_MISTAKES = [
+    ((waves(), np.ones((1, 9))), {}, r"Signal 1 of 200 has shape \(3,\); expected \[length, c\].*use signals\[None\]"),
+    (([], np.ones((1, 9))), {}, r"There are no signals"),
+    (([waves()[:1]], np.ones((1, 9))), {}, r"The signal has shape \(1, 3\).*two places or more"),
+    (([waves() * np.nan], np.ones((1, 9))), {}, r"The signal has NaN"),
+    (([waves()], np.ones(9)), {}, r"The heatmaps have shape \(9,\); expected \[n, length\]. Use heatmap\[None\]"),
+    (([waves()], np.ones((1, 9, 3))), {}, r"expected \[n, length\]. For attributions, use jaxcam.heatmap"),
+    (([waves()], np.ones((2, 9))), {}, r"There are 2 heatmaps and 1 signals; give one heatmap per signal"),
+    (([waves()], 2 * np.ones((1, 9))), {}, r"Heatmap 1 of 1 ranges from 2 to 2; expected \[0, 1\]"),
+    (([waves()], np.ones((1, 9))), {"titles": ["a", "b"]}, r"2 titles and 1 signals"),
+    (([waves()], np.ones((1, 9))), {"channels": ["a", "b"]}, r"2 names and signal 1 has 3 channels"),
+    (([waves()], np.ones((1, 9))), {"x": range(9)}, r"9 places in x, and signal 1 has 200 values"),
+    (([waves()], np.ones((1, 9))), {"colormap": "infreno"}, r"Unknown colour map 'infreno'"),
+]
+
+
+@pytest.mark.parametrize(("given", "options", "message"), SIGNAL_MISTAKES)
+def test_wrong_signals(given, options, message):
+    with pytest.raises(ValueError, match=message):
+        plot.signal(*given, **options)
+
+
+# Volumes.
+
+
+def blocks(n=1):
+    return np.random.default_rng(0).integers(0, 256, (n, 8, 10, 12, 1), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("axis", "places"), [(0, [2, 6]), (1, [2, 7]), (2, [3, 9])])
+def test_volumes_are_cut_where_the_captions_say(axis, places):
+    volumes, heatmaps = blocks(2), np.zeros((2, 4, 5, 6), np.float32)
+    figure = plot.volume(volumes, heatmaps, axis=axis, num_slices=2, titles=["one", "two"])
+    length = volumes.shape[1 + axis]
+    assert labels(figure) == ["overlay 1.1", "overlay 1.2", "overlay 2.1", "overlay 2.2", "colour scale"]
+    captions = [f"{place + 1} / {length}" for place in places]
+    assert texts(figure)[:6] == [*captions, "one", "zero everywhere", "two", "zero everywhere"]
+    for row, column in np.ndindex(2, 2):
+        expected = volumes[row].take(places[column], axis)[..., 0]
+        picture = shown(figure, f"overlay {row + 1}.{column + 1}")
+        times = len(picture) // len(expected)
+        np.testing.assert_array_equal(picture[::times, ::times], expected[..., None].repeat(3, -1))
+    check_layout(figure)
+
+
+def test_heat_is_stretched_through_the_volume():
+    """Four values over eight slices: halfway between two centres lies their weighted mean."""
+    heatmaps = np.float32([0, 0, 1, 1])[None, :, None, None] * np.ones((1, 4, 5, 6), np.float32)
+    figure = plot.volume(np.zeros((1, 8, 10, 12, 3), np.uint8), heatmaps, num_slices=99, colormap="gray", alpha=1.0)
+    found = [shown(figure, f"overlay 1.{index}").mean() / 255 for index in range(1, 9)]
+    np.testing.assert_allclose(found, [0, 0, 0, 0.25, 0.75, 1, 1, 1], atol=0.01)
+    assert "zero everywhere" not in texts(figure) and texts(figure)[0] == "1 / 8"
+    assert len({round(axes.get_position().y0, 6) for axes in figure.axes[:8]}) == 1, "one row"
+
+
+def test_floats_are_spread_over_their_volume():
+    volumes = np.linspace(-1000, 3000, 8 * 10 * 12).reshape(1, 8, 10, 12, 1)
+    figure = plot.volume(volumes, np.zeros((1, 2, 2, 2)), num_slices=8)
+    pictures = [shown(figure, f"overlay 1.{index}") for index in range(1, 9)]
+    assert pictures[0].min() == 0 and pictures[-1].max() == 255
+    assert pictures[0].max() < 50, "not each slice for itself"
+
+
+VOLUME_MISTAKES = [
+    ((blocks()[0], np.ones((1, 2, 2, 2))), {}, r"have shape \(8, 10, 12, 1\); expected \[n, d, h, w, 1\] or"),
+    ((np.zeros((1, 4, 4, 4, 2)), np.ones((1, 2, 2, 2))), {}, r"expected .* Use volumes\[..., :1\]"),
+    (([], np.ones((1, 2, 2, 2))), {}, r"The volumes are none"),
+    (([blocks()[0], blocks()[0, 1:]], np.ones((2, 2, 2, 2))), {}, r"shapes .* give volumes of one size"),
+    ((blocks() * np.nan, np.ones((1, 2, 2, 2))), {}, r"A volume has NaN or infinite voxels"),
+    ((blocks().astype(np.int32), np.ones((1, 2, 2, 2))), {}, r"A volume holds int32"),
+    ((blocks(), np.ones((2, 2, 2))), {}, r"expected \[n, d, h, w\]. Use heatmap\[None\] for one"),
+    ((blocks(), np.ones((1, 2, 2, 2, 3))), {}, r"expected \[n, d, h, w\]. For attributions, use jaxcam.heatmap"),
+    ((blocks(), np.ones((2, 2, 2, 2))), {}, r"2 heatmaps and 1 volumes; give one heatmap per volume"),
+    ((blocks(), np.ones((1, 2, 2, 2))), {"axis": 3}, r"axis is 3; a volume has the axes of space 0, 1 and 2"),
+    ((blocks(), np.ones((1, 2, 2, 2))), {"num_slices": 0}, r"num_slices is 0; expected at least 1"),
+    ((blocks(), np.ones((1, 2, 2, 2))), {"titles": ["a", "b"]}, r"2 titles and 1 volumes"),
+]
+
+
+@pytest.mark.parametrize(("given", "options", "message"), VOLUME_MISTAKES)
+def test_wrong_volumes(given, options, message):
+    with pytest.raises(ValueError, match=message):
+        plot.volume(*given, **options)
 
 
 STUDY_MISTAKES = [

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxcam
-from jaxcam import _rewrite, deconvnet, deep_lift, guided_backprop, guided_grad_cam, lrp
+from jaxcam import deconvnet, deep_lift, guided_backprop, guided_grad_cam, lrp
+from jaxcam._engine import program as programs
 from jaxcam.models.resnet import BasicBlock, ResNet
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "rules.npz")
@@ -90,7 +93,7 @@ def test_published_numbers():
     deconvolution = [[2, 3, 3, 1], [3, 5, 5, 2], [3, 5, 5, 2], [1, 2, 2, 1]]
     np.testing.assert_allclose(deconvnet(model, image, 0)[0, :, :, 0], deconvolution)
     product = [[0, 0, 4, 4], [0, 0, 12, 8], [28, 84, 97.5, 65], [28, 56, 65, 32.5]]
-    np.testing.assert_allclose(guided_grad_cam(model, image, 0, method="nearest")[0, :, :, 0], product)
+    np.testing.assert_allclose(guided_grad_cam(model, image, 0, interpolation="nearest")[0, :, :, 0], product)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_published_numbers():
     {
         "guided_backprop": guided_backprop,
         "deconvnet": deconvnet,
-        "guided_grad_cam": partial(guided_grad_cam, method="nearest"),
+        "guided_grad_cam": partial(guided_grad_cam, interpolation="nearest"),
         "deep_lift": deep_lift,
         "deep_lift_baseline": partial(deep_lift, baseline=GOLDEN["baseline"]),
         "lrp_epsilon": partial(lrp, rule="epsilon", epsilon=1e-9),
@@ -245,7 +248,7 @@ def test_guided_grad_cam_is_the_product():
     coarse = np.maximum(jaxcam.grad_cam(model, images, 2, raw=True), 0)
     by_hand = jax.image.resize(coarse, images.shape[:3], "bilinear")[..., None] * guided_backprop(model, images, 2)
     close(guided_grad_cam(model, images, 2), by_hand)
-    double = jaxcam.tap(model.module, model.variables, ("relu2", "relu2"))
+    double = jaxcam.tap(Golden(), model.variables, ("relu2", "relu2"))
     close(guided_grad_cam(double, images, 2), by_hand)
 
 
@@ -311,10 +314,10 @@ def test_deep_lift_slopes():
             return (function(x).reshape(len(x), -1) @ weights)[:, None]
 
         expected = weights * (function(images) - function(jnp.full_like(images, 0.5))).ravel()
-        np.testing.assert_allclose(explain(deep_lift, model, images, 0, baseline=0.5).ravel(), expected, atol=1e-5)
+        np.testing.assert_allclose(explain(deep_lift, model, images, baseline=0.5).ravel(), expected, atol=1e-5)
 
-        multipliers = jax.jit(jax.grad(lambda x, m=model: deep_lift(m, x, 0, baseline=images).sum()))(images)
-        close(multipliers, jaxcam.saliency(model, images, 0))
+        multipliers = jax.jit(jax.grad(lambda x, m=model: deep_lift(m, x, 1, baseline=images).sum()))(images)
+        close(multipliers, jaxcam.saliency(model, images, 1))
 
 
 def test_deep_lift_raises_where_it_would_not_add_up(as_user):
@@ -426,7 +429,7 @@ def test_lrp_raises():
         (lrp, {"gamma": -1.0}, "gamma is -1.0"),
         (lrp, {"gamma": np.nan}, "gamma is nan"),
         (lrp, {"epsilon": 0.0}, "epsilon is 0.0"),
-        (guided_grad_cam, {"method": "cubic"}, "method is 'cubic'"),
+        (guided_grad_cam, {"interpolation": "cubic"}, "interpolation is 'cubic'"),
     ],
 )
 def test_bad_options(method, options, message):
@@ -441,12 +444,168 @@ def test_guided_grad_cam_needs_a_spatial_layer(as_user):
         guided_grad_cam(lambda x: x, helpers.images())
 
 
+# ------------------------------------------------------------------------------- any space, any output, any placement
+
+METHODS = [guided_backprop, deconvnet, guided_grad_cam, deep_lift, lrp, partial(lrp, gamma=0.25)]
+IDS = ["guided_backprop", "deconvnet", "guided_grad_cam", "deep_lift", "lrp", "lrp gamma"]
+of_each_method = pytest.mark.parametrize("method", METHODS, ids=IDS)
+
+
+class Spatial(nn.Module):
+    """A convolution, and a matrix product of every cell, on any number of axes; or on tokens."""
+
+    rank: int
+    flat: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3,) * self.rank, name="conv")(x))
+        x = nn.pool(x, 0.0, jax.lax.add, (2,) * self.rank, (2,) * self.rank, "VALID") / 2.0**self.rank
+        x = x.reshape(x.shape[0], -1, 4) if self.flat else x
+        x = nn.relu(nn.Dense(5, name="cells")(x))
+        return nn.Dense(3, name="head")(x.mean(range(1, x.ndim - 1)))
+
+
+def spatial(*space, layer="cells", flat=False, **options):
+    images = jax.random.normal(jax.random.key(1), (2, *space, 3))
+    model = Spatial(len(space), flat)
+    return jaxcam.tap(model, model.init(jax.random.key(0), images), layer, **options), images
+
+
+@of_each_method
+def test_a_signal_is_an_image_of_one_row(method):
+    """And a volume of one layer: the kernels in the middle are all that such an image meets."""
+    model, signals = spatial(12)
+    params = model.variables["params"]
+
+    def lifted(axes):
+        kernel = jnp.zeros((*(3,) * axes, *params["conv"]["kernel"].shape))
+        kernel = kernel.at[(1,) * axes].set(params["conv"]["kernel"])
+        return {"params": {**params, "conv": {**params["conv"], "kernel": kernel}}}
+
+    expected = method(model, signals, 1)
+    assert expected.shape == signals.shape and float(jnp.abs(expected).max()) > 0
+    for axes in (1, 2):
+        space = (2,) * axes  # two equal rows, as the pooling of two takes their mean
+        images = jnp.broadcast_to(signals.reshape(2, *(1,) * axes, 12, 3), (2, *space, 12, 3))
+        module = Spatial(axes + 1)
+        found = method(jaxcam.tap(module, lifted(axes), "cells"), images, 1)
+        assert found.shape == images.shape
+        close(found[(slice(None), *(0,) * axes)] * 2**axes, expected, 1e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+def test_guided_grad_cam_of_tokens(interpolation):
+    """What a tap's `reshape` makes of them counts, not how they come."""
+    maps, images = spatial(8, 12)
+    tokens, _ = spatial(8, 12, flat=True, reshape=jaxcam.tokens((4, 6), drop=0))
+    options = {"interpolation": interpolation}
+    close(guided_grad_cam(tokens, images, 1, **options), guided_grad_cam(maps, images, 1, **options), 1e-5)
+    with pytest.raises(ValueError, match="not spatial"):
+        guided_grad_cam(spatial(8, 12, flat=True)[0], images, 1)
+
+
+def test_lrp_favours_positive_contributions_in_the_cells_of_maps_alone():
+    """Tokens of an image are dense layers to it, as those of a signal are cells."""
+    maps, images = spatial(8, 12)
+    tokens, _ = spatial(8, 12, flat=True)
+    assert not np.allclose(lrp(maps, images, 1), lrp(tokens, images, 1), atol=1e-4)
+    close(lrp(tokens, images, 1, rule="epsilon"), lrp(maps, images, 1, rule="epsilon"), 1e-5)
+
+
+def test_guided_grad_cam_says_where_the_layer_plays_no_part():
+    class Beside(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            nn.Conv(2, (1, 1), name="unused")(x)
+            return nn.Dense(3)(nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
+
+    images = helpers.images(2, 6, 8)
+    model = jaxcam.tap(Beside(), Beside().init(jax.random.key(0), images), "unused")
+    with pytest.warns(UserWarning, match="All gradients at 'unused' are zero"):
+        assert not guided_grad_cam(model, images, 1).any()
+
+
+@of_each_method
+def test_several_targets(method):
+    model, images, targets = helpers.small(), helpers.images(2), jnp.array([[1, 3], [0, 1]])
+    found = method(model, images, targets)
+    for i in range(2):
+        close(found[:, i], method(model, images, targets[:, i]), 1e-5)
+
+
+class Several(nn.Module):
+    """Of what it returns, the score picks the logits; the rest would have no rule in `lrp`, or no derivative."""
+
+    @nn.compact
+    def __call__(self, x):
+        logits = nn.Dense(3)(nn.relu(nn.Conv(4, (3, 3), name="conv")(x)).mean((1, 2)))
+        return {"logits": logits, "shares": (nn.softmax(logits), jnp.sort(x, axis=1)), "classes": logits.argmax(-1)}
+
+
+@of_each_method
+def test_outputs_that_only_a_score_can_read(method):
+    images = helpers.images(2, 6, 8)
+    variables = Several().init(jax.random.key(0), images)
+    model, logits = (jaxcam.tap(Several(), variables, "conv", output=output) for output in (None, "logits"))
+    found = method(model, images, 1, score=lambda output, targets: jaxcam.score.logit(output["logits"], targets))
+    close(found, method(logits, images, 1), 1e-5)
+
+
+@of_each_method
+def test_shards_and_an_unknown_number_of_images(method):
+    """Every device does its own images' part: an eighth of the work, and nothing to wait for."""
+    model, images = helpers.small(), helpers.images(8)
+
+    def explained(model, images):
+        return method(model, images)
+
+    single = jax.jit(explained).lower(model, images).compile()
+    expected, work = single(model, images), single.cost_analysis()["flops"]
+    mesh, split = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,)), PartitionSpec("devices")
+    everywhere = jax.device_put(model, jax.NamedSharding(mesh, PartitionSpec()))
+    spread = jax.device_put(images, jax.NamedSharding(mesh, split))
+    by_hand = jax.shard_map(explained, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split)
+    for function in (explained, by_hand):
+        sharded = jax.jit(function).lower(everywhere, spread).compile()
+        found = sharded(everywhere, spread)
+        close(found, expected, 1e-5)
+        assert found.sharding.spec[0] == "devices"
+        assert sharded.cost_analysis()["flops"] <= 0.14 * work
+        assert not re.search(r" (all-|collective-|reduce-scatter)", sharded.as_text())
+
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+    unknown = jax.ShapeDtypeStruct(export.symbolic_shape("b, 12, 16, 3"), jnp.float32)
+    exported = export.export(jax.jit(explained))(shapes, unknown)
+    close(exported.call(model, images[:3]), expected[:3], 1e-5)
+
+
+@of_each_method
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_strict_types(method, dtype):
+    model, images = spatial(8, 12)
+    expected = method(model, images, 1)
+    model, images = jax.tree.map(lambda leaf: leaf.astype(dtype), (model, images))
+    with jax.numpy_dtype_promotion("strict"), jax.transfer_guard("disallow"):
+        found = method(model, images, jax.device_put(np.ones(2, np.int32)))
+    assert found.dtype == jnp.float32
+    close(found, expected, 1e-5 if dtype == jnp.float32 else 0.2)
+
+
+def test_deconvnet_that_reads_no_value_is_sharded_as_its_images():
+    """Without pooling its result depends on no image."""
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
+    images = jax.device_put(helpers.images(8, 6, 8), jax.NamedSharding(mesh, PartitionSpec("devices")))
+    found = jax.jit(lambda images: deconvnet(spelled(jax.nn.relu), images, 1))(images)
+    assert found.sharding.spec[0] == "devices"
+
+
 # --------------------------------------------------------------------------------------------------------- the rewrite
 
 
 def test_the_rewritten_program_is_the_model():
     model, images = residual()
-    program = _rewrite.trace(model, images)
+    program = programs.trace(model, images)
     np.testing.assert_allclose(program.output(program.run(images)), model(images), rtol=1e-6)
     inside = {equation.primitive.name for equation in program.equations}
     assert inside.isdisjoint({"jit", "custom_jvp_call"}) and {"conv_general_dilated", "reduce_window_max"} <= inside
@@ -454,10 +613,10 @@ def test_the_rewritten_program_is_the_model():
 
 def test_the_ordinary_rule_gives_the_gradient():
     model, images = residual()
-    program = _rewrite.trace(model, images)
+    program = programs.trace(model, images)
     values = program.run(images)
     weights = jax.random.normal(jax.random.key(0), (2, 5))
-    result = _rewrite.backward(program, [weights], partial(_rewrite.gradient, program, values))
+    result = programs.backward(program, [weights], partial(programs.gradient, program, values))
     close(result, jax.grad(lambda x: jnp.vdot(model(x), weights))(images), 1e-5)
 
 
@@ -475,7 +634,7 @@ def test_scan_is_unrolled(reverse):
         last, (first, second) = jax.lax.scan(step, x, (stack, jnp.stack([x] * 4)), reverse=reverse)
         return jnp.stack([last, first[1], second[2]], -1).sum((1, 2, 3))
 
-    program = _rewrite.trace(model, images)
+    program = programs.trace(model, images)
     assert "scan" not in {equation.primitive.name for equation in program.equations}
     np.testing.assert_allclose(program.output(program.run(images)), model(images), rtol=1e-5)
     close(total(explain(deep_lift, model, images, 2)), (model(images) - model(0 * images))[:, 2])

@@ -1,4 +1,6 @@
-"""The tap: activations, perturbations and gradients of unmodified Flax models."""
+"""The tap: features, head, perturbations and gradients of unmodified Flax models."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import helpers
@@ -14,7 +16,10 @@ import jaxcam
 @pytest.fixture(scope="module")
 def resnet():
     module = helpers.tiny_resnet()
-    return module, helpers.random_variables(module)
+    variables = helpers.random_variables(module)
+    # Means around zero, so that units are alive.
+    stats = jax.tree.map_with_path(lambda path, x: x - (path[-1].key == "mean"), variables["batch_stats"])
+    return module, variables | {"batch_stats": stats}
 
 
 def total(output):
@@ -36,7 +41,7 @@ def test_activations_are_what_flax_captures(resnet, layer):
     node = state["intermediates"]
     for name in layer.split("."):
         node = node[name]
-    activations = jaxcam.tap(module, variables, layer).activations(images)
+    activations = jaxcam.tap(module, variables, layer).features(images)
     np.testing.assert_array_equal(activations, node["__call__"][0])
 
 
@@ -50,7 +55,7 @@ def test_gradient_equals_that_of_a_model_cut_by_hand():
             x = nn.Dense(8, name="hidden")(x.reshape(x.shape[0], -1))
             return nn.Dense(4, name="head")(nn.tanh(x))
 
-    activations = model.activations(images)
+    activations = model.features(images)
     params = {name: variables["params"][name] for name in ("hidden", "head")}
     expected = jax.grad(lambda a: total(Head().apply({"params": params}, a)))(activations)
     output, captured, gradients = model.gradients(images, total)
@@ -69,7 +74,7 @@ def test_several_layers_at_once_equal_each_alone(resnet):
         np.testing.assert_allclose(gradient, gradient_alone, rtol=1e-5, atol=1e-7)
 
 
-def test_perturbation_is_added_at_the_layer():
+def test_what_is_added_or_put_at_the_layer():
     class Identity(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -85,6 +90,9 @@ def test_perturbation_is_added_at_the_layer():
     model = jaxcam.tap(Model(), variables, "here")
     output, (activation,) = model.run(images, [jnp.full((1, 2, 2, 1), 0.5)])
     np.testing.assert_array_equal(activation, jnp.full((1, 2, 2, 1), 10.5))  # captured with the perturbation
+    np.testing.assert_array_equal(output, 3 * activation)
+    output, (activation,) = model.run(images, [jnp.full((1, 2, 2, 1), 0.5)], put=True)
+    np.testing.assert_array_equal(activation, jnp.full((1, 2, 2, 1), 0.5))
     np.testing.assert_array_equal(output, 3 * activation)
 
 
@@ -127,6 +135,236 @@ def test_nothing_below_the_layer_is_backpropagated():
     forward = flops(lambda model, images: model(images), "layer4")
     assert flops(jaxcam.grad_cam, "layer4") < 1.05 * forward
     assert flops(jaxcam.grad_cam, "layer1") > 1.5 * forward  # so the count does see a backward pass
+
+
+class Skip(nn.Module):
+    """The head reads the layer, and what lies below it."""
+
+    @nn.compact
+    def __call__(self, x):
+        below = nn.Conv(4, (3, 3), name="below")(x)
+        return nn.Dense(4)((below + nn.tanh(nn.Conv(4, (3, 3), name="here")(below))).mean((1, 2)))
+
+
+def test_features_and_head_are_the_model(resnet):
+    """The head is a function of what the layer returns, whatever bypasses the layer, and costs what lies above."""
+    module, variables = resnet
+    images = helpers.images(2, 32, 32)
+    model = jaxcam.tap(module, variables, "layer4")
+    np.testing.assert_allclose(model.head(images)(model.features(images)), model(images), rtol=1e-5)
+
+    def flops(function, *args):
+        return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+    features = model.features(images)
+    above = flops(lambda head, features: head(features), model.head(images), features)
+    assert above < 3 * features.size + 3 * 2 * features.shape[-1] * 10
+    assert above < 0.001 * flops(lambda model, images: model(images), model, images)
+
+    images = helpers.images()
+    variables = Skip().init(jax.random.key(0), images)
+    model = jaxcam.tap(Skip(), variables, "here")
+    head, features = model.head(images), model.features(images)
+    np.testing.assert_allclose(head(features), model(images), rtol=1e-5)
+    gradient = jax.grad(lambda a: total(head(a)))(features)
+    np.testing.assert_allclose(gradient, model.gradients(images, total)[2][0], rtol=1e-4, atol=1e-8)
+    params = variables["params"]
+    below = nn.Conv(4, (3, 3)).apply({"params": params["below"]}, images)
+    expected = nn.Dense(4).apply({"params": params["Dense_0"]}, (below + jnp.tanh(2 * features)).mean((1, 2)))
+    np.testing.assert_allclose(head(2 * features), expected, rtol=1e-4)
+    np.testing.assert_allclose(jaxcam.saliency(head, features, 1), gradient, rtol=1e-4, atol=1e-8)
+
+
+def test_head_needs_one_layer(resnet):
+    module, variables = resnet
+    with pytest.raises(ValueError, match="head begins at one layer, and 2 are tapped"):
+        jaxcam.tap(module, variables, ("layer3", "layer4")).head(helpers.images(2, 32, 32))
+
+
+def test_a_tap_goes_through_every_transformation(resnet):
+    module, variables = resnet
+    images = helpers.images(4, 32, 32)
+    model = jaxcam.tap(module, variables, "layer3")
+
+    def gradients(model, images):
+        return model.gradients(images, total)[2][0]
+
+    expected = gradients(model, images)
+    np.testing.assert_allclose(jax.jit(gradients)(model, images), expected, rtol=1e-4, atol=1e-6)
+    each = jax.vmap(lambda image: gradients(model, image[None])[0])(images)
+    np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-6)
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), model)
+    outputs = jax.vmap(lambda model: model(images))(many)
+    np.testing.assert_allclose(outputs[1], jax.tree.map(lambda leaf: 2 * leaf, model)(images), rtol=1e-4, atol=1e-5)
+    of_weights = jax.grad(lambda model: total(model(images)))(model)
+    assert jax.tree.structure(of_weights) == jax.tree.structure(model)
+    one = jax.grad(lambda params: total(module.apply({**variables, "params": params}, images)))(variables["params"])
+    np.testing.assert_allclose(
+        of_weights.variables["params"]["conv1"]["kernel"], one["conv1"]["kernel"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_no_sum_over_the_devices_of_a_mesh(resnet):
+    """A device's gradients are those of its own images, and not summed silently with those of the others."""
+    module, variables = resnet
+    images = helpers.images(2 * jax.device_count(), 32, 32)
+    model = jaxcam.tap(module, variables, "layer3")
+
+    def gradients(model, images):
+        return model.gradients(images, total)[2][0]
+
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    here, everywhere = jax.P("devices"), jax.P()
+    run = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=(everywhere, here), out_specs=here))
+    np.testing.assert_allclose(run(model, images), gradients(model, images), rtol=1e-4, atol=1e-6)
+
+
+class Fused(nn.Module):
+    """An image and what is known of it besides; several outputs."""
+
+    @nn.compact
+    def __call__(self, x, known, *, scale=1.0):
+        features = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+        joined = jnp.concatenate([features.mean((1, 2)), known], 1)
+        return {"logits": scale * nn.Dense(3)(nn.tanh(nn.Dense(5)(joined))), "features": features}
+
+
+@pytest.fixture(scope="module")
+def fused():
+    images, known = helpers.images(), jax.random.normal(jax.random.key(5), (3, 2))
+    return Fused().init(jax.random.key(0), images, known), images, known
+
+
+@pytest.mark.parametrize("as_context", [lambda x: x, lambda x: (x,), lambda x: {"known": x}, np.asarray])
+def test_context_goes_in_by_place_or_name(fused, as_context):
+    variables, images, known = fused
+    model = jaxcam.tap(Fused(), variables, "conv", context=as_context(known), output="logits")
+    np.testing.assert_allclose(model(images), Fused().apply(variables, images, known)["logits"], rtol=1e-6)
+    assert jaxcam.layers(Fused(), images, context=as_context(known)) == model.shapes(images)
+
+
+def test_rows_of_the_context_follow_their_images(fused):
+    """Wherever images are repeated, so is their context: one image at a time gives the same."""
+    variables, images, known = fused
+    options = {"output": "logits"}
+    model = jaxcam.tap(Fused(), variables, "conv", context=known, **options)
+    together = jaxcam.smooth_grad(model, images, 1, num_samples=5, chunk_size=6)
+    for i in range(len(images)):
+        alone = jaxcam.tap(Fused(), variables, "conv", context=known[i : i + 1], **options)
+        one = jaxcam.smooth_grad(alone, images[i : i + 1], 1, num_samples=5)
+        np.testing.assert_allclose(one[0], together[i], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["logits", lambda out: out["logits"]])
+def test_output_picks_what_is_explained(fused, output):
+    variables, images, known = fused
+    model = jaxcam.tap(Fused(), variables, "conv", context=known, output=output)
+    assert model(images).shape == (3, 3)
+    assert model.features(images).shape == (3, 12, 16, 4)
+    assert jaxcam.grad_cam(model, images).shape == (3, 12, 16)
+
+
+def test_output_picks_of_any_structure():
+    class Output(NamedTuple):
+        logits: jax.Array
+        rest: jax.Array
+
+    def function(kind):
+        return lambda variables, images: kind(images.mean((1, 2)), images)
+
+    images = helpers.images()
+    for kind, places in (
+        (Output, ["logits", 0]),
+        (lambda *each: each, [0, -2]),
+        (lambda *each: list(each), [0]),
+        (lambda a, b: {"logits": a, "rest": b}, ["logits"]),
+    ):
+        for place in places:
+            found = jaxcam.tap(function(kind), None, output=place)(images)
+            np.testing.assert_array_equal(found, images.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("logit", "output is 'logit', and the model returns a dict with the keys .'logits', 'features'"),
+        (0, "output is 0, and the model returns a dict"),
+    ],
+)
+def test_output_that_is_not_there(fused, output, message):
+    variables, images, known = fused
+    with pytest.raises(ValueError, match=message):
+        jaxcam.tap(Fused(), variables, "conv", context=known, output=output)(images)
+
+
+def test_an_index_never_picks_an_image(resnet):
+    module, variables = resnet
+    with pytest.raises(ValueError, match=r"output is 0, and the model returns an array \(2, 10\)"):
+        jaxcam.tap(module, variables, "layer4", output=0)(helpers.images(2, 32, 32))
+
+
+def test_context_errors(fused):
+    variables, images, known = fused
+    with pytest.raises(ValueError, match=r"context holds an array \(2, 2\), and there are 3 images"):
+        jaxcam.tap(Fused(), variables, "conv", context=known[:2], output="logits")(images)
+    with pytest.raises(TypeError, match="context holds a float; it must hold arrays with a row for each image"):
+        jaxcam.tap(Fused(), variables, "conv", context=[1.0])
+    with pytest.raises(TypeError, match="Fused is called with 'known', which a tap must know"):
+        jaxcam.tap(Fused(), variables, "conv")
+    with pytest.raises(TypeError, match="Fused cannot be called with what the tap was given: too many positional"):
+        jaxcam.tap(Fused(), variables, "conv", context=(known, known))
+
+
+class Trained(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3), name="conv")(x))
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x).mean((1, 2)))
+
+
+def test_how_a_linen_module_is_called_is_asked_at_once():
+    images = helpers.images()
+    variables = Trained().init(jax.random.key(0), images, train=False)
+    sentence = "Trained is called with 'train', which a tap must know: jaxcam.tap.*train=False"
+    with pytest.raises(TypeError, match=sentence):
+        jaxcam.tap(Trained(), variables, "conv")
+    with pytest.raises(TypeError, match=sentence):
+        jaxcam.layers(Trained(), images)
+    with pytest.raises(TypeError, match="Trained cannot be called .* an unexpected keyword argument 'trian'"):
+        jaxcam.tap(Trained(), variables, "conv", trian=False)
+    for options in ({}, {"rngs": {"dropout": jax.random.key(0)}}):
+        with pytest.raises(ValueError, match="it is in training mode.*`train=False`"):
+            jaxcam.tap(Trained(), variables, "conv", train=True, **options)(images)
+    assert jaxcam.tap(Trained(), variables, "conv", train=False)(images).shape == (3, 2)
+
+
+def test_dropout_without_its_random_numbers():
+    module, images = nn.Sequential([nn.Conv(4, (3, 3)), nn.Dropout(0.5, deterministic=False)]), helpers.images()
+    variables = module.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, images)
+    with pytest.raises(ValueError, match="it is in training mode"):
+        jaxcam.tap(module, variables, "layers_0")(images)
+
+
+class AnyArguments(nn.Module):
+    @nn.compact
+    def __call__(self, *args, **kwargs):
+        return nn.Dense(2)(args[0]).mean((1, 2))
+
+
+class Defaults(nn.Module):
+    train: bool
+
+    @nn.compact
+    def __call__(self, x, scale=1.0, *, deterministic: bool | None = None):
+        return scale * nn.BatchNorm(use_running_average=not self.train)(x).mean((1, 2))
+
+
+@pytest.mark.parametrize("module", [AnyArguments(), Defaults(False), nn.remat(Defaults)(False)])
+def test_nothing_is_asked_that_the_module_does_not_need(module):
+    images = helpers.images()
+    variables = module.init(jax.random.key(0), images)
+    layer = next(iter(jaxcam.layers(module, images, variables)))
+    assert jaxcam.tap(module, variables, layer)(images).shape[0] == 3
 
 
 class Block(nnx.Module):
@@ -245,8 +483,8 @@ def test_awkward_layers_work(awkward, layer):
 
 def test_calls_of_a_shared_module_are_told_apart(awkward):
     module, variables, images = awkward
-    first = jaxcam.tap(module, variables, "twice[0]").activations(images)
-    second = jaxcam.tap(module, variables, "twice[1]").activations(images)
+    first = jaxcam.tap(module, variables, "twice[0]").features(images)
+    second = jaxcam.tap(module, variables, "twice[1]").features(images)
     assert not np.allclose(first, second)
 
 
@@ -270,13 +508,13 @@ def test_unhashable_module_does_not_recompile(awkward):
         ("remot", "Unknown layer 'remot'. Did you mean 'remat'"),
         ("twice", "called 2 times; name one call, 'twice\\[0\\]' ... 'twice\\[1\\]'"),
         ("twice[2]", "called 2 times, so there is no"),
-        ("scan.inner", "inside nn.scan"),
+        ("scan.inner", "inside a scan, vmap or checkpoint"),
     ],
 )
 def test_layer_errors(awkward, layer, message):
     module, variables, images = awkward
     with pytest.raises(ValueError, match=message):
-        jaxcam.tap(module, variables, layer).activations(images)
+        jaxcam.tap(module, variables, layer).features(images)
 
 
 def test_layer_without_one_array():
@@ -293,21 +531,25 @@ def test_layer_without_one_array():
     images = helpers.images()
     variables = Model().init(jax.random.key(0), images)
     with pytest.raises(ValueError, match="'two' does not return one floating-point array"):
-        jaxcam.tap(Model(), variables, "two").activations(images)
+        jaxcam.tap(Model(), variables, "two").features(images)
 
 
 def test_argument_errors(as_user, net):
     module = helpers.tiny_resnet()
-    with pytest.raises(TypeError, match="must be a flax.linen.Module or a flax.nnx.Module"):
-        jaxcam.tap(lambda x: x, {"params": {}}, "layer4")
+    with pytest.raises(TypeError, match="model is a int; it must be a flax.linen or flax.nnx module, a Keras 3 model"):
+        jaxcam.tap(4, {"params": {}}, "layer4")
     with pytest.raises(TypeError, match="what module.init returned"):
         jaxcam.tap(module, {"weights": {}}, "layer4")
     with pytest.raises(TypeError, match="carries its own variables"):
         jaxcam.tap(net, {"params": {}}, "head")
     with pytest.raises(TypeError, match="dotted path"):
         jaxcam.tap(module, {"params": {}}, 4)
+    with pytest.raises(TypeError, match="A tap needs a layer"):
+        jaxcam.tap(module, {"params": {}})
     with pytest.raises(TypeError, match="never changes it"):
         jaxcam.tap(module, {"params": {}}, "layer4", mutable=["batch_stats"])
+    with pytest.raises(TypeError, match="dtypes is a list; what is no array must be hashable"):
+        jaxcam.tap(helpers.Small(), {"params": {}}, "late", dtypes=[1])
 
 
 def test_model_arguments_are_static_or_leaves():
@@ -366,3 +608,85 @@ def test_nnx_state_is_a_copy():
     before = tap(images)
     model.head.kernel[...] = jnp.zeros((4, 3))  # a training step
     np.testing.assert_array_equal(tap(images), before)
+
+
+def test_nnx_gradient_by_the_tap_and_no_random_leaves():
+    """Random state is no leaf of a tap, so the gradient with respect to its weights exists."""
+    images, model = helpers.images(2, 8, 8), InTraining(nnx.Rngs(0))
+    model.eval()
+    tap = jaxcam.tap(model, None, "conv")
+    gradient = jax.grad(lambda tap: tap(images).sum())(tap)
+    expected = jax.grad(lambda kernel: _replaced(model, kernel)(images).sum())(model.head.kernel[...])
+    np.testing.assert_allclose(gradient.variables["head"]["kernel"][...], expected, rtol=1e-5)
+    assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(tap))
+
+
+def _replaced(model, kernel):
+    copy = nnx.clone(model)
+    copy.head.kernel[...] = kernel
+    return copy
+
+
+class Shares(nnx.Module):
+    """One block under two names, called twice, the second time perhaps rematerialised."""
+
+    def __init__(self, rngs, remat):
+        self.blocks = nnx.List([Block(3, 3, rngs), Block(3, 3, rngs)])
+        self.again = self.blocks[1]
+        self.head = nnx.Linear(3, 4, rngs=rngs)
+        self.remat = remat
+        self.eval()
+
+    def __call__(self, x):
+        def call(block, x):
+            return block(x)
+
+        x = self.blocks[1](self.blocks[0](x))
+        return self.head((nnx.remat(call) if self.remat else call)(self.again, x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("name", ["again", "blocks.1"])
+def test_nnx_shared_modules_in_both_modes(graph, name):
+    model, images = Shares(nnx.Rngs(0), remat=False), helpers.images()
+    second, expected = model.again(model.again(model.blocks[0](images))), model(images)
+    with nnx.set_graph_mode(graph):
+        assert jaxcam.layers(model, images)["again"] == (3, 12, 16, 3)
+        tap = jaxcam.tap(model, None, f"{name}[1]")
+        np.testing.assert_allclose(tap(images), expected, rtol=1e-5)
+        np.testing.assert_allclose(tap.features(images), second, rtol=1e-5, atol=1e-6)
+
+
+def test_nnx_inside_remat():
+    model, images = Shares(nnx.Rngs(0), remat=True), helpers.images()
+    tap = jaxcam.tap(model, None, "again[1]")
+    _, (features,), (gradients,) = jax.jit(lambda tap, images: tap.gradients(images, total))(tap, images)
+    np.testing.assert_allclose(features, model.again(model.again(model.blocks[0](images))), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradients, jnp.broadcast_to(model.head.kernel[:, 1] / 192, gradients.shape), rtol=1e-5)
+    with nnx.set_graph_mode(False), pytest.raises(ValueError, match="lies inside a scan, vmap or checkpoint"):
+        tap.features(images)
+
+
+def test_nnx_model_built_as_a_tree():
+    images = helpers.images()
+    with nnx.set_graph_mode(False):
+        model = Net(nnx.Rngs(0))
+        model.eval()
+        inside = jaxcam.tap(model, None, "blocks.0").features(images)
+    np.testing.assert_array_equal(jaxcam.tap(model, None, "blocks.0").features(images), inside)
+    np.testing.assert_allclose(inside, model.blocks[0](images), rtol=1e-5)
+
+
+def test_nnx_makes_one_class_for_each(net):
+    """NNX keeps every class that it meets: a second trace adds none."""
+    images = helpers.images()
+
+    def count():
+        return len(Block.__subclasses__())
+
+    jaxcam.tap(net, None, "blocks.0").features(images)
+    before = count()
+    for layer in ("blocks.0", "blocks.1"):
+        jax.make_jaxpr(lambda tap, images: tap.gradients(images, total))(jaxcam.tap(net, None, layer), images)
+    assert count() == before
+    assert type(net.blocks[0]) is Block

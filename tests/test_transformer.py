@@ -11,9 +11,8 @@ import pytest
 from flax import nnx
 
 import jaxcam
-from jaxcam.attribution import decomposition, every_layer, masking
-from jaxcam.attribution.every_layer import attention_rollout
-from jaxcam.tap import tokens
+from jaxcam.attribution import attention_rollout
+from jaxcam.taps import tokens
 
 GRID = (3, 4)
 
@@ -77,16 +76,16 @@ METHODS = [
     (jaxcam.shapley_cam, {}),
     (jaxcam.finer_cam, {"alpha": 0.5}),
     (jaxcam.random_cam, {}),
-    (masking.score_cam, {"chunk_size": 8}),
-    (masking.ss_cam, {"num_samples": 2, "chunk_size": 8, "top_k": 3}),
-    (masking.is_cam, {"num_samples": 2, "chunk_size": 8, "top_k": 3}),
-    (masking.ablation_cam, {"chunk_size": 8}),
-    (decomposition.eigen_cam, {}),
-    (decomposition.eigen_grad_cam, {}),
-    (decomposition.kpca_cam, {}),
-    (decomposition.fem, {"deviations": 1}),
-    (every_layer.full_grad, {}),
-    (every_layer.attention_rollout, {}),
+    (jaxcam.score_cam, {"chunk_size": 8}),
+    (jaxcam.ss_cam, {"num_samples": 2, "chunk_size": 8, "top_k": 3}),
+    (jaxcam.is_cam, {"num_samples": 2, "chunk_size": 8, "top_k": 3}),
+    (jaxcam.ablation_cam, {"chunk_size": 8}),
+    (jaxcam.eigen_cam, {}),
+    (jaxcam.eigen_grad_cam, {}),
+    (jaxcam.kpca_cam, {}),
+    (jaxcam.fem, {"deviations": 1}),
+    (jaxcam.full_grad, {}),
+    (jaxcam.attention_rollout, {}),
 ]
 
 
@@ -103,7 +102,7 @@ def test_every_cam_method_explains_tokens(method, options):
 
 
 def test_factorization_explains_tokens():
-    heatmaps, scores = decomposition.deep_feature_factorization(vit(), helpers.images(), 1, num_components=2)
+    heatmaps, scores = jaxcam.deep_feature_factorization(vit(), helpers.images(), 1, num_components=2)
     assert heatmaps.shape == (3, 2, 12, 16) and scores.shape == (3, 2)
     np.testing.assert_allclose(heatmaps.max((2, 3)), 1, rtol=1e-6)
 
@@ -134,14 +133,14 @@ def test_ablation_takes_the_channel_from_all_tokens():
         without = model.run(images, [jnp.zeros_like(A).at[..., channel].set(-A[..., channel])])[0][:, 1]
         weights.append((whole - without) / jnp.abs(whole))
     expected = jnp.einsum("ntk,kn->nt", A[:, 1:], jnp.stack(weights)).reshape(2, *GRID)
-    found = masking.ablation_cam(model, images, 1, raw=True, chunk_size=3)
+    found = jaxcam.ablation_cam(model, images, 1, raw=True, chunk_size=3)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_cam_of_pooled_tokens():
     """Mean pooling and one dense layer after the last norm: CAM is the dense layer on each token."""
     model, images = vit("norm", pool=True), helpers.images()
-    features = model.activations(images).reshape(3, *GRID, 8)
+    features = model.features(images).reshape(3, *GRID, 8)
     expected = features @ model.variables["params"]["head"]["kernel"][:, 2]
     np.testing.assert_allclose(jaxcam.cam(model, images, 2, raw=True), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="'block_1.norm1' is not followed by global average pooling"):
@@ -157,7 +156,7 @@ def test_several_token_layers_fuse():
 
 def test_full_grad_of_tokens():
     """Biases of all token layers, and of the position embedding, lie on the grid; those of the head do not."""
-    contributions = every_layer.full_grad(vit(), helpers.images(), 1, raw=True)
+    contributions = jaxcam.full_grad(vit(), helpers.images(), 1, raw=True)
     shapes = [each.shape for each in contributions]
     # patches; positions; in each block norm1, query, key, value, out, norm2, up, down; norm
     assert shapes == [(3, 12, 16)] + [(3, 3, 4)] * (1 + 1 + 1 + 2 * 8 + 1) + [(3, 1, 1)]
@@ -185,7 +184,7 @@ def test_equal_tokens_do_not_recompile():
 
 def test_errors_name_the_layer_and_the_way_out(as_user):
     images, model = helpers.images(), vit()
-    plain = jaxcam.tap(model.module, model.variables, "block_0")
+    plain = jaxcam.tap(ViT(), model.variables, "block_0")
     with pytest.raises(ValueError, match=r"'block_0' returns \(3, 13, 8\), which is not spatial.*jaxcam.tokens"):
         jaxcam.grad_cam(plain, images)
     with pytest.raises(
@@ -196,7 +195,7 @@ def test_errors_name_the_layer_and_the_way_out(as_user):
         attention_rollout(plain, images)
     small = helpers.small()
     with pytest.raises(ValueError, match="found no attention layer"):
-        attention_rollout(jaxcam.tap(small.module, small.variables, "late", reshape=tokens(GRID)), images)
+        attention_rollout(jaxcam.tap(helpers.Small(), small.variables, "late", reshape=tokens(GRID)), images)
 
 
 # --- attention rollout ---
@@ -204,7 +203,7 @@ def test_errors_name_the_layer_and_the_way_out(as_user):
 
 def attention_by_hand(model, images):
     """Each block's weights from its queries and keys, as Flax captures them."""
-    _, state = model.module.apply(model.variables, images, capture_intermediates=True, mutable=["intermediates"])
+    _, state = ViT().apply(model.variables, images, capture_intermediates=True, mutable=["intermediates"])
     for index in range(2):
         node = state["intermediates"][f"block_{index}"]["attention"]
         query, key = (np.asarray(node[name]["__call__"][0], np.float64) for name in ("query", "key"))
@@ -261,7 +260,7 @@ def test_rollout_of_an_nnx_model():
 def test_biases_of_an_nnx_model():
     images, net = helpers.images(3, 3, 4), Attend(nnx.Rngs(0))
     model = jaxcam.tap(net, None, "layers.0", reshape=tokens(GRID, drop=0))
-    contributions = every_layer.full_grad(model, images, 1, raw=True)
+    contributions = jaxcam.full_grad(model, images, 1, raw=True)
     # The image; query, key, value and out twice; the head.
     assert [each.shape for each in contributions] == [(3, 3, 4)] * 9 + [(3, 1, 1)]
     np.testing.assert_allclose(contributions[-1].ravel(), jnp.broadcast_to(net.head.bias[1], (3,)))
@@ -282,8 +281,8 @@ def test_attention_inside_a_loop_is_refused():
 
     images = helpers.images(2, 3, 4)
     model = jaxcam.tap(Looped(), Looped().init(jax.random.key(0), images), "head", reshape=tokens(GRID, drop=0))
-    for method in (attention_rollout, every_layer.full_grad):
-        with pytest.raises(ValueError, match="inside nn.scan or nn.vmap"):
+    for method in (attention_rollout, jaxcam.full_grad):
+        with pytest.raises(ValueError, match="inside a scan, vmap or checkpoint"):
             method(model, images)
 
 
@@ -330,3 +329,46 @@ def test_a_layer_that_calls_its_parent_class_is_one_layer():
         np.testing.assert_allclose(*maps, atol=1e-6)
     with pytest.raises(ValueError, match="token is 16, and the sequence has 16, from 0 to 15"):
         jaxcam.attention_rollout(jaxcam.tap(Attend(Parents), variables, "attend", reshape=reshape), images, token=16)
+
+
+def test_a_layer_that_the_class_token_no_longer_reads_is_said_so():
+    """After the last attention the head reads the class token alone: every patch's gradient is zero."""
+    images = helpers.images()
+    with pytest.warns(UserWarning, match="tap the layer before it, such as the last block.s first norm"):
+        np.testing.assert_array_equal(jaxcam.grad_cam(vit("block_1"), images), 0)
+    assert float(jaxcam.grad_cam(vit("block_1.norm1"), images).max()) > 0.99
+
+
+class OwnAttention(nn.Module):
+    """Attention from one dense layer of queries, keys and values, its weights through a layer of their own."""
+
+    @nn.compact
+    def __call__(self, x):
+        q, k, v = jnp.split(nn.Dense(24, name="qkv")(x).reshape(*x.shape[:2], 2, 12), 3, -1)
+        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k))
+        weights = nn.Dropout(0.0, deterministic=True, name="weights")(weights)
+        return jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(*x.shape[:2], 8)
+
+
+class OwnViT(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (4, 4), 4, name="patches")(x).reshape(x.shape[0], -1, 8)
+        for index in range(2):
+            x = x + OwnAttention(name=f"attention{index}")(x)
+        return nn.Dense(4, name="head")(x.mean(1))
+
+
+def test_rollout_of_an_attention_of_ones_own(as_user):
+    images = helpers.images()
+    variables = OwnViT().init(jax.random.key(0), images)
+    model = jaxcam.tap(OwnViT(), variables, "patches", reshape=tokens(GRID, drop=0))
+    with pytest.raises(ValueError, match="found no attention layer.*name the layers that return its weights"):
+        attention_rollout(model, images)
+    layers = ("attention0.weights", "attention1.weights")
+    found = attention_rollout(model, images, raw=True, token=None, attention=layers)
+    weights = jaxcam.tap(OwnViT(), variables, layers).features(images)
+    first, second = ((np.asarray(each).mean(1) + np.eye(12)) / 2 for each in weights)
+    np.testing.assert_allclose(found, (second @ first).mean(1).reshape(3, *GRID), rtol=1e-4)
+    function = attention_rollout(model, images, raw=True, token=None, attention=lambda model, images: weights)
+    np.testing.assert_allclose(function, found, rtol=1e-5)

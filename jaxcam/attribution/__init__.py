@@ -1,5 +1,15 @@
-"""Attribution methods, `method(model, images, targets=None, *, options)`: one file for each idea."""
+"""Attribution methods, `method(model, images, targets=None, *, options)`, and their registry: one row for each.
 
+A row says what a reader must know to choose a method, and what the command line, the documents, `explain`, the
+leaderboard and the tests need to treat all alike. A new method is a function and a row.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxcam.attribution.attention import attention_rollout
 from jaxcam.attribution.cam import (
     cam,
     finer_cam,
@@ -14,79 +24,120 @@ from jaxcam.attribution.cam import (
     x_grad_cam,
 )
 from jaxcam.attribution.decomposition import deep_feature_factorization, eigen_cam, eigen_grad_cam, fem, kpca_cam
-from jaxcam.attribution.every_layer import attention_rollout, full_grad
+from jaxcam.attribution.deep_lift import deep_lift
+from jaxcam.attribution.full_grad import full_grad
 from jaxcam.attribution.gradient import heatmap, input_x_gradient, saliency
+from jaxcam.attribution.guided_backprop import deconvnet, guided_backprop, guided_grad_cam
+from jaxcam.attribution.lrp import lrp
 from jaxcam.attribution.masking import ablation_cam, is_cam, score_cam, ss_cam
 from jaxcam.attribution.noise import smooth_grad, smooth_grad_squared, var_grad
+from jaxcam.attribution.occlusion import occlusion
 from jaxcam.attribution.paths import (
     blur_integrated_gradients,
     expected_gradients,
     guided_integrated_gradients,
     integrated_gradients,
 )
-from jaxcam.attribution.perturbation import (
-    feature_ablation,
-    kernel_shap,
-    lime,
-    occlusion,
-    rise,
-    shapley_sampling,
-    sobol,
-)
-from jaxcam.attribution.regions import xrai
-from jaxcam.attribution.relevance import lrp
-from jaxcam.attribution.rules import deconvnet, deep_lift, guided_backprop, guided_grad_cam
+from jaxcam.attribution.perturbation import feature_ablation, kernel_shap, lime, rise, shapley_sampling, sobol
+from jaxcam.attribution.xrai import xrai
 
-METHODS = {
-    method.__name__: method
-    for method in (
-        cam,
-        grad_cam,
-        grad_cam_plus_plus,
-        x_grad_cam,
-        hires_cam,
-        layer_cam,
-        grad_cam_elementwise,
-        smooth_grad_cam_plus_plus,
-        shapley_cam,
-        finer_cam,
-        random_cam,
-        score_cam,
-        ss_cam,
-        is_cam,
-        ablation_cam,
-        eigen_cam,
-        eigen_grad_cam,
-        kpca_cam,
-        fem,
-        full_grad,
-        attention_rollout,
-        saliency,
-        input_x_gradient,
-        smooth_grad,
-        smooth_grad_squared,
-        var_grad,
-        integrated_gradients,
-        expected_gradients,
-        blur_integrated_gradients,
-        guided_integrated_gradients,
-        xrai,
-        guided_backprop,
-        deconvnet,
-        guided_grad_cam,
-        deep_lift,
-        lrp,
-        occlusion,
-        feature_ablation,
-        rise,
-        lime,
-        kernel_shap,
-        shapley_sampling,
-        sobol,
-    )
-}
 
-GIVES_PARTS = {"deep_feature_factorization": deep_feature_factorization}  # several maps and scores, no one heatmap
-FOR_TRANSFORMERS = ("attention_rollout",)  # these read attention weights, and a network without any has no map
+class Method(NamedTuple):
+    """A row of the registry.
 
-__all__ = ["FOR_TRANSFORMERS", "GIVES_PARTS", "METHODS", "heatmap", *METHODS, *GIVES_PARTS]
+    Attributes:
+      function: the method itself.
+      family: the heading under which lists show it.
+      needs: `"tap"`, `"tokens"` (a tap with `reshape`, on a transformer), or `"callable"`: any function of images.
+      gives: `"heatmaps"` in [0, 1], signed `"attributions"`, or `"parts"` with scores.
+      cost: in forward passes of the model, for its default options; `k` are the layer's channels, `d` the segments.
+      draws: whether it draws random numbers, by `key`.
+      sees_class: whether another target gives another map.
+    """
+
+    function: Callable
+    family: str
+    needs: str
+    gives: str
+    cost: str
+    draws: bool = False
+    sees_class: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return summary(self.function)
+
+    @property
+    def reference(self) -> str:
+        return reference(self.function)
+
+
+def reference(function: Callable) -> str:
+    """The paper that a docstring names."""
+    found = re.search(r"References?: (.+?)(?:\n\n|$)", inspect.getdoc(function) or "", re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
+def summary(function: Callable) -> str:
+    """The first paragraph of a docstring in a line, without the name before the colon."""
+    return " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split()).split(": ", 1)[-1]
+
+
+GRADIENT, FORWARD = "CAM, one partial backward pass", "CAM, forward passes only"
+LAYERS, INPUT, PATHS = "every layer at once", "gradient", "paths"
+REWRITTEN, PERTURBATION = "rewritten backward pass", "perturbation"
+
+ROWS = [
+    Method(grad_cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(grad_cam_plus_plus, GRADIENT, "tap", "heatmaps", "1"),
+    Method(x_grad_cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(hires_cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(layer_cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(grad_cam_elementwise, GRADIENT, "tap", "heatmaps", "1"),
+    Method(cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(shapley_cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(finer_cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(eigen_grad_cam, GRADIENT, "tap", "heatmaps", "1"),
+    Method(smooth_grad_cam_plus_plus, GRADIENT, "tap", "heatmaps", "1 + num_samples", draws=True),
+    Method(score_cam, FORWARD, "tap", "heatmaps", "1 + k"),
+    Method(ss_cam, FORWARD, "tap", "heatmaps", "1 + num_samples k", draws=True),
+    Method(is_cam, FORWARD, "tap", "heatmaps", "1 + num_samples k"),
+    Method(ablation_cam, FORWARD, "tap", "heatmaps", "1, and k above the layer"),
+    Method(eigen_cam, FORWARD, "tap", "heatmaps", "1", sees_class=False),
+    Method(kpca_cam, FORWARD, "tap", "heatmaps", "1", sees_class=False),
+    Method(fem, FORWARD, "tap", "heatmaps", "1", sees_class=False),
+    Method(random_cam, FORWARD, "tap", "heatmaps", "1", draws=True, sees_class=False),
+    Method(deep_feature_factorization, FORWARD, "tap", "parts", "1, and num_components above the layer"),
+    Method(full_grad, LAYERS, "tap", "heatmaps", "3"),
+    Method(attention_rollout, LAYERS, "tokens", "heatmaps", "1", sees_class=False),
+    Method(saliency, INPUT, "callable", "attributions", "3"),
+    Method(input_x_gradient, INPUT, "callable", "attributions", "3"),
+    Method(smooth_grad, INPUT, "callable", "attributions", "3 num_samples", draws=True),
+    Method(smooth_grad_squared, INPUT, "callable", "attributions", "3 num_samples", draws=True),
+    Method(var_grad, INPUT, "callable", "attributions", "3 num_samples", draws=True),
+    Method(integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
+    Method(expected_gradients, PATHS, "callable", "attributions", "3 num_samples", draws=True),
+    Method(blur_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
+    Method(guided_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
+    Method(xrai, PATHS, "callable", "attributions", "6 num_steps"),
+    Method(guided_backprop, REWRITTEN, "callable", "attributions", "3"),
+    Method(deconvnet, REWRITTEN, "callable", "attributions", "3"),
+    Method(guided_grad_cam, REWRITTEN, "tap", "attributions", "3"),
+    Method(deep_lift, REWRITTEN, "callable", "attributions", "4"),
+    Method(lrp, REWRITTEN, "callable", "attributions", "13"),
+    Method(occlusion, PERTURBATION, "callable", "attributions", "1 + windows"),
+    Method(feature_ablation, PERTURBATION, "callable", "attributions", "1 + d"),
+    Method(rise, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
+    Method(lime, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
+    Method(kernel_shap, PERTURBATION, "callable", "attributions", "2 + num_samples", draws=True),
+    Method(shapley_sampling, PERTURBATION, "callable", "attributions", "2 + num_samples (d - 1)", draws=True),
+    Method(sobol, PERTURBATION, "callable", "attributions", "num_samples (d + 2)", draws=True),
+]
+METHODS = {row.name: row for row in ROWS}
+
+__all__ = ["METHODS", "Method", "heatmap", "reference", "summary", *METHODS]

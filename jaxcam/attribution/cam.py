@@ -1,20 +1,31 @@
 """Class activation maps: a layer's activations, weighted by the gradient and summed over its channels.
 
-One engine takes the activations `A[h, w, k]` and the gradient `G[h, w, k]` of the score with respect to them, for one
-image, and a method is the formula that makes a coarse map `[h, w]` of the two. What happens to the coarse map is the
-same for all (`jaxcam._cam`). The last methods of the file take another gradient: of noisy images, of the gradient
+One engine takes the activations `A[p, k]` of a layer's cells and the gradient `G[p, k]` of the score with respect to
+them, for one image, and a method is the formula that makes a coarse map `[p]` of the two. What happens to the coarse
+map is the same for all (`_cam`). The last methods of the file take another gradient: of noisy images, of the gradient
 itself, of a contrast of classes, or none at all.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxcam._cam import activation_cam, checked, explained, finish, gradient_cam, gradient_maps, spatial
-from jaxcam._inputs import engine, positive, predicted
-from jaxcam._loops import chunked_sum
-from jaxcam._typing import Images, Maps, Score, Targets
+from jaxcam._array import flat, repeated
+from jaxcam._checks import is_known, positive, random_key
+from jaxcam._engine import chunked_sum, engine
+from jaxcam._noise import check_noise, deviations, noisy_copies
+from jaxcam._scores import chosen, described, predicted, scores
+from jaxcam._typing import Images, Key, Maps, Score, Targets
+from jaxcam.attribution._cam import (
+    activation_cam,
+    cells,
+    finish,
+    gradient_cam,
+    gradient_maps,
+    prepare_tap,
+    warn_of_zeros,
+)
 from jaxcam.score import logit
-from jaxcam.tap import Tap
+from jaxcam.taps import Tap
 
 EPSILON = 1e-7  # pytorch-grad-cam's guard against dividing by an activation sum of zero
 
@@ -22,17 +33,17 @@ EPSILON = 1e-7  # pytorch-grad-cam's guard against dividing by an activation sum
 def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
     """Grad-CAM: channels weighted by their mean gradient.
 
-    `map[h, w] = sum_k mean_hw(G[:, :, k]) A[h, w, k]`, then ReLU, scaling to [0, 1] and bilinear resizing.
+    `map[p] = sum_k mean_p(G[p, k]) A[p, k]`, then ReLU, scaling to [0, 1] and linear resizing.
 
     Args:
       model: a tap on one or several spatial layers.
-      images: `float[n, h, w, c]`, normalised as the model expects.
-      targets: `int[n]`, one class for all, or `None` for each image's predicted class.
-      score: the explained scalar, `(logits[n, k], targets[n]) -> [n]`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
       raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
 
     Returns:
-      Heatmaps `float32[n, h, w]` in [0, 1]; zeros where nothing speaks for the class.
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
 
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
@@ -43,7 +54,7 @@ def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Scor
     Example:
       >>> classifier = jaxcam.load("resnet18_cifar10")
       >>> images = classifier.preprocess(jaxcam.sample())
-      >>> model = jaxcam.tap(classifier.module, classifier.variables, "layer4")
+      >>> model = classifier.tap()
       >>> jax.jit(jaxcam.grad_cam)(model, images).shape
       (1, 32, 32)
     """
@@ -51,7 +62,7 @@ def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Scor
 
 
 def _grad_cam(A, G):
-    return jnp.sum(jnp.mean(G, (0, 1)) * A, -1)
+    return jnp.sum(jnp.mean(G, 0) * A, -1)
 
 
 def grad_cam_plus_plus(
@@ -59,11 +70,24 @@ def grad_cam_plus_plus(
 ) -> Maps:
     """Grad-CAM++: channels weighted by positive gradients, each with its own share.
 
-    `w_k = sum_hw alpha relu(G)` with `alpha = G^2 / (2 G^2 + sum_hw(A) G^3 + 1e-6)`, zero where `G` is zero;
+    `w_k = sum_p alpha relu(G)` with `alpha = G^2 / (2 G^2 + sum_p(A) G^3 + 1e-6)`, zero where `G` is zero;
     `map = sum_k w_k A`.
 
     As in pytorch-grad-cam, the powers of the gradient stand for the higher derivatives of `exp(score)`.
-    Arguments, result and errors are those of `grad_cam`.
+
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Chattopadhay et al. 2018, Grad-CAM++: Improved Visual Explanations, https://arxiv.org/abs/1710.11063
 
@@ -74,17 +98,34 @@ def grad_cam_plus_plus(
 
 
 def _grad_cam_plus_plus(A, G):
-    denominator = 2 * G**2 + jnp.sum(A, (0, 1)) * G**3 + 1e-6
-    alpha = jnp.where(G != 0, G**2 / jnp.where(denominator != 0, denominator, 1), 0)
-    return jnp.sum(jnp.sum(alpha * jax.nn.relu(G), (0, 1)) * A, -1)
+    return _of_powers(A, G, G**2, G**3)
+
+
+def _of_powers(A, first, second, third):
+    """Grad-CAM++ of the powers of a gradient, or of their means."""
+    denominator = 2 * second + jnp.sum(A, 0) * third + 1e-6
+    alpha = jnp.where(second != 0, second / jnp.where(denominator != 0, denominator, 1), 0)
+    return jnp.sum(jnp.sum(alpha * jax.nn.relu(first), 0) * A, -1)
 
 
 def x_grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
     """XGrad-CAM: channels weighted by their gradient, averaged in proportion to the activation.
 
-    `w_k = sum_hw G A / (sum_hw A + 1e-7)`; `map = sum_k w_k A`.
+    `w_k = sum_p G A / (sum_p A + 1e-7)`; `map = sum_k w_k A`.
 
-    Arguments, result and errors are those of `grad_cam`.
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Fu et al. 2020, Axiom-based Grad-CAM, https://arxiv.org/abs/2008.02312
 
@@ -95,7 +136,7 @@ def x_grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sc
 
 
 def _x_grad_cam(A, G):
-    weights = jnp.sum(G * A / (jnp.sum(A, (0, 1)) + EPSILON), (0, 1))
+    weights = jnp.sum(G * A / (jnp.sum(A, 0) + EPSILON), 0)
     return jnp.sum(weights * A, -1)
 
 
@@ -104,7 +145,19 @@ def hires_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
 
     `map = sum_k G A`.
 
-    Arguments, result and errors are those of `grad_cam`.
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Draelos and Carin 2020, Use HiResCAM instead of Grad-CAM, https://arxiv.org/abs/2011.08891
 
@@ -123,7 +176,19 @@ def layer_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
 
     `map = sum_k relu(G) A`.
 
-    Arguments, result and errors are those of `grad_cam`.
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Jiang et al. 2021, LayerCAM: Exploring Hierarchical Class Activation Maps,
     https://doi.org/10.1109/TIP.2021.3089943
@@ -145,7 +210,19 @@ def grad_cam_elementwise(
 
     `map = sum_k relu(G A)`.
 
-    Arguments, result and errors are those of `grad_cam`.
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam
@@ -165,12 +242,24 @@ def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = l
 
     `map = sum_k w_k A_k`, where `w` is the target's row of the dense layer.
 
-    On such a head the gradient is `w / (h' w')`, the same in every cell, which is how `w` is found and how the head is
-    recognised: no layer has to be named. Where several dense layers follow the pooling, `w` is their linearisation.
-    Arguments and result are those of `grad_cam`, whose heatmaps are the same where this method is defined.
+    On such a head the gradient is `w` over the number of cells, the same in every cell, which is how `w` is found and
+    how the head is recognised: no layer has to be named. Where several dense layers follow the pooling, `w` is
+      their linearisation.
+    Where this method is defined, its heatmaps are those that Grad-CAM gives.
+
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
 
     Raises:
-      ValueError: as `grad_cam`; and a gradient that varies over the map: the head is another one. Under `jit`, where no
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a gradient
+        that varies over the map: the head is another one. Under `jit`, where no
         error can be raised, the map is NaN.
 
     Reference: Zhou et al. 2016, Learning Deep Features for Discriminative Localization,
@@ -179,9 +268,10 @@ def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = l
     Example:
       >>> heatmaps = jaxcam.cam(model, images)
     """
-    images, targets = checked("cam", model, images, targets)
-    maps, defined = _cam_engine(model, images, targets, score=score, raw=raw)
-    if not isinstance(defined, jax.core.Tracer) and not defined.all():
+    model, images, targets = prepare_tap("cam", model, images, targets)
+    maps, alive, defined = _cam_engine(model, images, targets, score=score, raw=raw)
+    warn_of_zeros(model, alive)
+    if is_known(defined) and not defined.all():
         layer = model.layers[int(jnp.argmin(defined))]
         raise ValueError(
             f"Layer {layer!r} is not followed by global average pooling and a dense layer: its gradient varies over "
@@ -190,16 +280,16 @@ def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = l
     return maps
 
 
-@engine(static=("score", "raw"))
+@engine
 def _cam_engine(model, images, targets, *, score, raw):
-    maps = gradient_maps(_cam, model, images, explained(score, targets))
-    return finish(maps, images, raw), jnp.stack([jnp.isfinite(each).all() for each in maps])
+    maps, alive = gradient_maps(_cam, model, images, lambda output: scores(score, output, targets).sum())
+    return finish(maps, images, raw), alive, jnp.stack([jnp.isfinite(each).all() for each in maps])
 
 
 def _cam(A, G):
-    mean = jnp.mean(G, (0, 1))
+    mean = jnp.mean(G, 0)
     constant = jnp.max(jnp.abs(G - mean)) <= 1e-3 * jnp.max(jnp.abs(mean))
-    return jnp.where(constant, A.shape[0] * A.shape[1] * jnp.sum(mean * A, -1), jnp.nan)
+    return jnp.where(constant, len(A) * jnp.sum(mean * A, -1), jnp.nan)
 
 
 def smooth_grad_cam_plus_plus(
@@ -210,24 +300,37 @@ def smooth_grad_cam_plus_plus(
     score: Score = logit,
     raw: bool = False,
     num_samples: int = 4,
-    noise: float | int = 0.3,
-    key: jax.Array | None = None,
+    noise: float | int = 0.15,
+    deviation: float | int | None = None,
+    key: Key = 0,
     chunk_size: int | None = None,
 ) -> Maps:
     """Smooth Grad-CAM++: Grad-CAM++ with the powers of the gradient averaged over noisy copies of the image.
 
-    `w_k = sum_hw alpha relu(E[G])` with `alpha = E[G^2] / (2 E[G^2] + sum_hw(A) E[G^3] + 1e-6)`, zero where the
+    `w_k = sum_p alpha relu(E[G])` with `alpha = E[G^2] / (2 E[G^2] + sum_p(A) E[G^3] + 1e-6)`, zero where the
     gradient is zero; `map = sum_k w_k A`, where `A` belongs to the image itself.
 
-    torch-cam takes the gradient and the final `A` of the last noisy copy, and puts `sum_hw(A E[G^3])` into the
+    torch-cam takes the gradient and the final `A` of the last noisy copy, and puts `sum_p(A E[G^3])` into the
     denominator; here it is the mean gradient, as in the paper, the image's own `A`, and the product of Grad-CAM++.
-    Arguments, result and errors are those of `grad_cam`, and:
 
     Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
       num_samples: noisy copies of each image.
-      noise: standard deviation of the noise, in units of the normalised pixel.
-      key: of the noise, which is the same for every image; `None` means `jax.random.key(0)`.
+      noise: standard deviation of the noise, as a share of the image's range.
+      deviation: the same in units of the normalised pixel, in place of `noise`; torch-cam's default is 0.3.
+      key: of the noise, which is the same for every image: a key, or the seed of one.
       chunk_size: noisy images in one forward and backward pass; by default what suits the device.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Omeiza et al. 2019, Smooth Grad-CAM++, https://arxiv.org/abs/1908.01224
 
@@ -235,38 +338,31 @@ def smooth_grad_cam_plus_plus(
       >>> heatmaps = jaxcam.smooth_grad_cam_plus_plus(model, images, num_samples=8)
     """
     positive(num_samples=num_samples, chunk_size=chunk_size)
-    images, targets = checked("smooth_grad_cam_plus_plus", model, images, targets)
-    key = jax.random.key(0) if key is None else key
-    static = {"score": score, "raw": raw, "num_samples": num_samples, "chunk_size": chunk_size}
-    return _smooth_engine(model, images, targets, noise, key, **static)
+    noise, key = check_noise(noise, deviation), random_key(key)
+    model, images, targets = prepare_tap("smooth_grad_cam_plus_plus", model, images, targets)
+    options = {"score": score, "raw": raw, "num_samples": num_samples, "chunk_size": chunk_size}
+    return _smooth_engine(model, images, targets, key, noise=noise, **options)
 
 
-@engine(static=("score", "raw", "num_samples", "chunk_size"))
-def _smooth_engine(model, images, targets, noise, key, *, score, raw, num_samples, chunk_size):
-    logits, activations = model.run(images)
-    targets = predicted(logits) if targets is None else targets
-    n, maps = images.shape[0], spatial(model, activations)
+@engine
+def _smooth_engine(model, images, targets, key, *, score, raw, num_samples, noise, chunk_size):
+    targets, spread = chosen(model, images, targets), deviations(images, noise)
 
-    def add_powers(indices, counts):
-        image, sample = jnp.divmod(indices, num_samples)
-        fields = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), images.shape[1:]))(sample)
-        noisy = images[image] + (noise * fields).astype(images.dtype)
-        _, _, gradients = model.gradients(noisy, explained(score, targets[image]))
-        shares = (counts / num_samples)[:, None, None, None, None]
-        powers = [jnp.stack([G, G**2, G**3], 1) * shares for G in spatial(model, gradients)]
-        return [jax.ops.segment_sum(each, image, n, indices_are_sorted=True) for each in powers]
+    def add_powers(samples, weights):
+        noisy = noisy_copies(images, spread, key, samples)
+        count, repeats = len(samples), jnp.repeat(targets, len(samples), axis=0)
 
-    zeros = [jnp.zeros((n, 3, *A.shape[1:]), jnp.float32) for A in maps]
-    powers = chunked_sum(add_powers, n * num_samples, chunk_size, zeros)
-    weighted = [jax.vmap(_smooth_grad_cam_plus_plus)(A, each) for A, each in zip(maps, powers, strict=True)]
+        def total(output):
+            return scores(repeated(score, count), output, repeats).sum()
+
+        _, _, gradients = repeated(model, count).gradients(flat(noisy), total)
+        found = [G.values.reshape(images.shape[0], count, *G.values.shape[1:]) for G in cells(model, gradients, images)]
+        return [[jnp.einsum("nmpk,m->npk", G**power, weights) for power in (1, 2, 3)] for G in found]
+
+    powers = jax.tree.map(lambda each: each / num_samples, chunked_sum(add_powers, num_samples, images, chunk_size))
+    maps = cells(model, model.run(images)[1], images)
+    weighted = [A.laid(jax.vmap(_of_powers)(A.values, *each)) for A, each in zip(maps, powers, strict=True)]
     return finish(weighted, images, raw)
-
-
-def _smooth_grad_cam_plus_plus(A, powers):
-    first, second, third = powers
-    denominator = 2 * second + jnp.sum(A, (0, 1)) * third + 1e-6
-    alpha = jnp.where(second != 0, second / jnp.where(denominator != 0, denominator, 1), 0)
-    return jnp.sum(jnp.sum(alpha * jax.nn.relu(first), (0, 1)) * A, -1)
 
 
 def shapley_cam(
@@ -274,37 +370,55 @@ def shapley_cam(
 ) -> Maps:
     """ShapleyCAM: channels weighted by their Shapley value, to the second order of the score.
 
-    `w_k = mean_hw(G - H A / 2)` with the Hessian `H` of the score with respect to the activations; `map = sum_k w_k A`.
+    `w_k = mean_p(G - H A / 2)` with the Hessian `H` of the score with respect to the activations; `map = sum_k w_k A`.
 
     The Hessian of a logit is zero where only convolutions, ReLU, pooling and one dense layer follow: the map is then
     that of Grad-CAM. The paper explains the logit plus its log-probability:
     `score=lambda logits, targets: jaxcam.score.logit(logits, targets) + jaxcam.score.log_probability(logits, targets)`.
-    Arguments, result and errors are those of `grad_cam`.
+
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Cai 2025, CAMs as Shapley Value-based Explainers, https://arxiv.org/abs/2501.06261
 
     Example:
       >>> heatmaps = jaxcam.shapley_cam(model, images)
     """
-    images, targets = checked("shapley_cam", model, images, targets)
-    return _shapley_engine(model, images, targets, score=score, raw=raw)
+    model, images, targets = prepare_tap("shapley_cam", model, images, targets)
+    maps, alive = _shapley_engine(model, images, targets, score=score, raw=raw)
+    warn_of_zeros(model, alive)
+    return maps
 
 
-@engine(static=("score", "raw"))
+@engine
 def _shapley_engine(model, images, targets, *, score, raw):
-    logits, activations = model.run(images)
-    targets = predicted(logits) if targets is None else targets
+    activations = model.run(images)[1]
 
     def weights(layer, activation):
         def gradient(perturbation):
-            return jax.grad(lambda p: score(model.run(images, [p], layers=(layer,))[0], targets).sum())(perturbation)
+            def total(added):
+                return scores(score, model.run(images, [added], layers=(layer,))[0], targets).sum()
+
+            return jax.grad(total)(perturbation)
 
         first, second = jax.jvp(gradient, (jnp.zeros_like(activation),), (activation,))
         return first - second / 2
 
     W = [weights(layer, each) for layer, each in zip(model.layers, activations, strict=True)]
-    pairs = zip(spatial(model, activations), spatial(model, W), strict=True)
-    return finish([jax.vmap(_grad_cam)(A, each) for A, each in pairs], images, raw)
+    pairs = list(zip(cells(model, activations, images), cells(model, W, images), strict=True))
+    maps = [A.laid(jax.vmap(_grad_cam)(A.values, each.values)) for A, each in pairs]
+    return finish(maps, images, raw), jnp.stack([(each.values != 0).any((1, 2)) for _, each in pairs]).any(0)
 
 
 def finer_cam(
@@ -320,16 +434,23 @@ def finer_cam(
     """Finer-CAM: Grad-CAM of what sets the class apart from the classes most like it.
 
     `score_c - alpha score_d`, averaged over the classes `d` whose logits are nearest, each with the weight of its
-    probability, is explained by Grad-CAM: `map = sum_k mean_hw(G) A`.
-
-    Arguments, result and errors are those of `grad_cam`, and:
+    probability, is explained by Grad-CAM: `map = sum_k mean_p(G) A`.
 
     Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
       alpha: how much of the similar classes is taken away; 0 is Grad-CAM.
       num_classes: how many similar classes; all others where the model has fewer.
 
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
     Raises:
-      ValueError: as `grad_cam`; a model of a single class.
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a model of a
+        single class.
 
     Reference: Zhang et al. 2025, Finer-CAM: Spotting the Difference Reveals Finer Details,
     https://arxiv.org/abs/2501.11309
@@ -338,26 +459,31 @@ def finer_cam(
       >>> heatmaps = jaxcam.finer_cam(model, images, alpha=0.6)
     """
     positive(num_classes=num_classes)
-    images, targets = checked("finer_cam", model, images, targets)
-    return _finer_engine(model, images, targets, alpha, score=score, raw=raw, num_classes=num_classes)
+    model, images, targets = prepare_tap("finer_cam", model, images, targets)
+    maps, alive = _finer_engine(model, images, targets, score=score, raw=raw, alpha=alpha, num_classes=num_classes)
+    warn_of_zeros(model, alive)
+    return maps
 
 
-@engine(static=("score", "raw", "num_classes"))
-def _finer_engine(model, images, targets, alpha, *, score, raw, num_classes):
+@engine
+def _finer_engine(model, images, targets, *, score, raw, alpha, num_classes):
     def finer(logits):
-        n, k = logits.shape
-        if k < 2:
-            raise ValueError("finer_cam compares classes, and the model has a single one; use `grad_cam`.")
         target = predicted(logits) if targets is None else targets
-        distance = (
-            jnp.abs(logits - jnp.take_along_axis(logits, target[:, None], 1)).at[jnp.arange(n), target].set(jnp.inf)
-        )
-        similar = jnp.argsort(distance, 1)[:, : min(num_classes, k - 1)]
+        if getattr(logits, "ndim", 0) != 2 or logits.shape[1] < 2:
+            raise ValueError(
+                f"finer_cam compares classes, and the model returns {described(logits)}; it needs logits [n, k] of "
+                "several classes. Use `grad_cam`."
+            )
+        own = jnp.take_along_axis(logits, target[:, None], 1)
+        is_target = jnp.arange(logits.shape[1]) == target[:, None]
+        distance = jnp.where(is_target, jnp.inf, jnp.abs(logits - own))
+        similar = jnp.argsort(distance, 1)[:, : min(num_classes, logits.shape[1] - 1)]
         shares = jax.nn.softmax(jnp.take_along_axis(logits, similar, 1))
-        contrasts = [score(logits, target) - alpha * score(logits, each) for each in similar.T]
+        contrasts = [scores(score, logits, target) - alpha * scores(score, logits, each) for each in similar.T]
         return jnp.sum(shares * jnp.stack(contrasts, 1))
 
-    return finish(gradient_maps(_grad_cam, model, images, finer), images, raw)
+    maps, alive = gradient_maps(_grad_cam, model, images, finer)
+    return finish(maps, images, raw), alive
 
 
 def random_cam(
@@ -367,16 +493,28 @@ def random_cam(
     *,
     score: Score = logit,
     raw: bool = False,
-    key: jax.Array | None = None,
+    key: Key = 0,
 ) -> Maps:
     """Random CAM: channels weighted by chance, the baseline that a method has to beat.
 
     `map = sum_k w_k A_k` with `w_k` uniform in [-1, 1].
 
-    `targets` and `score` change nothing. Arguments, result and errors are those of `grad_cam`, and:
+    `targets` and `score` change nothing.
 
     Args:
-      key: of the weights, which are the same for every image; `None` means `jax.random.key(0)`.
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      key: of the weights, which are the same for every image: a key, or the seed of one.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam
@@ -384,8 +522,7 @@ def random_cam(
     Example:
       >>> heatmaps = jaxcam.random_cam(model, images, key=jax.random.key(1))
     """
-    key = jax.random.key(0) if key is None else key
-    return activation_cam("random_cam", _random_cam, model, images, targets, raw, key)
+    return activation_cam("random_cam", _random_cam, model, images, targets, raw, key=random_key(key))
 
 
 def _random_cam(A, key):

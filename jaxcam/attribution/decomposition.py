@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxcam._array import ROUNDING, normalise, resize
-from jaxcam._cam import activation_cam, checked, gradient_cam, spatial
+from jaxcam._array import EXACT, ROUNDING, normalize, resize
+from jaxcam._checks import positive
+from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
-from jaxcam._inputs import engine, positive, predicted
-from jaxcam._loops import chunked_map
+from jaxcam._scores import predicted
 from jaxcam._typing import Images, Maps, Score, Targets
+from jaxcam.attribution._cam import activation_cam, cells, gradient_cam, prepare_tap, scores_with
 from jaxcam.score import logit
-from jaxcam.tap import Tap
+from jaxcam.taps import Tap
 
-_product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_product = partial(jnp.matmul, precision=EXACT)
 
 
 def eigen_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
@@ -30,7 +31,21 @@ def eigen_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
     `map = (A - mean_hw(A)) v`, where `v[k]` is the direction of the channels along which the cells vary most.
 
     The sign of `v` is that with which the map correlates positively with the mean activation; pytorch-grad-cam leaves
-    it to chance. `targets` and `score` change nothing. Arguments, result and errors are those of `grad_cam`.
+    it to chance. `targets` and `score` change nothing.
+
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Muhammad and Yeasin 2020, Eigen-CAM: Class Activation Map using Principal Components,
     https://arxiv.org/abs/2008.00299
@@ -49,7 +64,21 @@ def eigen_grad_cam(
     `map = (B - mean_hw(B)) v` with `B = G A`, where `v[k]` is the direction along which the cells vary most.
 
     The sign of `v` is that with which the map correlates positively with `sum_k B`, the map of HiResCAM;
-    pytorch-grad-cam leaves it to chance. Arguments, result and errors are those of `grad_cam`.
+    pytorch-grad-cam leaves it to chance.
+
+    Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam
@@ -65,8 +94,8 @@ def _eigen_grad_cam(A, G):
 
 
 def _principal_map(B):
-    """The cells of `B[h, w, k]` projected on their first principal direction, positive where `sum_k B` is large."""
-    X = _centred_cells(B)
+    """The cells of `B[p, k]` projected on their first principal direction, positive where `sum_k B` is large."""
+    X = _centred(B)
     # The direction does not depend on the scale, and the squares of tiny gradients would be zero.
     scale = jax.lax.stop_gradient(jnp.max(jnp.abs(X)))
     X = X / jnp.where(scale == 0, 1, scale)
@@ -76,15 +105,13 @@ def _principal_map(B):
     else:
         projected = _product(X, _top_eigenvector(_product(X.T, X)))
     sign = jnp.where(jnp.vdot(projected, X.sum(1)) < 0, -1, 1)
-    return (scale * sign * projected).reshape(B.shape[:2])
+    return scale * sign * projected
 
 
-def _centred_cells(B):
-    cells = B.reshape(-1, B.shape[-1])
-    mean = jnp.mean(cells, 0)
-    centred = cells - mean
+def _centred(B):
+    centred = B - jnp.mean(B, 0)
     # A channel without variation keeps the rounding of its mean, and of nothing but such channels PCA makes a picture.
-    constant = jnp.max(jnp.abs(centred), 0) <= ROUNDING * jnp.max(jnp.abs(cells), 0)
+    constant = jnp.max(jnp.abs(centred), 0) <= ROUNDING * jnp.max(jnp.abs(B), 0)
     return jnp.where(constant, 0, centred)
 
 
@@ -118,7 +145,7 @@ def kpca_cam(
     score: Score = logit,
     raw: bool = False,
     kernel: str = "sigmoid",
-    gamma: float | int | None = None,
+    kernel_scale: float | int | None = None,
 ) -> Maps:
     """KPCA-CAM: the activations' first principal component under a kernel.
 
@@ -127,14 +154,21 @@ def kpca_cam(
 
     The sign is that of `eigen_cam`, which is the linear kernel. The matrix has one row for each cell: few in a late
     layer, 3,136 for each image in one of 56 x 56 cells. `targets` and `score` change nothing.
-    Arguments, result and errors are those of `grad_cam`, and:
 
     Args:
-      kernel: `"sigmoid"` is `tanh(gamma <x, y> + 1)`, `"rbf"` is `exp(-gamma |x - y|^2)`, `"linear"` is `<x, y>`.
-      gamma: `None` means one over the number of channels.
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      kernel: `"sigmoid"` is `tanh(s <x, y> + 1)`, `"rbf"` is `exp(-s |x - y|^2)`, `"linear"` is `<x, y>`.
+      kernel_scale: `s`, the gamma of scikit-learn; `None` means one over the number of channels.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
 
     Raises:
-      ValueError: as `grad_cam`; an unknown kernel.
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; an unknown kernel.
 
     Reference: Karmani et al. 2024, KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA,
     https://arxiv.org/abs/2410.00267
@@ -142,40 +176,38 @@ def kpca_cam(
     Example:
       >>> heatmaps = jaxcam.kpca_cam(model, images, kernel="rbf")
     """
-    if kernel not in _KERNEL_MAPS:
-        raise unknown("kernel", kernel, _KERNEL_MAPS)
-    options = () if gamma is None else (gamma,)
-    return activation_cam("kpca_cam", _KERNEL_MAPS[kernel], model, images, targets, raw, *options)
+    if kernel not in _KERNELS:
+        raise unknown("kernel", kernel, _KERNELS)
+    options = {"kernel": _KERNELS[kernel], "scale": kernel_scale}
+    return activation_cam("kpca_cam", _kpca_cam, model, images, targets, raw, **options)
 
 
-def _sigmoid(inner, gamma):
-    return jnp.tanh(gamma * inner + 1)
+def _sigmoid(inner, scale):
+    return jnp.tanh(scale * inner + 1)
 
 
-def _rbf(inner, gamma):
+def _rbf(inner, scale):
     norms = jnp.diagonal(inner)
-    return jnp.exp(-gamma * (norms[:, None] + norms - 2 * inner))
+    return jnp.exp(-scale * (norms[:, None] + norms - 2 * inner))
 
 
-def _linear(inner, gamma):
+def _linear(inner, scale):
     return inner
 
 
-def _kernel_map(kernel, A, gamma=None):
-    X = _centred_cells(A)
-    K = kernel(_product(X, X.T), 1 / X.shape[1] if gamma is None else gamma)
+_KERNELS = {"sigmoid": _sigmoid, "rbf": _rbf, "linear": _linear}
+
+
+def _kpca_cam(A, kernel, scale):
+    X = _centred(A)
+    K = kernel(_product(X, X.T), 1 / X.shape[1] if scale is None else scale)
     constant = jnp.max(K) - jnp.min(K) <= ROUNDING * jnp.max(jnp.abs(K))
     K = jnp.where(constant, 0, K - K.mean(0) - K.mean(1, keepdims=True) + K.mean())
     u = _top_eigenvector(K)
     value = jnp.maximum(jnp.vdot(u, _product(K, u)), 0)
     projected = u * jnp.where(value == 0, 0, jnp.sqrt(jnp.where(value == 0, 1, value)))
     sign = jnp.where(jnp.vdot(projected, X.sum(1)) < 0, -1, 1)
-    return (sign * projected).reshape(A.shape[:2])
-
-
-_KERNEL_MAPS = {
-    name: partial(_kernel_map, k) for name, k in {"sigmoid": _sigmoid, "rbf": _rbf, "linear": _linear}.items()
-}
+    return sign * projected
 
 
 def fem(
@@ -191,10 +223,22 @@ def fem(
 
     `w_k = mean_hw(A > mean_hw(A) + deviations std_hw(A))`; `map = sum_k w_k A_k`.
 
-    `targets` and `score` change nothing. Arguments, result and errors are those of `grad_cam`, and:
+    `targets` and `score` change nothing.
 
     Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
       deviations: how many standard deviations above its channel's mean a cell stands out.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Fuad et al. 2020, Features Understanding in 3D CNNs for Actions Recognition in Video,
     https://doi.org/10.1109/IPTA50016.2020.9286629
@@ -202,13 +246,13 @@ def fem(
     Example:
       >>> heatmaps = jaxcam.fem(model, images)
     """
-    return activation_cam("fem", _fem, model, images, targets, raw, deviations)
+    return activation_cam("fem", _fem, model, images, targets, raw, deviations=deviations)
 
 
 def _fem(A, deviations):
-    X = _centred_cells(A)
+    X = _centred(A)
     threshold = deviations * jnp.std(X, 0)
-    weights = jnp.mean(threshold < X, 0)
+    weights = jnp.mean(threshold < X, 0, dtype=jnp.float32)
     return jnp.sum(weights * A, -1)
 
 
@@ -220,14 +264,14 @@ def deep_feature_factorization(
     score: Score = logit,
     raw: bool = False,
     num_components: int = 5,
-    num_steps: int = 100,
-    chunk_size: int = 32,
-) -> tuple[Float[Array, "n r a b"], Float[Array, "n r"]]:
+    num_iterations: int = 100,
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "n *r_cells"], Float[Array, "n *r"]]:
     """Deep feature factorisation: the concepts of an image, where each one is, and how it scores.
 
-    `A - min_hw(A) = H W` with `H[h', w', r] >= 0` and `W[r, k] >= 0`, by `num_steps` multiplicative updates that
-    start at the cells which differ most from each other. A concept is `W_r + min_hw(A)`, scaled so that `H_r` is one
-    where the concept is strongest; its score is that of the image with the concept in every cell, which after global
+    `A - min_p(A) = H W` with `H[p, r] >= 0` and `W[r, k] >= 0`, by `num_iterations` multiplicative updates that start
+    at the cells which differ most from each other. A concept is `W_r + min_p(A)`, scaled so that `H_r` is one where
+    the concept is strongest; its score is that of the image with the concept in every cell, which after global
     average pooling is the dense layer's. Concepts are ordered by their part in the activations.
 
     Each image is factorised by itself, where pytorch-grad-cam factorises a batch, from a random start, which also
@@ -235,17 +279,21 @@ def deep_feature_factorization(
 
     Args:
       model: a tap on one spatial layer.
-      images, targets, score: as for `grad_cam`; they enter the concepts' scores, not their heatmaps.
-      raw: return `H` itself, at the layer's resolution.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return `H` itself, `[n, r, *cells]`, at the layer's resolution.
       num_components: concepts for each image, `r`.
-      num_steps: updates of `H` and `W`.
-      chunk_size: concepts in one forward pass.
+      num_iterations: updates of `H` and `W`.
+      chunk_size: concepts in one pass of what follows the layer; by default what suits the device.
 
     Returns:
-      Heatmaps `float32[n, r, h, w]`, each in [0, 1], and scores `float32[n, r]`.
+      Heatmaps `float32[n, r, *space]`, each in [0, 1], and scores `float32[n, r]`; for several targets an image, the
+      axis `t` follows `n` in both.
 
     Raises:
-      ValueError: as `grad_cam`; a tap on several layers.
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a tap on
+        several layers.
       TypeError: `model` is not a tap.
 
     Reference: Collins et al. 2018, Deep Feature Factorization for Concept Discovery, https://arxiv.org/abs/1806.10206
@@ -253,42 +301,42 @@ def deep_feature_factorization(
     Example:
       >>> heatmaps, scores = jaxcam.deep_feature_factorization(model, images, num_components=3)
     """
-    positive(num_components=num_components, num_steps=num_steps, chunk_size=chunk_size)
-    images, targets = checked("deep_feature_factorization", model, images, targets)
+    positive(num_components=num_components, num_iterations=num_iterations, chunk_size=chunk_size)
+    model, images, targets = prepare_tap("deep_feature_factorization", model, images, targets)
     if len(model.layers) > 1:
-        raise ValueError(f"deep_feature_factorization explains one layer, and {len(model.layers)} are tapped.")
-    static = {"num_components": num_components, "num_steps": num_steps, "chunk_size": chunk_size}
-    return _factorization_engine(model, images, targets, score=score, raw=raw, **static)
+        raise ValueError(f"deep_feature_factorization explains one layer, and {len(model.layers)} are tapped; tap one.")
+    counts = {"num_components": num_components, "num_iterations": num_iterations, "chunk_size": chunk_size}
+    return _factorization_engine(model, images, targets, score=score, raw=raw, **counts)
 
 
-@engine(static=("score", "raw", "num_components", "num_steps", "chunk_size"))
-def _factorization_engine(model, images, targets, *, score, raw, num_components, num_steps, chunk_size):
-    logits, activations = model.run(images)
-    targets = predicted(logits) if targets is None else targets
-    (A,) = spatial(model, activations)
-    H, W = jax.vmap(partial(_concepts, count=num_components, num_steps=num_steps))(A)
+@engine
+def _factorization_engine(model, images, targets, *, score, raw, num_components, num_iterations, chunk_size):
+    output, (activation,) = model.run(images)
+    targets = predicted(output) if targets is None else targets
+    (A,) = cells(model, [activation], images)
+    H, W = jax.vmap(partial(_concepts, count=num_components, num_iterations=num_iterations))(A.values)
+    H = H.reshape(*H.shape[:2], *A.space)
 
-    def scores(image, component):
-        original = activations[0][image]
-        concept = W[image, component].reshape(-1, *(1,) * (original.ndim - 2), W.shape[-1]).astype(original.dtype)
-        return score(model.run(images[image], [concept - original])[0], targets[image])
+    def concept_scores(components):
+        concepts = jnp.expand_dims(jnp.take(W, components, axis=1), range(2, activation.ndim))
+        everywhere = jnp.broadcast_to(concepts, (*concepts.shape[:2], *activation.shape[1:]))
+        return scores_with(model, model.layers[0], images, everywhere, targets, score)
 
-    results = chunked_map(scores, H.shape[:2], chunk_size).astype(jnp.float32)
-    return (H if raw else normalise(resize(normalise(H), images.shape[1:3]))), results
+    results = chunked_map(concept_scores, num_components, activation, chunk_size)
+    return (H if raw else normalize(resize(normalize(H, 2), images.shape[1:-1]), 2)), results
 
 
-def _concepts(A, count, num_steps):
-    """Heatmaps `[r, h', w']` and concepts `[r, k]` of one image."""
-    cells = A.reshape(-1, A.shape[-1])
-    offset = jnp.min(cells, 0)
-    X = cells - offset
+def _concepts(A, count, num_iterations):
+    """Where the concepts of one image's cells `A[p, k]` are, `H[r, p]`, and the concepts themselves, `W[r, k]`."""
+    offset = jnp.min(A, 0)
+    X = A - offset
     scale = jnp.max(X)
     X = X / jnp.where(scale == 0, 1, scale)
-    H, W = _factorise(X, *_start(X, count), num_steps)
+    H, W = _factorise(X, *_start(X, count), num_iterations)
     peak = jnp.max(H, 0)
     H, W = H / jnp.where(peak == 0, 1, peak), W * peak[:, None]
     order = jnp.argsort(-H.sum(0) * W.sum(1))
-    return (H.T[order]).reshape(count, *A.shape[:2]), scale * W[order] + offset
+    return H.T[order], scale * W[order] + offset
 
 
 def _start(X, count):
@@ -302,11 +350,11 @@ def _start(X, count):
 
     W = jax.lax.scan(pick, X, None, length=count)[1] + 0.01  # an update never moves what is zero
     gram = _product(W, W.T)
-    ridge = 1e-3 * jnp.trace(gram) / count * jnp.eye(count)
+    ridge = 1e-3 * jnp.trace(gram) / count * jnp.eye(count, dtype=jnp.float32)
     return jax.nn.relu(jnp.linalg.solve(gram + ridge, _product(W, X.T)).T) + 0.01, W
 
 
-def _factorise(X, H, W, num_steps: int):
+def _factorise(X, H, W, num_iterations: int):
     """Lee and Seung's multiplicative updates for `X = H W`: they keep both non-negative, and never fit worse."""
 
     def update(factors, _):
@@ -315,7 +363,7 @@ def _factorise(X, H, W, num_steps: int):
         W = W * _ratio(_product(H.T, X), _product(_product(H.T, H), W))
         return (H, W), None
 
-    return jax.lax.scan(update, (H, W), None, length=num_steps)[0]
+    return jax.lax.scan(update, (H, W), None, length=num_iterations)[0]
 
 
 def _ratio(above, below):

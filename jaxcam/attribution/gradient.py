@@ -1,19 +1,20 @@
 """Attributions from the gradient of the score with respect to the image.
 
-They are signed, `[n, h, w, c]`, and `heatmap` turns them into heatmaps `[n, h, w]` in [0, 1]. They need no activations,
-so a plain callable `images -> logits` serves as well as a tap.
+They are signed, `[n, *space, c]`, and `heatmap` turns them into heatmaps `[n, *space]` in [0, 1]. They need no
+activations, so a plain callable `images -> output` serves as well as a tap.
 """
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxcam._array import normalise
-from jaxcam._gradient import input_gradient
-from jaxcam._inputs import check_images, check_targets, engine
+from jaxcam._array import normalize
+from jaxcam._checks import prepare
+from jaxcam._engine import engine
+from jaxcam._scores import input_gradient
 from jaxcam._typing import Attributions, Heatmaps, Images, Score, Targets
 from jaxcam.score import logit
-from jaxcam.tap import Tap
+from jaxcam.taps import Tap
 
 
 def saliency(model: Tap | Callable, images: Images, targets: Targets = None, *, score: Score = logit) -> Attributions:
@@ -22,16 +23,16 @@ def saliency(model: Tap | Callable, images: Images, targets: Targets = None, *, 
     `attribution = d score / d image`, signed; its absolute value is the saliency map of the paper (and of Captum).
 
     Args:
-      model: a tap or any callable `images -> logits`.
-      images: `float[n, h, w, c]`, normalised as the model expects.
-      targets: `int[n]`, one class for all, or `None` for each image's predicted class.
-      score: the explained scalar, `(logits[n, k], targets[n]) -> [n]`.
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
 
     Returns:
-      Attributions `float32[n, h, w, c]`, in units of score per unit of the normalised pixel.
+      Attributions `float32[n, *space, c]`, in units of score per unit of the normalised pixel.
 
     Raises:
-      ValueError: images or targets of a wrong shape, type or range.
+      ValueError: images or targets of a wrong shape, type or range; an output that the score cannot read.
 
     Reference: Simonyan et al. 2014, Deep Inside Convolutional Networks, https://arxiv.org/abs/1312.6034
 
@@ -39,13 +40,13 @@ def saliency(model: Tap | Callable, images: Images, targets: Targets = None, *, 
       >>> attributions = jaxcam.saliency(model, images)
       >>> heatmaps = jaxcam.heatmap(attributions)
     """
-    images = check_images(images)
-    return _saliency_engine(model, images, check_targets(model, images, targets), score=score)
+    model, images, targets = prepare(model, images, targets)
+    return _saliency_engine(model, images, targets, score=score)
 
 
-@engine(static=("score",))
+@engine
 def _saliency_engine(model, images, targets, *, score):
-    return input_gradient(model, images, targets, score).astype(jnp.float32)
+    return input_gradient(model, images, targets, score)
 
 
 def input_x_gradient(
@@ -55,40 +56,77 @@ def input_x_gradient(
 
     `attribution = image * d score / d image`.
 
-    Arguments and errors are those of `saliency`; the unit is the score's.
+    Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+
+    Returns:
+      Attributions `float32[n, *space, c]`, in units of the score.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an output that the score cannot read.
 
     Reference: Shrikumar et al. 2016, Not Just a Black Box, https://arxiv.org/abs/1605.01713
 
     Example:
       >>> attributions = jaxcam.input_x_gradient(model, images)
     """
-    return saliency(model, images, targets, score=score) * jnp.asarray(images, jnp.float32)
+    model, images, targets = prepare(model, images, targets)
+    return _product_engine(model, images, targets, score=score)
 
 
-def heatmap(attributions, *, percentile: float | int = 100) -> Heatmaps:
+@engine
+def _product_engine(model, images, targets, *, score):
+    return input_gradient(model, images, targets, score) * images.astype(jnp.float32)
+
+
+def heatmap(attributions, images=None, *, percentile: float | int = 99) -> Heatmaps:
     """Turns attributions into heatmaps: absolute values summed over channels, scaled to [0, 1] for each image.
 
+    `heatmap = (s - min s) / (max s - min s)` with `s = min(sum_c |attribution|, its given percentile)`.
+
     Args:
-      attributions: `[n, h, w, c]` or `[n, h, w]`, signed.
+      attributions: signed, `[n, h, w, c]` or `[n, h, w]`; with `images`, of any number of axes of space, and with an
+        axis of targets after that of images.
+      images: those that were explained, `[n, *space, c]`, to tell the axes apart where there are not two of space.
       percentile: values above this percentile of an image are cut to it, unless it is zero: then few pixels hold all.
-        100 keeps the ranking of all pixels; 99 makes the noisy maps of gradient methods legible.
+        99 makes the noisy maps of gradient methods legible; 100 keeps the ranking of all pixels.
 
     Returns:
-      Heatmaps `float32[n, h, w]`; zeros for constant attributions.
+      Heatmaps `float32[n, *space]` (or `[n, t, *space]`); zeros for constant attributions.
 
     Raises:
-      ValueError: a wrong rank, or a percentile outside (0, 100].
+      ValueError: attributions that do not fit the images, a wrong rank, or a percentile outside (0, 100].
+
+    Reference: Smilkov et al. 2017, SmoothGrad: removing noise by adding noise (section 3.1, visualisation),
+    https://arxiv.org/abs/1706.03825
 
     Example:
-      >>> heatmaps = jaxcam.heatmap(jaxcam.saliency(model, images), percentile=99)
+      >>> heatmaps = jaxcam.heatmap(jaxcam.saliency(model, images), percentile=100)
     """
-    if attributions.ndim not in (3, 4):
-        raise ValueError(f"attributions has shape {attributions.shape}; it must be [n, h, w, c] or [n, h, w].")
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it must be above 0 and at most 100.")
+    if images is None:
+        if attributions.ndim not in (3, 4):
+            raise ValueError(
+                f"attributions has shape {attributions.shape}; it must be [n, h, w, c] or [n, h, w]. Where space has "
+                "another number of axes, or there are several targets, pass the images too: "
+                "heatmap(attributions, images)."
+            )
+        space, has_channels = 2, attributions.ndim == 4
+    else:
+        space, shape = images.ndim - 2, attributions.shape
+        has_channels = shape[1:] != images.shape[1:-1] and shape[-space - 1 : -1] == images.shape[1:-1]
+        leading = shape[: len(shape) - space - has_channels]
+        if leading[:1] != images.shape[:1] or len(leading) > 2 or shape[len(leading) :][:space] != images.shape[1:-1]:
+            raise ValueError(f"attributions has shape {shape}, which does not fit images {images.shape}.")
     magnitude = jnp.abs(jnp.asarray(attributions, jnp.float32))
-    magnitude = magnitude.sum(-1) if magnitude.ndim == 4 else magnitude
+    magnitude = magnitude.sum(-1) if has_channels else magnitude
+    first = magnitude.ndim - space
     if percentile < 100:
-        limit = jnp.percentile(magnitude, percentile, axis=(1, 2), keepdims=True)
+        axes = tuple(range(first, magnitude.ndim))
+        limit = jnp.percentile(magnitude, percentile, axis=axes, keepdims=True)
         magnitude = jnp.minimum(magnitude, jnp.where(limit > 0, limit, jnp.inf))
-    return normalise(magnitude)
+    return normalize(magnitude, first)

@@ -2,21 +2,20 @@
 
 Score-CAM and its kin show the image through a channel, upsampled and scaled to a mask; each is one formula for the
 mask, and the channels are weighted by a softmax over their scores. Ablation-CAM takes a channel away at the layer.
-Masks and ablated activations are made inside chunks, and what lies below the layer is computed once for a chunk.
+Masks and ablated activations are made inside chunks, and what lies below the layer is computed once for each image.
 """
-
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import normalise, resize
-from jaxcam._cam import checked, finish, spatial
-from jaxcam._inputs import engine, positive, predicted
-from jaxcam._loops import chunked_map
-from jaxcam._typing import Images, Maps, Score, Targets
+from jaxcam._array import EXACT, normalize, resize
+from jaxcam._checks import positive, random_key
+from jaxcam._engine import chunked_map, engine
+from jaxcam._scores import predicted, scores, scores_of_copies
+from jaxcam._typing import Images, Key, Maps, Score, Targets
+from jaxcam.attribution._cam import cells, finish, prepare_tap, scores_with
 from jaxcam.score import logit
-from jaxcam.tap import Tap
+from jaxcam.taps import Tap
 
 
 def score_cam(
@@ -34,23 +33,34 @@ def score_cam(
     `w = softmax_k score(image * scale(upsample(A_k)))`; `map = sum_k w_k A_k`, where `scale` brings a mask to [0, 1].
 
     Masks are upsampled with aligned corners and no baseline score is subtracted, as in pytorch-grad-cam.
-    Arguments, result and errors are those of `grad_cam`, and:
 
     Args:
-      chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once.
-        By default what suits the device.
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
+        default what suits the device.
       top_k: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Wang et al. 2020, Score-CAM: Score-Weighted Visual Explanations, https://arxiv.org/abs/1910.01279
 
     Example:
       >>> heatmaps = jaxcam.score_cam(model, images, chunk_size=64)
     """
-    return _masked("score_cam", _plain_mask, model, images, targets, score, raw, chunk_size, top_k, 1)
+    return _masked("score_cam", _plain, model, images, targets, score, raw, chunk_size, top_k)
 
 
-def _plain_mask(mask, channel, sample):
-    return mask
+def _plain(masks, channels, samples):
+    return masks
 
 
 def ss_cam(
@@ -61,8 +71,8 @@ def ss_cam(
     score: Score = logit,
     raw: bool = False,
     num_samples: int = 35,
-    noise: float | int = 2.0,
-    key: jax.Array | None = None,
+    mask_noise: float | int = 2.0,
+    key: Key = 0,
     chunk_size: int | None = None,
     top_k: int | None = None,
 ) -> Maps:
@@ -71,12 +81,27 @@ def ss_cam(
     `w = softmax_k mean_i score(image * (scale(upsample(A_k)) + noise_i))`; `map = sum_k w_k A_k`.
 
     Masks are made as by `score_cam`; torch-cam scales before it upsamples. It takes `num_samples` forward passes for
-    each channel: `top_k` makes it affordable. Arguments, result and errors are those of `score_cam`, and:
+    each channel: `top_k` makes it affordable.
 
     Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
       num_samples: noisy masks for each channel.
-      noise: standard deviation of the noise on a mask, which lies in [0, 1] without it.
-      key: of the noise, which is the same for every image; `None` means `jax.random.key(0)`.
+      mask_noise: standard deviation of the noise on a mask, which lies in [0, 1] without it.
+      key: of the noise, which is the same for every image: a key, or the seed of one.
+      chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
+        default what suits the device.
+      top_k: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a negative
+        `mask_noise`.
 
     Reference: Wang et al. 2020, SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization,
     https://arxiv.org/abs/2006.14255
@@ -84,14 +109,18 @@ def ss_cam(
     Example:
       >>> heatmaps = jaxcam.ss_cam(model, images, num_samples=4, top_k=16)
     """
-    key = jax.random.key(0) if key is None else key
-    call = (model, images, targets, score, raw, chunk_size, top_k, num_samples)
-    return _masked("ss_cam", _noisy_mask, *call, jnp.asarray(noise, jnp.float32), key)
+    if not isinstance(mask_noise, jax.core.Tracer) and not mask_noise >= 0:
+        raise ValueError(f"mask_noise is {mask_noise}; it must be zero or more.")
+    options = {"num_samples": num_samples, "mask_noise": mask_noise, "key": random_key(key)}
+    return _masked("ss_cam", _noisy, model, images, targets, score, raw, chunk_size, top_k, **options)
 
 
-def _noisy_mask(mask, channel, sample, noise, key):
-    key = jax.random.fold_in(jax.random.fold_in(key, channel), sample)
-    return mask + noise * jax.random.normal(key, mask.shape)
+def _noisy(masks, channels, samples, mask_noise, key):
+    def draw(channel, sample):
+        of_mask = jax.random.fold_in(jax.random.fold_in(key, channel), sample)
+        return jax.random.normal(of_mask, masks.shape[2:], jnp.float32)
+
+    return masks + mask_noise * jax.vmap(jax.vmap(draw), (0, None))(channels, samples)
 
 
 def is_cam(
@@ -111,10 +140,25 @@ def is_cam(
     `map = sum_k w_k A_k`.
 
     The steps add up, as in the paper and in torch-cam, so that the last masks exceed one. Masks are made as by
-    `score_cam`; torch-cam scales before it upsamples. Arguments, result and errors are those of `score_cam`, and:
+    `score_cam`; torch-cam scales before it upsamples.
 
     Args:
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
       num_samples: steps for each channel.
+      chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
+        default what suits the device.
+      top_k: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Naidu et al. 2020, IS-CAM: Integrated Score-CAM for Axiomatic-based Explanations,
     https://arxiv.org/abs/2010.03023
@@ -122,49 +166,59 @@ def is_cam(
     Example:
       >>> heatmaps = jaxcam.is_cam(model, images, num_samples=4, top_k=16)
     """
-    call = (model, images, targets, score, raw, chunk_size, top_k, num_samples)
-    return _masked("is_cam", _growing_mask, *call, jnp.float32(num_samples))
+    options = {"num_samples": num_samples, "count": num_samples}
+    return _masked("is_cam", _growing, model, images, targets, score, raw, chunk_size, top_k, **options)
 
 
-def _growing_mask(mask, channel, sample, count):
-    return mask * (sample + 1) * (sample + 2) / (2 * count)
+def _growing(masks, channels, samples, count):
+    step = jnp.expand_dims(samples.astype(jnp.float32) + 1, range(1, masks.ndim - 1))
+    return masks * (step * (step + 1) / (2 * count))
 
 
-def _masked(method, variant, model, images, targets, score, raw, chunk_size, top_k, num_samples, *options):
-    positive(chunk_size=chunk_size, num_samples=num_samples, **({} if top_k is None else {"top_k": top_k}))
-    images, targets = checked(method, model, images, targets)
-    static = {"score": score, "raw": raw, "chunk_size": chunk_size, "top_k": top_k, "num_samples": num_samples}
-    return _masked_engine(model, images, targets, options, variant=variant, **static)
+def _masked(method, variant, model, images, targets, score, raw, chunk_size, top_k, *, num_samples=1, **options):
+    """A method that is a formula of the masks, `variant(masks[n, m, *space], channels[1 or n, m], samples[m])`."""
+    positive(chunk_size=chunk_size, num_samples=num_samples, top_k=top_k)
+    model, images, targets = prepare_tap(method, model, images, targets)
+    counts = {"chunk_size": chunk_size, "top_k": top_k, "num_samples": num_samples}
+    return _masked_engine(model, images, targets, variant=variant, score=score, raw=raw, options=options, **counts)
 
 
-@engine(static=("variant", "score", "raw", "chunk_size", "top_k", "num_samples"))
-def _masked_engine(model, images, targets, options, *, variant, score, raw, chunk_size, top_k, num_samples):
-    logits, activations = model.run(images)
-    targets = predicted(logits) if targets is None else targets
+@engine
+def _masked_engine(model, images, targets, *, variant, score, raw, options, chunk_size, top_k, num_samples):
+    output, activations = model.run(images)
+    targets = predicted(output) if targets is None else targets
 
     def coarse_map(A):
-        chosen = _channels(A, top_k)
+        used = _channels(A, top_k)
 
-        def scores(image, rank, sample):
-            channel = chosen[image, rank]
-            masks = normalise(resize(A[image, :, :, channel], images.shape[1:3], align_corners=True))
-            masks = jax.vmap(lambda *each: variant(*each, *options))(masks, channel, sample)
-            return score(model(images[image] * masks[..., None].astype(images.dtype)), targets[image])
+        def masked_scores(indices):
+            ranks, samples = jnp.divmod(indices, num_samples)
+            channels = jnp.take(used, ranks, axis=1)
+            masks = _of_channels(A, channels)
+            masks = masks.reshape(*masks.shape[:2], *A.space)
+            masks = normalize(resize(masks, images.shape[1:-1], align_corners=True), 2)
+            masks = variant(masks, channels, samples, **options)[..., None].astype(images.dtype)
+            return scores_of_copies(model, images[:, None] * masks, targets, score)
 
-        means = chunked_map(scores, (*chosen.shape, num_samples), chunk_size).mean(-1)
-        shown = jnp.take_along_axis(A, chosen[:, None, None, :], -1)
-        weights = jax.nn.softmax(means.astype(jnp.float32), axis=-1)
-        return jnp.einsum("nabk,nk->nab", shown, weights, precision=jax.lax.Precision.HIGHEST)
+        found = chunked_map(masked_scores, used.shape[1] * num_samples, images, chunk_size)
+        means = found.reshape(images.shape[0], used.shape[1], num_samples).mean(-1)
+        weights = jax.nn.softmax(means, axis=-1)
+        return A.laid(jnp.einsum("nkp,nk->np", _of_channels(A, used), weights, precision=EXACT))
 
-    return finish([coarse_map(A) for A in spatial(model, activations)], images, raw)
+    return finish([coarse_map(A) for A in cells(model, activations, images)], images, raw)
 
 
 def _channels(A, top_k):
-    """The channels that are used, `int[n, top_k]`: all, or those that vary most over space."""
-    n, k = A.shape[0], A.shape[3]
+    """The channels used: all, `int[1, k]`, or those of each image that vary most over space, `int[n, top_k]`."""
+    k = A.values.shape[-1]
     if top_k is None or top_k >= k:
-        return jnp.broadcast_to(jnp.arange(k), (n, k))
-    return jax.lax.top_k(jnp.var(A, (1, 2)), top_k)[1]
+        return jnp.arange(k)[None]
+    return jnp.argsort(-jnp.var(A.values, 1), axis=1)[:, :top_k]
+
+
+def _of_channels(A, channels):
+    """The cells of each image's `channels [1 or n, m]`, `[n, m, p]`."""
+    return jnp.take_along_axis(jnp.moveaxis(A.values, -1, 1), channels[:, :, None], axis=1)
 
 
 def ablation_cam(
@@ -174,7 +228,7 @@ def ablation_cam(
     *,
     score: Score = logit,
     raw: bool = False,
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Maps:
     """Ablation-CAM: channels weighted by the share of the score that is lost without them; no gradient.
 
@@ -183,10 +237,22 @@ def ablation_cam(
     For positive scores these are the paper's weights and pytorch-grad-cam's. Dividing by a negative score, as both do,
     would favour the channels that speak against the class, hence the absolute value; a score of zero divides nothing.
     pytorch-grad-cam sets a channel of a layer with negative activations to -1e7, the paper and this method to zero.
-    Arguments, result and errors are those of `grad_cam`, and:
 
     Args:
-      chunk_size: ablated channels in one forward pass. Only what follows the layer is computed for each of them.
+      model: a tap on one or several spatial layers.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      chunk_size: ablated activations in one pass of what follows the layer, which alone is computed for each of them.
+        By default what suits the device.
+
+    Returns:
+      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
+      TypeError: `model` is not a tap.
 
     Reference: Desai and Ramaswamy 2020, Ablation-CAM: Visual Explanations for Deep Convolutional Network via
     Gradient-free Localization, https://doi.org/10.1109/WACV45572.2020.9093360
@@ -195,30 +261,26 @@ def ablation_cam(
       >>> heatmaps = jaxcam.ablation_cam(model, images, chunk_size=64)
     """
     positive(chunk_size=chunk_size)
-    images, targets = checked("ablation_cam", model, images, targets)
+    model, images, targets = prepare_tap("ablation_cam", model, images, targets)
     return _ablation_engine(model, images, targets, score=score, raw=raw, chunk_size=chunk_size)
 
 
-@engine(static=("score", "raw", "chunk_size"))
+@engine
 def _ablation_engine(model, images, targets, *, score, raw, chunk_size):
-    logits, activations = model.run(images)
-    targets = predicted(logits) if targets is None else targets
-    whole = score(logits, targets).astype(jnp.float32)[:, None]
-    maps = []
-    for layer, activation, A in zip(model.layers, activations, spatial(model, activations), strict=True):
-        ablated = partial(_ablated_scores, model, layer, score, chunk_size)
-        without = jax.lax.map(lambda each, ablated=ablated: ablated(*each), (images, targets, activation))
-        weights = (whole - without) / jnp.where(whole == 0, 1, jnp.abs(whole))
-        maps.append(jnp.einsum("nabk,nk->nab", A, weights, precision=jax.lax.Precision.HIGHEST))
-    return finish(maps, images, raw)
+    output, activations = model.run(images)
+    targets = predicted(output) if targets is None else targets
+    whole = scores(score, output, targets)[:, None]
 
+    def coarse_map(layer, activation, A):
+        def without(channels):
+            taken = jnp.arange(activation.shape[-1]) == channels[:, None]
+            taken = jnp.expand_dims(taken, range(1, activation.ndim - 1))  # [m, ..., k]
+            values = jnp.where(taken, 0, activation[:, None])
+            return scores_with(model, layer, images, values, targets, score)
 
-def _ablated_scores(model, layer, score, chunk_size, image, target, activation):
-    """The score of one image without each of the layer's channels, `float32[k]`."""
+        ablated = chunked_map(without, activation.shape[-1], activation, chunk_size)
+        weights = (whole - ablated) / jnp.where(whole == 0, 1, jnp.abs(whole))
+        return A.laid(jnp.einsum("npk,nk->np", A.values, weights, precision=EXACT))
 
-    def without(channel):
-        taken = jnp.where(jnp.arange(activation.shape[-1]) == channel, -activation, 0)
-        # The image is outside of what `vmap` maps over, so the layers below are computed once for a whole chunk.
-        return score(model.run(image[None], [taken[None]], layers=(layer,))[0], target[None])[0].astype(jnp.float32)
-
-    return chunked_map(jax.vmap(without), activation.shape[-1:], chunk_size)
+    layers = zip(model.layers, activations, cells(model, activations, images), strict=True)
+    return finish([coarse_map(*each) for each in layers], images, raw)

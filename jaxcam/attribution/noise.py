@@ -1,7 +1,7 @@
 """Any method, averaged over noisy copies of the image.
 
-One engine runs the method on noisy copies, a chunk at a time, and gathers the sum of the maps and of their squares; the
-three wrappers are the mean, the mean square and the variance. The noise is the same for every image, so one image's
+One engine runs the method on noisy copies, a chunk of samples at a time, and gathers the sum of the maps and of their
+squares; a method is a formula of the mean and the mean square. The noise is the same for every image, so one image's
 map does not depend on its place in the batch.
 """
 
@@ -10,12 +10,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._inputs import check_images, check_targets, engine, positive, predicted
-from jaxcam._loops import chunked_sum
-from jaxcam._typing import Images, Score, Targets
+from jaxcam._array import flat, repeated
+from jaxcam._checks import positive, prepare, random_key
+from jaxcam._engine import chunked_sum, engine, spread
+from jaxcam._noise import check_noise, deviations, noisy_copies
+from jaxcam._scores import chosen
+from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.attribution.gradient import saliency
 from jaxcam.score import logit
-from jaxcam.tap import Tap
+from jaxcam.taps import Tap
 
 
 def smooth_grad(
@@ -25,28 +28,33 @@ def smooth_grad(
     *,
     score: Score = logit,
     method: Callable = saliency,
-    noise: float = 0.15,
+    noise: float | int = 0.15,
+    deviation: float | int | None = None,
     num_samples: int = 25,
     chunk_size: int | None = None,
-    key=None,
+    key: Key = 0,
 ) -> jax.Array:
     """SmoothGrad: the mean of a method's maps over noisy copies of the image.
 
     `attribution = mean_s method(image + e_s)`, `e_s ~ N(0, (noise * (max - min of the image))^2)`.
 
-    Captum's NoiseTunnel takes the deviation in absolute units (1 by default); here it is a share of each image's range,
-    as in the paper.
+    As in the paper, the noise is a share of each image's range. Captum's NoiseTunnel takes it in absolute units (1 by
+    default), as `deviation` does.
 
     Args:
-      model: what `method` takes: a tap or, for methods that need no activations, any callable `images -> logits`.
-      images: `float[n, h, w, c]`, normalised as the model expects.
-      targets: `int[n]`, one class for all, or `None` for the class predicted for the image without noise.
-      score: the explained scalar, `(logits[n, k], targets[n]) -> [n]`.
-      method: any method of this package, or a function with the same first three arguments and `score`.
-      noise: standard deviation, as a share of the image's range.
+      model: what `method` takes: a tap or, for methods that need no activations, any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for the
+        image without noise.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      method: any method of this package, or a function with the same first three arguments and `score`. Its options go
+        in by `functools.partial(jaxcam.grad_cam, raw=True)`; a partial is compiled anew where it is made anew, so make
+        it once.
+      noise: standard deviation of the noise, as a share of the image's range; that of a constant image counts as one.
+      deviation: standard deviation in units of the pixel, in place of `noise`.
       num_samples: noisy copies of each image.
       chunk_size: noisy images that `method` gets at a time; by default what suits the device.
-      key: `None` means `jax.random.key(0)`.
+      key: a seed, or a key such as `jax.random.key(0)`.
 
     Returns:
       What `method` returns, float32.
@@ -59,7 +67,12 @@ def smooth_grad(
     Example:
       >>> attributions = jaxcam.smooth_grad(model, images, method=jaxcam.input_x_gradient, num_samples=10)
     """
-    return _moments(model, images, targets, score, method, noise, num_samples, chunk_size, key)[0]
+    options = {"score": score, "method": method, "num_samples": num_samples, "chunk_size": chunk_size}
+    return _moments(_mean, model, images, targets, key, noise, deviation, **options)
+
+
+def _mean(mean, square):
+    return mean
 
 
 def smooth_grad_squared(
@@ -69,23 +82,48 @@ def smooth_grad_squared(
     *,
     score: Score = logit,
     method: Callable = saliency,
-    noise: float = 0.15,
+    noise: float | int = 0.15,
+    deviation: float | int | None = None,
     num_samples: int = 25,
     chunk_size: int | None = None,
-    key=None,
+    key: Key = 0,
 ) -> jax.Array:
     """SmoothGrad-Squared: the mean square of a method's maps over noisy copies of the image.
 
     `attribution = mean_s method(image + e_s)^2`.
 
-    Arguments, result and errors are those of `smooth_grad`.
+    Args:
+      model: what `method` takes: a tap or, for methods that need no activations, any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the image without noise.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      method: any method of this package, or a function with the same first three arguments and `score`. Its options
+        go in by `functools.partial(jaxcam.grad_cam, raw=True)`; a partial is compiled anew where it is made anew, so
+        make it once.
+      noise: standard deviation of the noise, as a share of the image's range; that of a constant image counts as one.
+      deviation: standard deviation in units of the pixel, in place of `noise`.
+      num_samples: noisy copies of each image.
+      chunk_size: noisy images that `method` gets at a time; by default what suits the device.
+      key: a seed, or a key such as `jax.random.key(0)`.
+
+    Returns:
+      What `method` returns, float32.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
 
     Reference: Hooker et al. 2019, A Benchmark for Interpretability Methods, https://arxiv.org/abs/1806.10758
 
     Example:
       >>> attributions = jaxcam.smooth_grad_squared(model, images, num_samples=10)
     """
-    return _moments(model, images, targets, score, method, noise, num_samples, chunk_size, key)[1]
+    options = {"score": score, "method": method, "num_samples": num_samples, "chunk_size": chunk_size}
+    return _moments(_mean_square, model, images, targets, key, noise, deviation, **options)
+
+
+def _mean_square(mean, square):
+    return square
 
 
 def var_grad(
@@ -95,52 +133,76 @@ def var_grad(
     *,
     score: Score = logit,
     method: Callable = saliency,
-    noise: float = 0.15,
+    noise: float | int = 0.15,
+    deviation: float | int | None = None,
     num_samples: int = 25,
     chunk_size: int | None = None,
-    key=None,
+    key: Key = 0,
 ) -> jax.Array:
     """VarGrad: the variance of a method's maps over noisy copies of the image.
 
     `attribution = mean_s method(image + e_s)^2 - (mean_s method(image + e_s))^2`, the biased variance, as in Captum.
 
-    Arguments, result and errors are those of `smooth_grad`.
+    Args:
+      model: what `method` takes: a tap or, for methods that need no activations, any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the image without noise.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      method: any method of this package, or a function with the same first three arguments and `score`. Its options
+        go in by `functools.partial(jaxcam.grad_cam, raw=True)`; a partial is compiled anew where it is made anew, so
+        make it once.
+      noise: standard deviation of the noise, as a share of the image's range; that of a constant image counts as one.
+      deviation: standard deviation in units of the pixel, in place of `noise`.
+      num_samples: noisy copies of each image.
+      chunk_size: noisy images that `method` gets at a time; by default what suits the device.
+      key: a seed, or a key such as `jax.random.key(0)`.
+
+    Returns:
+      What `method` returns, float32.
+
+    Raises:
+      ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
 
     Reference: Adebayo et al. 2018, Local Explanation Methods for Deep Neural Networks, https://arxiv.org/abs/1810.03307
 
     Example:
       >>> attributions = jaxcam.var_grad(model, images, num_samples=10)
     """
-    mean, square = _moments(model, images, targets, score, method, noise, num_samples, chunk_size, key)
+    options = {"score": score, "method": method, "num_samples": num_samples, "chunk_size": chunk_size}
+    return _moments(_variance, model, images, targets, key, noise, deviation, **options)
+
+
+def _variance(mean, square):
     return jnp.maximum(square - mean**2, 0)
 
 
-def _moments(model, images, targets, score, method, noise, num_samples, chunk_size, key):
-    """Checks the arguments, then gives the mean and the mean square."""
+def _moments(formula, model, images, targets, key, noise, deviation, *, num_samples, chunk_size, **options):
+    """A method that is a formula of the mean and the mean square, `formula(mean, square) -> map`."""
+    model, images, targets = prepare(model, images, targets)
     positive(num_samples=num_samples, chunk_size=chunk_size)
-    if noise < 0:
-        raise ValueError(f"noise is {noise}; it must be zero or more.")
-    images = check_images(images)
-    targets = check_targets(model, images, targets)
-    key = jax.random.key(0) if key is None else key
-    static = {"score": score, "method": method, "num_samples": num_samples, "chunk_size": chunk_size}
-    return _moments_engine(model, images, targets, jnp.float32(noise), key, **static)
+    options |= {"num_samples": num_samples, "chunk_size": chunk_size, "noise": check_noise(noise, deviation)}
+    return _moments_engine(model, images, targets, random_key(key), formula=formula, **options)
 
 
-@engine(static=("score", "method", "num_samples", "chunk_size"))
-def _moments_engine(model, images, targets, noise, key, *, score, method, num_samples, chunk_size):
-    targets = predicted(model(images)) if targets is None else targets
-    n, shape = images.shape[0], images.shape[1:]
-    deviation = noise * jnp.ptp(images.astype(jnp.float32), axis=(1, 2, 3), keepdims=True)
+@engine
+def _moments_engine(model, images, targets, key, *, formula, score, method, noise, num_samples, chunk_size):
+    targets = chosen(model, images, targets)
+    deviation = deviations(images, noise)
 
-    def add(indices, counts):
-        image, sample = jnp.divmod(indices, num_samples)
-        noises = jax.vmap(lambda each: jax.random.normal(jax.random.fold_in(key, each), shape))(sample)
-        noisy = images[image].astype(jnp.float32) + deviation[image] * noises
-        maps = method(model, noisy.astype(images.dtype), targets[image], score=score).astype(jnp.float32)
-        maps = maps * counts.reshape(-1, *[1] * (maps.ndim - 1))
-        return tuple(jax.ops.segment_sum(each, image, n, indices_are_sorted=True) for each in (maps, maps**2))
+    def add(samples, weights):
+        count = len(samples)
+        copies = spread(flat(noisy_copies(images, deviation, key, samples)))
+        repeats = repeated(model, count), copies, jnp.repeat(targets, count, axis=0)
 
-    like = jax.eval_shape(add, jax.ShapeDtypeStruct((chunk_size,), jnp.int32), jnp.zeros(chunk_size))
-    zeros = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), like)
-    return jax.tree.map(lambda each: each / num_samples, chunked_sum(add, n * num_samples, chunk_size, zeros))
+        def of_copies(maps):  # [n * m, ...] as [n, m, ...]
+            return maps.astype(jnp.float32).reshape(images.shape[0], count, *maps.shape[1:])
+
+        def total(maps):
+            return jnp.sum(maps * weights.reshape(-1, *(1,) * (maps.ndim - 2)), axis=1)
+
+        maps = jax.tree.map(of_copies, method(*repeats, score=repeated(score, count)))
+        return jax.tree.map(total, maps), jax.tree.map(lambda each: total(each**2), maps)
+
+    sums = chunked_sum(add, num_samples, images, chunk_size)
+    return jax.tree.map(formula, *jax.tree.map(lambda each: each / num_samples, sums))

@@ -1,9 +1,9 @@
 """Attributions from what the score does when parts of the image are replaced by a baseline.
 
 One engine scores the images of which each sample keeps a part; it needs no gradient and no activations, so a plain
-callable `images -> logits` serves as well as a tap. A method is a choice of samples and a formula that turns their
+callable `images -> output` serves as well as a tap. A method is a choice of samples and a formula that turns their
 scores `[n, s]` into one number per part. Most methods share the parts, the segments of a segmentation, and differ in
-nothing else: each is one `Design`. They return attributions `[n, h, w]`, which `heatmap` turns into heatmaps. The
+nothing else: each is one `Design`. They return attributions `[n, *space]`, which `heatmap` turns into heatmaps. The
 samples are the same for all images, so that no image depends on its neighbours in the batch.
 """
 
@@ -16,101 +16,41 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer
 
-from jaxcam._array import resize
-from jaxcam._inputs import check_baseline, check_images, check_targets, engine, pair, positive, predicted
-from jaxcam._loops import chunked_map, chunked_sum
-from jaxcam._typing import Baseline, Heatmaps, Images, Score, Targets
-from jaxcam._windows import covered, drops_without
+from jaxcam._array import EXACT, resize
+from jaxcam._checks import as_array, check_baseline, filled, is_known, positive, prepare, random_key, sizes
+from jaxcam._engine import chunked_map, chunked_sum, engine
+from jaxcam._engine.windows import check_large_enough
+from jaxcam._scores import chosen, scores_of_copies
+from jaxcam._typing import Baseline, Heatmaps, Images, Key, Score, Targets
+from jaxcam.attribution.occlusion import occlusion, parts
 from jaxcam.score import logit
 from jaxcam.segments import grid
-from jaxcam.tap import Tap
+from jaxcam.taps import Tap
 
 Segments = (
-    Integer[Array, "h w"] | Integer[np.ndarray, "h w"] | Integer[Array, "n h w"] | Integer[np.ndarray, "n h w"] | None
+    Integer[Array, "*space"]
+    | Integer[np.ndarray, "*space"]
+    | Integer[Array, "n *space"]
+    | Integer[np.ndarray, "n *space"]
+    | None
 )
-EXACT = jax.lax.Precision.HIGHEST
-PARTS = 8  # the default cuts each side of the image into this many
 RIDGE = 1e-5  # beside a design whose columns have variance 1/4: a bias of 1e-4 at most, and never a singular matrix
 
 
 def _scores(model, images, targets, baseline, keep, num_samples, score, chunk_size):
-    """`[n, s]`: the score of each image of which sample `s` keeps a part, the rest being the baseline.
+    """`float32[n, s]`: the score of each image of which sample `s` keeps a part, the rest being the baseline.
 
-    `keep(image, sample)` gets vectors of indices and returns masks `[chunk, h, w]`, one where the image is kept.
+    `keep(samples[m])` returns masks, one where the image is kept: `[m, *space]`, or `[n, m, *space]`.
     """
-    targets = predicted(model(images)) if targets is None else targets
+    check_large_enough(model, images)
+    targets, baseline = chosen(model, images, targets), filled(baseline, images)
 
-    def one_chunk(image, sample):
-        mask = keep(image, sample)[..., None].astype(images.dtype)
-        mixed = mask * images[image] + (1 - mask) * baseline[image]
-        return score(model(mixed), targets[image]).astype(jnp.float32)
+    def one_chunk(samples):
+        mask = keep(samples)[..., None].astype(images.dtype)
+        mask = mask if mask.ndim > images.ndim else mask[None]
+        return scores_of_copies(model, mask * images[:, None] + (1 - mask) * baseline[:, None], targets, score)
 
-    return chunked_map(one_chunk, (images.shape[0], num_samples), chunk_size)
-
-
-def occlusion(
-    model: Tap | Callable,
-    images: Images,
-    targets: Targets = None,
-    *,
-    score: Score = logit,
-    baseline: Baseline = None,
-    window: int | tuple[int, int] | None = None,
-    stride: int | tuple[int, int] | None = None,
-    chunk_size: int | None = None,
-) -> Heatmaps:
-    """Occlusion: how much the score drops when a window that slides over the image is covered.
-
-    `attribution[y, x] = mean over the windows that cover (y, x) of score(image) - score(image without the window)`.
-
-    As in Captum, windows start at every multiple of the stride, and the last one in each direction may overhang the
-    edge of the image, so that every pixel is covered. The first layers of a convolutional network are computed again
-    only where a window reaches.
-
-    Args:
-      model: a tap or any callable `images -> logits`.
-      images: `float[n, h, w, c]`, normalised as the model expects.
-      targets: `int[n]`, one class for all, or `None` for the class predicted for the whole image.
-      score: the explained scalar, `(logits[n, k], targets[n]) -> [n]`.
-      baseline: what covers the image: `[n, h, w, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
-      window: side of the window in pixels, or `(rows, columns)`; by default an eighth of each side of the image.
-      stride: step of the window in pixels, or `(rows, columns)`; by default half the window.
-      chunk_size: covered images in one forward pass; they are made inside the pass and never held all at once.
-        By default what suits the device.
-
-    Returns:
-      Attributions `float32[n, h, w]`, signed, in units of the score.
-
-    Raises:
-      ValueError: images, targets or baseline of a wrong shape, type or range; a window larger than the image, or a
-        stride that leaves gaps between windows.
-
-    Reference: Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks,
-    https://arxiv.org/abs/1311.2901
-
-    Example:
-      >>> attributions = jaxcam.occlusion(model, images, window=8, stride=4)
-    """
-    positive(chunk_size=chunk_size)
-    images = check_images(images)
-    shape = images.shape[1:3]
-    window = pair("window", tuple(-(-side // PARTS) for side in shape) if window is None else window)
-    stride = pair("stride", tuple(-(-side // 2) for side in window) if stride is None else stride)
-    if window[0] > shape[0] or window[1] > shape[1]:
-        raise ValueError(f"window is {window}, which is larger than the images, {shape}.")
-    if any(step > side and side < whole for step, side, whole in zip(stride, window, shape, strict=True)):
-        raise ValueError(f"stride is {stride}, which leaves pixels uncovered between windows of {window}.")
-    targets = check_targets(model, images, targets)
-    static = {"score": score, "window": window, "stride": stride, "chunk_size": chunk_size}
-    return _occlusion_engine(model, images, targets, check_baseline(baseline, images), **static)
-
-
-@engine(static=("score", "window", "stride", "chunk_size"))
-def _occlusion_engine(model, images, targets, baseline, *, score, window, stride, chunk_size):
-    rows, columns = map(covered, images.shape[1:3], window, stride)
-    drops = drops_without(model, images, targets, baseline, rows, columns, score, chunk_size)
-    return jnp.einsum("nab,ay,bx->nyx", drops, rows / rows.sum(0), columns / columns.sum(0), precision=EXACT)
+    return chunked_map(one_chunk, num_samples, images, chunk_size)
 
 
 def rise(
@@ -121,10 +61,10 @@ def rise(
     score: Score = logit,
     baseline: Baseline = None,
     num_samples: int = 1000,
-    cells: int | tuple[int, int] = 7,
-    keep: float = 0.5,
+    cells: int | tuple[int, ...] = 7,
+    fraction: float = 0.5,
+    key: Key = 0,
     chunk_size: int | None = None,
-    key: Array | None = None,
 ) -> Heatmaps:
     """RISE: the mean score of the image seen through random soft masks, at each pixel over the masks that show it.
 
@@ -133,14 +73,28 @@ def rise(
 
     The paper divides by the expected sum of the masks instead of their sum. Both tend to the same picture; with the sum
     itself, a constant added to the score changes nothing, so that logits serve as well as probabilities.
-    Result and errors are those of `occlusion`, but the attributions are not negative. Arguments are those of
-    `occlusion`, and:
+    The attributions are not negative.
 
     Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the whole image.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
+        colour).
       num_samples: masks. The paper takes 4000 to 8000 at 224 pixels.
-      cells: cells of the coarse grid along each side, or `(rows, columns)`.
-      keep: the probability that a cell is shown.
-      key: draws the masks; `None` is `jax.random.key(0)`.
+      cells: number of cells of the coarse grid along each axis of space, or one number for each.
+      fraction: the share of the cells that are shown: the probability that a cell is.
+      key: of the masks, which are the same for every image: a key, or the seed of one.
+      chunk_size: masked images in one forward pass; by default what suits the device.
+
+    Returns:
+      Attributions `float32[n, *space]`, signed, in units of the score.
+
+    Raises:
+      ValueError: images, targets or baseline of a wrong shape, type or range; a window larger than the image, or a
+        stride that leaves gaps between windows; an output that the score cannot read.
 
     Reference: Petsiuk et al. 2018, RISE: Randomized Input Sampling for Explanation, https://arxiv.org/abs/1806.07421
 
@@ -148,43 +102,43 @@ def rise(
       >>> attributions = jaxcam.rise(model, images, num_samples=100, score=jaxcam.score.probability)
     """
     positive(chunk_size=chunk_size, num_samples=num_samples)
-    images = check_images(images)
-    cells = pair("cells", cells)
-    if not 0 < keep < 1:
-        raise ValueError(f"keep is {keep}; it is a probability, so it must lie between 0 and 1.")
-    targets, baseline = check_targets(model, images, targets), check_baseline(baseline, images)
-    key = jax.random.key(0) if key is None else key
-    static = {"score": score, "num_samples": num_samples, "cells": cells, "chunk_size": chunk_size}
-    return _rise_engine(model, images, targets, baseline, key, keep, **static)
+    model, images, targets = prepare(model, images, targets)
+    cells = sizes("cells", cells, images.shape[1:-1])
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}; it is a probability, so it must lie between 0 and 1.")
+    options = {"num_samples": num_samples, "cells": cells, "fraction": fraction, "score": score}
+    arrays = check_baseline(baseline, images), random_key(key)
+    return _rise_engine(model, images, targets, *arrays, **options, chunk_size=chunk_size)
 
 
-@engine(static=("score", "num_samples", "cells", "chunk_size"))
-def _rise_engine(model, images, targets, baseline, key, keep, *, score, num_samples, cells, chunk_size):
-    shape = images.shape[1:3]
-    grids, offsets = _rise_draws(key, keep, num_samples, cells, shape)
-    upsampled = tuple((count + 1) * -(-side // count) for count, side in zip(cells, shape, strict=True))
+@engine
+def _rise_engine(model, images, targets, baseline, key, *, num_samples, cells, fraction, score, chunk_size):
+    space = images.shape[1:-1]
+    grids, offsets = _rise_draws(key, fraction, num_samples, cells, space)
+    upsampled = tuple((count + 1) * -(-side // count) for count, side in zip(cells, space, strict=True))
 
-    def masks(sample):
-        large = resize(grids[sample], upsampled)
-        return jax.vmap(lambda mask, offset: jax.lax.dynamic_slice(mask, offset, shape))(large, offsets[sample])
+    def masks(samples):
+        large = resize(grids[samples], upsampled)
+        return jax.vmap(lambda mask, offset: jax.lax.dynamic_slice(mask, offset, space))(large, offsets[samples])
 
-    def add(sample, counted):
-        return jnp.einsum("ns,shw->nhw", weights[:, sample] * counted, masks(sample), precision=EXACT)
+    def sums(samples, counted):
+        shown = masks(samples)
+        weighted = jnp.tensordot(weights[:, samples] * counted, shown, 1, precision=EXACT)
+        return weighted, jnp.tensordot(counted, shown, 1, precision=EXACT)
 
-    scores = _scores(model, images, targets, baseline, lambda _, sample: masks(sample), num_samples, score, chunk_size)
-    # The row of ones sums the masks themselves. Scores less their mean, so that a large offset costs no digits.
-    weights = jnp.concatenate([scores - scores.mean(1, keepdims=True), jnp.ones((1, num_samples))])
-    sums = chunked_sum(add, num_samples, chunk_size, jnp.zeros((len(weights), *shape)))
-    means = sums[:-1] / jnp.where(sums[-1] > 0, sums[-1], 1)
-    return means - means.min((1, 2), keepdims=True)
+    weights = _scores(model, images, targets, baseline, masks, num_samples, score, chunk_size)
+    weights -= weights.mean(1, keepdims=True)  # so that a large offset costs no digits
+    weighted, shown = chunked_sum(sums, num_samples, images, chunk_size)
+    means = weighted / jnp.where(shown > 0, shown, 1)
+    return means - means.min(range(1, means.ndim), keepdims=True)
 
 
-def _rise_draws(key, keep, num_samples, cells, shape):
-    """Coarse grids `[s, rows, columns]` of zeros and ones, and the offsets `[s, 2]` of the crops from them."""
+def _rise_draws(key, fraction: float, num_samples: int, cells, space):
+    """Coarse grids `[s, *cells]` of zeros and ones, and the offsets `[s, d]` of the crops from them."""
     grid_key, offset_key = jax.random.split(key)
-    grids = jax.random.bernoulli(grid_key, keep, (num_samples, *cells)).astype(jnp.float32)
-    cell = np.array([-(-side // count) for count, side in zip(cells, shape, strict=True)])
-    return grids, jax.random.randint(offset_key, (num_samples, 2), 0, cell)
+    grids = jax.random.bernoulli(grid_key, jnp.float32(fraction), (num_samples, *cells)).astype(jnp.float32)
+    cell = jnp.array([-(-side // count) for count, side in zip(cells, space, strict=True)], jnp.int32)
+    return grids, jax.random.randint(offset_key, (num_samples, len(cells)), 0, cell, jnp.int32)
 
 
 class Design(NamedTuple):
@@ -196,77 +150,67 @@ class Design(NamedTuple):
 
 
 def _on_segments(
-    design,
-    model,
-    images,
-    targets,
-    score,
-    baseline,
-    segments,
-    num_segments,
-    chunk_size,
-    num_samples=1,
-    key=None,
-    **options,
+    design, model, images, targets, *, baseline, segments, num_segments, score, chunk_size, num_samples=1, key=0, **more
 ):
-    """Checks the arguments, then runs the engine with the method's design."""
+    """Checks the arguments that all methods on segments share, then runs the engine with the method's design."""
     positive(chunk_size=chunk_size, num_samples=num_samples)
-    images = check_images(images)
-    segments, num_segments = _check_segments(segments, num_segments, images.shape[:3])
-    targets, baseline = check_targets(model, images, targets), check_baseline(baseline, images)
-    key = jax.random.key(0) if key is None else key
-    static = {"num_segments": num_segments, "num_samples": num_samples, "score": score, "chunk_size": chunk_size}
-    return _segments_engine(model, images, targets, baseline, segments, key, options, design=design, **static)
+    model, images, targets = prepare(model, images, targets)
+    segments, num_segments = _check_segments(segments, num_segments, images.shape[:-1])
+    arrays = check_baseline(baseline, images), segments, random_key(key)
+    counts = {"num_segments": num_segments, "num_samples": num_samples, "chunk_size": chunk_size}
+    return _segments_engine(model, images, targets, *arrays, design=design, options=more, score=score, **counts)
 
 
-@engine(static=("design", "num_segments", "num_samples", "score", "chunk_size"))
+@engine
 def _segments_engine(
-    model, images, targets, baseline, segments, key, options, *, design, num_segments, num_samples, score, chunk_size
+    model, images, targets, baseline, segments, key, *, design, options, num_segments, num_samples, score, chunk_size
 ):
     # A label out of range can only be seen here if it is traced: the maps are then NaN.
     segments = jnp.where(segments < 0, num_segments, segments)
-    present = jax.vmap(lambda labels: jnp.zeros(num_segments).at[labels].set(1, mode="drop"))(segments)
-    segments = jnp.broadcast_to(segments, images.shape[:3])
+    is_shared = segments.ndim < images.ndim - 1
+    each = segments[None] if is_shared else segments
+    present = each[..., None] == jnp.arange(num_segments, dtype=jnp.int32)
+    present = present.any(range(1, each.ndim)).astype(jnp.float32)
     plan = design(key, present, num_samples, **options)
 
-    def keep(image, sample):
-        return _spread(plan.keep(sample), segments[image])
+    def keep(samples):
+        kept = plan.keep(samples).astype(jnp.float32)
+        return _spread(kept, segments) if is_shared else jax.vmap(_spread)(kept * present[:, None], segments)
 
     scores = _scores(model, images, targets, baseline, keep, plan.num_samples, score, chunk_size)
-    return _spread(plan.attribute(scores), segments)
+    values = plan.attribute(scores)
+    return _spread(values, segments) if is_shared else jax.vmap(_spread)(values, segments)
 
 
-@jax.vmap
 def _spread(values, labels):
-    """Gives each pixel the value of its segment: `[d]` and `[h, w]` make `[h, w]`."""
-    return values.astype(jnp.float32).at[labels].get(mode="fill", fill_value=jnp.nan)
+    """Gives each pixel the value of its segment: `[..., d]` and `[*space]` make `[..., *space]`."""
+    return values.at[..., labels].get(mode="fill", fill_value=jnp.nan)
 
 
 def _check_segments(segments, num_segments, shape):
-    """`segments` as labels `int32[1 or n, h, w]`, and how many there are."""
-    if num_segments is not None:
-        positive(num_segments=num_segments)
+    """`segments` as labels `int32[*space]` or `int32[n, *space]`, and how many there are; `shape` is `(n, *space)`."""
+    positive(num_segments=num_segments)
+    space = shape[1:]
     if segments is None:
-        segments = grid(shape[1:], tuple(-(-side // PARTS) for side in shape[1:]))
+        segments = grid(space, parts(space))
     if not hasattr(segments, "dtype") or not jnp.issubdtype(segments.dtype, jnp.integer):
         kind = getattr(segments, "dtype", type(segments).__name__)
-        raise ValueError(f"segments is of type {kind}; it must be an array of whole numbers, [h, w] or [n, h, w].")
-    if segments.shape not in (shape, shape[1:]):
-        raise ValueError(f"segments has shape {segments.shape}; for images {shape} it must be {shape[1:]} or {shape}.")
-    if isinstance(segments, jax.core.Tracer):
-        if num_segments is None:
-            raise ValueError(
-                "The labels in segments are not known while jit traces, so their number must be given: pass "
-                "num_segments (one more than the highest label), or segments as a NumPy array from outside."
-            )
-    else:
-        segments = np.asarray(segments)
-        low, high = int(segments.min()), int(segments.max())
+        raise ValueError(f"segments is of type {kind}; it must be an array of whole numbers, [*space] or [n, *space].")
+    if segments.shape not in (shape, space):
+        raise ValueError(f"segments has shape {segments.shape}; for images {shape} it must be {space} or {shape}.")
+    if is_known(segments):
+        labels = np.asarray(segments)
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or (num_segments is not None and high >= num_segments):
             last = "" if num_segments is None else f" to {num_segments - 1}"
             raise ValueError(f"segments holds labels from {low} to {high}; they must count from 0{last}.")
-        num_segments = high + 1 if num_segments is None else int(num_segments)
-    return jnp.asarray(segments, jnp.int32).reshape(-1, *shape[1:]), num_segments
+        num_segments = high + 1 if num_segments is None else num_segments
+    elif num_segments is None:
+        raise ValueError(
+            "The labels in segments are not known while jit traces, so their number must be given: pass "
+            "num_segments (one more than the highest label), or segments as a NumPy array from outside."
+        )
+    return as_array(segments, np.int32), int(num_segments)
 
 
 def feature_ablation(
@@ -284,26 +228,41 @@ def feature_ablation(
 
     `attribution = score(image) - score(image without the segment)`, the same at all pixels of a segment.
 
-    Result and errors are those of `occlusion`; labels of a wrong shape, type or range raise `ValueError` as well (and
-    give NaN inside `jit`, where they are not known). Arguments are those of `occlusion`, and:
+    Labels out of range give NaN inside `jit`, where they are not known.
 
     Args:
-      segments: labels `int[h, w]` for all images or `int[n, h, w]`, from zero, such as `jaxcam.segments.superpixels`
-        makes; by default a grid of patches, an eighth of each side long.
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the whole image.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
+        colour).
+      segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
+        `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
         argument of a function under `jit`.
+      chunk_size: changed images in one forward pass; by default what suits the device.
+
+    Returns:
+      Attributions `float32[n, *space]`, signed, in units of the score.
+
+    Raises:
+      ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
+        counts below one.
 
     Reference: Meyes et al. 2019, Ablation Studies in Artificial Neural Networks, https://arxiv.org/abs/1901.08644
 
     Example:
       >>> attributions = jaxcam.feature_ablation(model, images, segments=jaxcam.segments.grid((32, 32), 8))
     """
-    if segments is None and num_segments is None:  # windows that do not overlap
-        window = tuple(-(-side // PARTS) for side in check_images(images).shape[1:3])
-        options = {"baseline": baseline, "window": window, "stride": window, "chunk_size": chunk_size}
-        return occlusion(model, images, targets, score=score, **options)
-    where = (baseline, segments, num_segments, chunk_size)
-    return _on_segments(_leave_one_out, model, images, targets, score, *where)
+    shared = {"score": score, "baseline": baseline, "chunk_size": chunk_size}
+    if segments is None and num_segments is None:  # windows that do not overlap, of which `occlusion` knows more
+        model, images, targets = prepare(model, images, targets)
+        window = parts(images.shape[1:-1])
+        return occlusion(model, images, targets, window=window, stride=window, **shared)
+    shared |= {"segments": segments, "num_segments": num_segments}
+    return _on_segments(_leave_one_out, model, images, targets, **shared)
 
 
 def _leave_one_out(key, present, num_samples):
@@ -325,9 +284,9 @@ def lime(
     segments: Segments = None,
     num_segments: int | None = None,
     num_samples: int = 1000,
-    kernel_width: float = 0.25,
+    kernel_width: float | int = 0.25,
+    key: Key = 0,
     chunk_size: int | None = None,
-    key: Array | None = None,
 ) -> Heatmaps:
     """LIME: the coefficients of a linear model of the score, fitted to images of which random segments are kept.
 
@@ -336,12 +295,30 @@ def lime(
 
     Each segment is kept with probability 1/2, and the first sample keeps all. Least squares with a ridge of 1e-5 (for
     weights that sum to one), where the authors' code shrinks much more and drops features.
-    Result and errors are those of `feature_ablation`. Arguments are too, and:
 
     Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the whole image.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
+        colour).
+      segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
+        `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
+      num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
+        argument of a function under `jit`.
       num_samples: samples, that is forward passes for each image; take several times the number of segments.
       kernel_width: how fast the weight falls with the distance.
-      key: draws the samples; `None` is `jax.random.key(0)`.
+      key: of the samples, which are the same for every image: a key, or the seed of one.
+      chunk_size: changed images in one forward pass; by default what suits the device.
+
+    Returns:
+      Attributions `float32[n, *space]`, signed, in units of the score.
+
+    Raises:
+      ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
+        counts below one.
 
     Reference: Ribeiro et al. 2016, "Why Should I Trust You?", https://arxiv.org/abs/1602.04938
 
@@ -350,13 +327,14 @@ def lime(
     """
     if not kernel_width > 0:
         raise ValueError(f"kernel_width is {kernel_width}; it must be above 0.")
-    where = (baseline, segments, num_segments, chunk_size)
-    options = {"num_samples": num_samples, "key": key, "kernel_width": kernel_width}
-    return _on_segments(_local_linear_model, model, images, targets, score, *where, **options)
+    shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
+    options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size, "kernel_width": kernel_width}
+    return _on_segments(_local_linear_model, model, images, targets, **shared, **options)
 
 
 def _local_linear_model(key, present, num_samples, kernel_width):
-    kept = jax.random.bernoulli(key, 0.5, (num_samples, present.shape[-1])).at[0].set(True).astype(jnp.float32)
+    kept = jax.random.bernoulli(key, jnp.float32(0.5), (num_samples, present.shape[-1]))
+    kept = kept.at[0].set(True).astype(jnp.float32)
 
     def attribute(scores):
         design = kept * present[:, None]
@@ -376,8 +354,9 @@ def _least_squares(design, weights, values):
     `design` is `[1 or n, s, d]`, `weights` `[1 or n, s]` and `values` `[n, s]`.
     """
     weighted = weights[..., None] * design
-    normal = jnp.einsum("msd,mse->mde", weighted, design, precision=EXACT) + RIDGE * jnp.eye(design.shape[-1])
-    solver = jnp.linalg.solve(normal, weighted.mT)
+    normal = jnp.einsum("msd,mse->mde", weighted, design, precision=EXACT)
+    ridge = RIDGE * jnp.eye(design.shape[-1], dtype=jnp.float32)
+    solver = jnp.linalg.solve(normal + ridge, weighted.mT)
     return jnp.matmul(solver, values[..., None], precision=EXACT)[..., 0]
 
 
@@ -391,8 +370,8 @@ def kernel_shap(
     segments: Segments = None,
     num_segments: int | None = None,
     num_samples: int = 1000,
+    key: Key = 0,
     chunk_size: int | None = None,
-    key: Array | None = None,
 ) -> Heatmaps:
     """Kernel SHAP: Shapley values of the segments, as the solution of a weighted least-squares problem.
 
@@ -403,11 +382,29 @@ def kernel_shap(
     sets are drawn in proportion to `w`, each with its complement, which takes much of the noise away, and count alike.
     The constraint holds exactly, as in Covert and Lee 2021 (https://arxiv.org/abs/2012.01536); Captum weights it by 1e6
     instead, and draws no pairs. The ridge is that of `lime`.
-    Result and errors are those of `feature_ablation`. Arguments are too, and:
 
     Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the whole image.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
+        colour).
+      segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
+        `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
+      num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
+        argument of a function under `jit`.
       num_samples: sets of segments, that is forward passes for each image; take several times the number of segments.
-      key: draws the sets; `None` is `jax.random.key(0)`.
+      key: of the sets, which are the same for every image: a key, or the seed of one.
+      chunk_size: changed images in one forward pass; by default what suits the device.
+
+    Returns:
+      Attributions `float32[n, *space]`, signed, in units of the score.
+
+    Raises:
+      ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
+        counts below one.
 
     Reference: Lundberg and Lee 2017, A Unified Approach to Interpreting Model Predictions,
     https://arxiv.org/abs/1705.07874
@@ -415,14 +412,15 @@ def kernel_shap(
     Example:
       >>> attributions = jaxcam.kernel_shap(model, images, num_samples=100)
     """
-    where = (baseline, segments, num_segments, chunk_size)
-    return _on_segments(_shapley_kernel, model, images, targets, score, *where, num_samples, key)
+    shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
+    options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
+    return _on_segments(_shapley_kernel, model, images, targets, **shared, **options)
 
 
 def _shapley_kernel(key, present, num_samples):
     d = present.shape[-1]
     coalitions, weights = _coalitions(key, d, num_samples)
-    kept = jnp.concatenate([jnp.zeros((1, d)), jnp.ones((1, d)), coalitions])
+    kept = jnp.concatenate([jnp.zeros((1, d), jnp.float32), jnp.ones((1, d), jnp.float32), coalitions])
 
     def attribute(scores):
         empty, full = scores[:, :1], scores[:, 1:2]
@@ -449,11 +447,12 @@ def _coalitions(key, d: int, num_samples: int):
     half = -(-num_samples // 2)
     shares = np.cumsum(1 / (sizes * (d - sizes)))
     # Evenly spaced points shifted by one random number: each size comes up as often as it should, as nearly as it can.
-    points = (jnp.arange(half) + jax.random.uniform(size_key)) / half
-    drawn = 1 + jnp.searchsorted(jnp.asarray(shares[:-1] / shares[-1]), points)
-    kept = _orders(order_key, half, d) < drawn[:, None]
+    points = (jnp.arange(half, dtype=jnp.float32) + jax.random.uniform(size_key, (), jnp.float32)) / half
+    drawn = 1 + jnp.searchsorted(jnp.asarray(shares[:-1] / shares[-1], jnp.float32), points)
+    places = _orders(order_key, half, d)
+    kept = places < drawn[:, None].astype(places.dtype)
     kept = jnp.concatenate([kept, ~kept])[:num_samples]
-    return kept.astype(jnp.float32), jnp.full(num_samples, 1 / num_samples)
+    return kept.astype(jnp.float32), jnp.full(num_samples, 1 / num_samples, jnp.float32)
 
 
 def _orders(key, count: int, d: int):
@@ -472,8 +471,8 @@ def shapley_sampling(
     segments: Segments = None,
     num_segments: int | None = None,
     num_samples: int = 20,
+    key: Key = 0,
     chunk_size: int | None = None,
-    key: Array | None = None,
 ) -> Heatmaps:
     """Shapley value sampling: what each segment adds to the score, averaged over random orders of adding them.
 
@@ -482,11 +481,29 @@ def shapley_sampling(
     The attributions of the segments sum to `score(image) - score(baseline)` for any number of orders. The second half
     of the orders is the first half backwards, which is exact where no more than two segments interact, and closer than
     independent orders elsewhere (Captum draws them independently).
-    Result and errors are those of `feature_ablation`. Arguments are too, and:
 
     Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the whole image.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
+        colour).
+      segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
+        `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
+      num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
+        argument of a function under `jit`.
       num_samples: orders. Each takes one forward pass for every segment but one.
-      key: draws the orders; `None` is `jax.random.key(0)`.
+      key: of the orders, which are the same for every image: a key, or the seed of one.
+      chunk_size: changed images in one forward pass; by default what suits the device.
+
+    Returns:
+      Attributions `float32[n, *space]`, signed, in units of the score.
+
+    Raises:
+      ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
+        counts below one.
 
     Reference: Castro et al. 2009, Polynomial Calculation of the Shapley Value Based on Sampling,
     https://doi.org/10.1016/j.cor.2008.04.004
@@ -494,8 +511,9 @@ def shapley_sampling(
     Example:
       >>> attributions = jaxcam.shapley_sampling(model, images, num_samples=2)
     """
-    where = (baseline, segments, num_segments, chunk_size)
-    return _on_segments(_random_orders, model, images, targets, score, *where, num_samples, key)
+    shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
+    options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
+    return _on_segments(_random_orders, model, images, targets, **shared, **options)
 
 
 def _random_orders(key, present, num_samples):
@@ -509,7 +527,7 @@ def _random_orders(key, present, num_samples):
         return places[order] < count[:, None]
 
     def attribute(scores):
-        steps = scores[:, 2:].reshape(len(scores), num_samples, d - 1)
+        steps = scores[:, 2:].reshape(scores.shape[0], num_samples, d - 1)
         empty, full = (jnp.broadcast_to(scores[:, i, None, None], (*steps.shape[:2], 1)) for i in (0, 1))
         gains = jnp.diff(jnp.concatenate([empty, steps, full], -1))
         return jnp.take_along_axis(gains, places[None], -1).mean(1)
@@ -527,8 +545,8 @@ def sobol(
     segments: Segments = None,
     num_segments: int | None = None,
     num_samples: int = 32,
+    key: Key = 0,
     chunk_size: int | None = None,
-    key: Array | None = None,
 ) -> Heatmaps:
     """Sobol attribution: the share of the score's variance that a segment has a part in, alone or with others.
 
@@ -537,11 +555,31 @@ def sobol(
 
     `A` and `B` come from a scrambled Sobol sequence, whose bits `key` shifts. The variance is taken over both, as in
     SciPy; the authors' code takes `A` alone. Indices are shares of a whole: the scale of the score does not matter.
-    Result and errors are those of `feature_ablation`, but the attributions are not negative. Arguments are too, and:
+    The attributions are not negative.
 
     Args:
-      num_samples: rows of `A` and of `B`, best a power of two. Each takes one forward pass for every segment, and two.
-      key: shifts the sequence; `None` is `jax.random.key(0)`.
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
+        the whole image.
+      score: the explained scalar, `(output, targets[n]) -> [n]`.
+      baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
+        colour).
+      segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
+        `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
+      num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
+        argument of a function under `jit`.
+      num_samples: rows of `A` and of `B`, best a power of two. Each takes one forward pass for every segment, and
+        two.
+      key: of the sequence's shift, which is the same for every image: a key, or the seed of one.
+      chunk_size: changed images in one forward pass; by default what suits the device.
+
+    Returns:
+      Attributions `float32[n, *space]`, signed, in units of the score.
+
+    Raises:
+      ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
+        counts below one.
 
     Reference: Fel et al. 2021, Look at the Variance! Efficient Black-box Explanations with Sobol-based Sensitivity
     Analysis, https://arxiv.org/abs/2111.04138
@@ -549,8 +587,9 @@ def sobol(
     Example:
       >>> attributions = jaxcam.sobol(model, images, num_samples=2)
     """
-    where = (baseline, segments, num_segments, chunk_size)
-    return _on_segments(_total_indices, model, images, targets, score, *where, num_samples, key)
+    shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
+    options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
+    return _on_segments(_total_indices, model, images, targets, **shared, **options)
 
 
 def _total_indices(key, present, num_samples):

@@ -1,12 +1,18 @@
-"""Metrics: how far a heatmap can be trusted. Each returns one number per image, `float32[n]`.
+"""Metrics: how far a heatmap can be trusted, and their registry: one row for each.
 
-They take plain arrays, from any method of any library: similarity of two maps, faithfulness to the model, localisation
-of a known object, sanity of the method, complexity of the map.
+They take plain arrays, from any method of any library: similarity of two maps, faithfulness to the model, robustness,
+localization of a known object, sanity of the method, complexity of the map. Each returns one number per image,
+`float32[n]`, or a dict of these, one for each layer.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxcam.attribution import reference, summary
+from jaxcam.metrics._altered import Curve
 from jaxcam.metrics.complexity import effective_area, entropy, gini
 from jaxcam.metrics.faithfulness import average_drop, average_gain, average_increase, deletion, insertion
-from jaxcam.metrics.fidelity import infidelity, max_sensitivity, mu_fidelity, occlusion_correlation
+from jaxcam.metrics.fidelity import infidelity, mu_fidelity, occlusion_correlation
 from jaxcam.metrics.localization import (
     box_to_mask,
     energy_pointing_game,
@@ -16,45 +22,85 @@ from jaxcam.metrics.localization import (
     relevance_rank_accuracy,
 )
 from jaxcam.metrics.road import road
+from jaxcam.metrics.robustness import max_sensitivity
 from jaxcam.metrics.sanity import (
-    cascading_randomisation,
-    independent_randomisation,
+    cascading_randomization,
+    independent_randomization,
     input_invariance,
-    label_randomisation,
+    label_randomization,
 )
 from jaxcam.metrics.similarity import cosine, iou_top, pearson, spearman, ssim
 
-METRICS = {
-    metric.__name__: metric
-    for metric in (
-        pearson,
-        spearman,
-        iou_top,
-        ssim,
-        cosine,
-        deletion,
-        insertion,
-        road,
-        average_drop,
-        average_increase,
-        average_gain,
-        infidelity,
-        max_sensitivity,
-        mu_fidelity,
-        occlusion_correlation,
-        pointing_game,
-        energy_pointing_game,
-        relevance_rank_accuracy,
-        relevance_mass_accuracy,
-        iou_with_mask,
-        cascading_randomisation,
-        independent_randomisation,
-        label_randomisation,
-        input_invariance,
-        gini,
-        entropy,
-        effective_area,
-    )
-}
 
-__all__ = ["METRICS", "box_to_mask", *METRICS]
+class Metric(NamedTuple):
+    """A row of the registry.
+
+    Attributes:
+      function: the metric itself.
+      family: the heading under which lists show it.
+      needs: what it is called with, all options aside: `"map"` is `(maps)`, `"maps"` two of them `(a, b)`, `"masks"`
+        `(heatmaps, masks)`, `"model"` `(model, images, heatmaps, targets)`, `"explain"` `(images -> maps, images)`,
+        `"method"` `(method, model, images, targets)`, and `"twin"` the same with a second model after the first.
+      better: `"high"`, `"low"`, `"near zero"`, or `"describes"` where it tells maps apart and judges none.
+      cost: in forward passes of the model for its default options, or in `explanations`.
+      draws: whether it draws random numbers for its default options, by `key`.
+      gives: `"values"` `float32[n]`, or `"layers"`, a dict with such an array for each layer.
+    """
+
+    function: Callable
+    family: str
+    needs: str
+    better: str
+    cost: str = "0"
+    draws: bool = False
+    gives: str = "values"
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return summary(self.function)
+
+    @property
+    def reference(self) -> str:
+        return reference(self.function)
+
+
+SIMILARITY, FAITHFULNESS, ROBUSTNESS = "similarity", "faithfulness", "robustness"
+LOCALIZATION, SANITY, COMPLEXITY = "localization", "sanity", "complexity"
+
+ROWS = [
+    Metric(pearson, SIMILARITY, "maps", "describes"),
+    Metric(spearman, SIMILARITY, "maps", "describes"),
+    Metric(iou_top, SIMILARITY, "maps", "describes"),
+    Metric(ssim, SIMILARITY, "maps", "describes"),
+    Metric(cosine, SIMILARITY, "maps", "describes"),
+    Metric(deletion, FAITHFULNESS, "model", "low", "1 + num_steps"),
+    Metric(insertion, FAITHFULNESS, "model", "high", "1 + num_steps"),
+    Metric(road, FAITHFULNESS, "model", "high", "1 + 2 fractions", draws=True),
+    Metric(average_drop, FAITHFULNESS, "model", "low", "2"),
+    Metric(average_increase, FAITHFULNESS, "model", "high", "2"),
+    Metric(average_gain, FAITHFULNESS, "model", "high", "2"),
+    Metric(infidelity, FAITHFULNESS, "model", "low", "1 + num_samples", draws=True),
+    Metric(mu_fidelity, FAITHFULNESS, "model", "high", "1 + num_samples", draws=True),
+    Metric(occlusion_correlation, FAITHFULNESS, "model", "high", "1 + windows"),
+    Metric(max_sensitivity, ROBUSTNESS, "explain", "low", "1 + num_samples explanations", draws=True),
+    Metric(pointing_game, LOCALIZATION, "masks", "high"),
+    Metric(energy_pointing_game, LOCALIZATION, "masks", "high"),
+    Metric(relevance_rank_accuracy, LOCALIZATION, "masks", "high"),
+    Metric(relevance_mass_accuracy, LOCALIZATION, "masks", "high"),
+    Metric(iou_with_mask, LOCALIZATION, "masks", "high"),
+    Metric(cascading_randomization, SANITY, "method", "near zero", "1 + layers explanations", True, "layers"),
+    Metric(independent_randomization, SANITY, "method", "near zero", "1 + layers explanations", True, "layers"),
+    Metric(label_randomization, SANITY, "twin", "near zero", "2 explanations"),
+    Metric(input_invariance, SANITY, "method", "high", "2 explanations"),
+    Metric(gini, COMPLEXITY, "map", "describes"),
+    Metric(entropy, COMPLEXITY, "map", "describes"),
+    Metric(effective_area, COMPLEXITY, "map", "describes"),
+]
+METRICS = {row.name: row for row in ROWS}
+
+__all__ = ["METRICS", "Curve", "Metric", "box_to_mask", *METRICS]

@@ -1,6 +1,6 @@
-"""The engine of the metrics that alter images: many altered copies of each image, and the score of every one.
+"""What the metrics that alter images share: many altered copies of each image, and the score of every one.
 
-`scores_of` builds the copies inside the chunk in which the model sees them, so nothing holds them all; `fill_for` makes
+`scores_of` builds the copies inside the chunk in which the model sees them, so nothing holds them all; `fill` makes
 what stands in the place of pixels that are taken away. Random numbers are the same for every image, so that no image
 influences another one's value.
 """
@@ -10,17 +10,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from jaxcam import _typing
+from jaxcam._array import blur
+from jaxcam._checks import check_baseline, filled
+from jaxcam._engine import chunked_map
 from jaxcam._errors import unknown
-from jaxcam._inputs import check_baseline, check_images, check_targets, predicted
-from jaxcam._loops import chunked_map
-from jaxcam.metrics._checks import Values, check_heatmaps
-from jaxcam.tap import Tap
+from jaxcam._scores import predicted, scores, scores_of_copies
+from jaxcam.metrics._checks import Values, check_heatmaps, prepare_one
+from jaxcam.taps import Tap
 
 Model = Tap | Callable
-Baseline = str | float | int | Float[Array, "..."] | Float[np.ndarray, "..."]
+Fill = str | _typing.Baseline
 
 
 class Curve(NamedTuple):
@@ -37,74 +39,71 @@ class Curve(NamedTuple):
     value: Values
 
 
-def check_all(model, images, heatmaps, targets, *, unit: bool = False):
-    images = check_images(images)
-    return images, check_heatmaps(heatmaps, images, unit=unit), check_targets(model, images, targets)
+def prepare_maps(model, images, targets, heatmaps, *, unit: bool = False):
+    model, images, targets = prepare_one(model, images, targets)
+    return model, images, targets, check_heatmaps(heatmaps, images, unit=unit)
 
 
-def random_key(key):
-    return jax.random.key(0) if key is None else key
+def looked_at(model, images, targets, score):
+    """The targets, or what the model says of the unaltered images; and the score of these."""
+    output = model(images)
+    targets = predicted(output) if targets is None else targets
+    return targets, scores(score, output, targets)
 
 
-def classes(model, images, targets, chunk_size):
-    """The targets, or the classes predicted for the unaltered images."""
-    if targets is not None:
-        return targets
-    return chunked_map(lambda image: predicted(model(images[image])), (len(images),), chunk_size)
+def scores_of(model, images, targets, score, altered, count, chunk_size):
+    """The scores `float32[n, count]` of the copies `altered(indices[m]) -> [n, m, *space, c]`."""
+
+    def one_chunk(indices):
+        return scores_of_copies(model, altered(indices), targets, score)
+
+    return chunked_map(one_chunk, count, images, chunk_size)
 
 
-def scores_of(model, targets, score, altered, shape, chunk_size):
-    """The scores `float32[n, ...]` of the images `altered(image, ...)` for all indices of `shape`."""
-
-    def one_chunk(image, *rest):
-        return score(model(altered(image, *rest)), targets[image]).astype(jnp.float32)
-
-    return chunked_map(one_chunk, shape, chunk_size)
-
-
-def original_scores(model, images, targets, score, chunk_size):
-    return scores_of(model, targets, score, lambda image: images[image], (len(images),), chunk_size)
+def exchanged(images, fills, where):
+    """Copies of the images, `fills` in the place of the pixels `where [n or 1, m, *space]`: `[n, m, *space, c]`."""
+    return jnp.where(where[..., None], fills[:, None], images[:, None])
 
 
 def removal_order(heatmaps):
-    """Each pixel's place in the order from the highest to the lowest, `int[n, h, w]`."""
-    flat = heatmaps.reshape(len(heatmaps), -1)
-    order = jnp.argsort(flat, -1, descending=True, stable=True)
-    return jnp.argsort(order, -1).reshape(heatmaps.shape)
+    """Each pixel's place in the order from the highest to the lowest, `int32[n, *space]`."""
+    pixels = heatmaps.reshape(heatmaps.shape[0], -1)
+    order = jnp.argsort(pixels, -1, descending=True, stable=True)
+    return jnp.argsort(order, -1).astype(jnp.int32).reshape(heatmaps.shape)
+
+
+def _mean(images, _key):
+    return images.mean(_space(images), keepdims=True)
 
 
 def _blurred(images, _key):
-    """A Gaussian of 1/20 of the shorter side, whose weights at the edges are those of the pixels that exist."""
-    sigma = min(images.shape[1:3]) / 20
-    rows, columns = (_gaussian(size, sigma) for size in images.shape[1:3])
-    exact = jax.lax.Precision.HIGHEST
-    return jnp.einsum("Hh,nhwc,Ww->nHWc", rows, images.astype(jnp.float32), columns, precision=exact)
-
-
-def _gaussian(size, sigma):
-    places = np.arange(size)
-    weights = np.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2)
-    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+    """A Gaussian of 1/20 of the shortest side, whose weights at the edges are those of the pixels that exist."""
+    return blur(images, min(images.shape[1:-1]) / 20)
 
 
 def _noisy(images, key):
-    values = images.astype(jnp.float32)
-    mean, deviation = values.mean((1, 2), keepdims=True), values.std((1, 2), keepdims=True)
-    return mean + deviation * jax.random.normal(key, images.shape[1:])
+    mean, deviation = _mean(images, key), images.std(_space(images), keepdims=True)
+    return mean + deviation * jax.random.normal(key, images.shape[1:], jnp.float32)
 
 
-BASELINES = {
-    "zero": lambda images, key: jnp.zeros_like(images),
-    "mean": lambda images, key: images.mean((1, 2), keepdims=True),
-    "blur": _blurred,
-    "noise": _noisy,
-}
+def _space(images):
+    return tuple(range(1, images.ndim - 1))
 
 
-def fill_for(baseline, images, key):
-    """What takes the place of altered pixels, `[n, h, w, c]`."""
+NAMED = {"zero": lambda images, key: jnp.zeros_like(images), "mean": _mean, "blur": _blurred, "noise": _noisy}
+
+
+def check_fill(baseline, images):
+    """`check_baseline`, where a baseline can also be one of the named ones."""
+    if not isinstance(baseline, str):
+        return check_baseline(baseline, images)
+    if baseline not in NAMED:
+        raise unknown("baseline", baseline, NAMED, "It can also be a number, an array or None (zeros).")
+    return baseline
+
+
+def fill(baseline, images, key):
+    """What takes the place of altered pixels, `[n, *space, c]` of the images' type, by a checked baseline."""
     if isinstance(baseline, str):
-        if baseline not in BASELINES:
-            raise unknown("baseline", baseline, BASELINES, "It can also be a number or an array.")
-        baseline = BASELINES[baseline](images, random_key(key))
-    return check_baseline(baseline, images)
+        baseline = NAMED[baseline](images.astype(jnp.float32), key).astype(images.dtype)
+    return filled(baseline, images)

@@ -1,9 +1,11 @@
 """How much a map singles out: few pixels that stand out are easier to read than many that do not.
 
-The functions take heatmaps `[n, h, w]` or attributions `[n, h, w, c]`, of which magnitudes count, and return
+The functions take heatmaps `[n, *space]` or attributions `[n, *space, c]`, of which magnitudes count, and return
 `float32[n]`; scaling a map changes nothing. A map that is zero everywhere singles nothing out, as a uniform one, and
 gets its value.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -47,10 +49,14 @@ def entropy(heatmaps: AnyMaps) -> Values:
 
     `H = -sum p log p` with `p = |x| / sum |x|`.
 
-    Arguments and errors are those of `gini`.
+    Args:
+      heatmaps: heatmaps or attributions, `[n, ...]`.
 
     Returns:
       `float32[n]`, from 0 (one value holds all) to `log N` (uniform, or zero everywhere).
+
+    Raises:
+      ValueError: no maps, or NaN.
 
     Reference: Bhatt et al. 2020, Evaluating and Aggregating Feature-based Model Explanations,
     https://arxiv.org/abs/2005.00631
@@ -66,19 +72,23 @@ def _entropy(heatmaps):
     return jnp.sum(jax.scipy.special.entr(_shares(heatmaps)), -1)
 
 
-def effective_area(heatmaps: AnyMaps, *, threshold: float = 0.5) -> Values:
+def effective_area(heatmaps: AnyMaps, *, threshold: float | int = 0.5) -> Values:
     """The share of the map that stands out: magnitudes above a fraction of the largest.
 
     `area = mean(|x| > threshold * max |x|)`.
 
     The count of Quantus's effective complexity, made relative: its threshold is absolute (1e-5), so that there a map
-    changes its value when it is scaled. Arguments and errors are those of `gini`, and:
+    changes its value when it is scaled.
 
     Args:
+      heatmaps: heatmaps or attributions, `[n, ...]`.
       threshold: from 0 to below 1, in units of the largest magnitude.
 
     Returns:
       `float32[n]` in (0, 1]; one for a map that is constant or zero everywhere.
+
+    Raises:
+      ValueError: no maps, or NaN.
 
     Reference: Nguyen and Martinez 2020, On Quantitative Aspects of Model Interpretability,
     https://arxiv.org/abs/2007.07584
@@ -91,7 +101,7 @@ def effective_area(heatmaps: AnyMaps, *, threshold: float = 0.5) -> Values:
     return _effective_area(check_maps(heatmaps), threshold)
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=1)
 def _effective_area(heatmaps, threshold):
     x = _shares(heatmaps)
     return or_nan(jnp.mean(x > threshold * x.max(-1, keepdims=True), -1, dtype=jnp.float32), x)

@@ -5,25 +5,30 @@ predicted for the unaltered image, throughout. A map matters only through the or
 or as a mask with values in [0, 1] (drop, increase, gain).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcam._checks import as_array, positive, random_key
+from jaxcam._engine import engine
 from jaxcam._errors import unknown
-from jaxcam._inputs import engine, positive
-from jaxcam._typing import Images, Score, Targets
+from jaxcam._scores import chosen, scores
+from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.metrics._altered import (
-    Baseline,
     Curve,
+    Fill,
     Model,
-    check_all,
-    classes,
-    fill_for,
-    original_scores,
+    check_fill,
+    exchanged,
+    fill,
+    looked_at,
+    prepare_maps,
     removal_order,
     scores_of,
 )
-from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan
+from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan, warn_of_zeros
 from jaxcam.score import probability
 
 
@@ -34,33 +39,35 @@ def deletion(
     targets: Targets = None,
     *,
     score: Score = probability,
-    baseline: Baseline = "zero",
+    baseline: Fill = None,
     num_steps: int = 50,
     chunk_size: int | None = None,
-    key=None,
+    key: Key = 0,
     curve: bool = False,
 ) -> Values | Curve:
     """Deletion: the area under the score while the most important pixels are taken away; low is good.
 
     `AUC = integral_0^1 score(image without its share f of highest pixels) df`, by the trapezoid rule.
 
-    Point `i` alters `round(i / num_steps * h w)` pixels, so the first is the image and the last the baseline; where
+    Point `i` alters `round(i / num_steps * pixels)` pixels, so the first is the image and the last the baseline; where
     `num_steps` divides the number of pixels, that is torch-cam's convention (it rounds the step up instead). Among
-    equal pixels the first in reading order goes first.
+    equal pixels the first in reading order goes first, so a map that is zero everywhere says nothing: outside of `jit`
+    that gives a warning.
 
     Args:
-      model: a tap or any callable `images -> logits`.
-      images: `float[n, h, w, c]`, normalised as the model expects.
-      heatmaps: `float[n, h, w]`; only the order of the pixels counts.
-      targets: `int[n]`, one class for all, or `None` for each image's predicted class.
-      score: what is measured, `(logits[n, k], targets[n]) -> [n]`.
-      baseline: what takes the pixels' place: `"zero"` (the mean colour of the training data, for normalised images),
-        `"mean"` (each image's own mean colour), `"blur"` (the image under a Gaussian of 1/20 of its shorter side),
-        `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to `images`.
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      heatmaps: `float[n, *space]`; only the order of the pixels counts.
+      targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n, t]`.
+      score: what is measured, `(output, targets[n]) -> [n]`.
+      baseline: what takes the pixels' place: `None` for zeros (the mean colour of the training data, for normalised
+        images), `"mean"` (each image's own mean colour), `"blur"` (the image under a Gaussian of 1/20 of its shortest
+        side), `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to
+        `images`. `"zero"` is another name of `None`.
       num_steps: intervals of the curve.
       chunk_size: images in one forward pass; altered images are made inside the pass.
         By default what suits the device.
-      key: for `baseline="noise"`; `None` means `jax.random.key(0)`.
+      key: for `baseline="noise"`; a seed or a key.
       curve: return a `Curve`: fractions, scores and the area.
 
     Returns:
@@ -75,7 +82,7 @@ def deletion(
       >>> areas = jaxcam.metrics.deletion(model, images, heatmaps, num_steps=32)
     """
     options = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size, "insert": False}
-    return _removal(model, images, heatmaps, targets, baseline, key, curve, **options)
+    return _removal(model, images, targets, heatmaps, baseline, key, curve, **options)
 
 
 def insertion(
@@ -85,17 +92,38 @@ def insertion(
     targets: Targets = None,
     *,
     score: Score = probability,
-    baseline: Baseline = "blur",
+    baseline: Fill = "blur",
     num_steps: int = 50,
     chunk_size: int | None = None,
-    key=None,
+    key: Key = 0,
     curve: bool = False,
 ) -> Values | Curve:
     """Insertion: the area under the score while the most important pixels are put into a baseline; high is good.
 
     `AUC = integral_0^1 score(baseline with the image's share f of highest pixels) df`, by the trapezoid rule.
 
-    Arguments, result and errors are those of `deletion`; the default baseline is the blurred image, as in the paper.
+    Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      heatmaps: `float[n, *space]`; only the order of the pixels counts.
+      targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
+        t]`.
+      score: what is measured, `(output, targets[n]) -> [n]`.
+      baseline: what takes the pixels' place: `None` for zeros (the mean colour of the training data, for normalised
+        images), `"mean"` (each image's own mean colour), `"blur"` (the image under a Gaussian of 1/20 of its shortest
+        side), `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to
+        `images`. `"zero"` is another name of `None`.
+      num_steps: intervals of the curve.
+      chunk_size: images in one forward pass; altered images are made inside the pass. By default what suits the
+        device.
+      key: for `baseline="noise"`; a seed or a key.
+      curve: return a `Curve`: fractions, scores and the area.
+
+    Returns:
+      `float32[n]` in units of the score.
+
+    Raises:
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline.
 
     Reference: Petsiuk et al. 2018, RISE: Randomized Input Sampling for Explanation, https://arxiv.org/abs/1806.07421
 
@@ -103,30 +131,34 @@ def insertion(
       >>> areas = jaxcam.metrics.insertion(model, images, heatmaps, num_steps=32)
     """
     options = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size, "insert": True}
-    return _removal(model, images, heatmaps, targets, baseline, key, curve, **options)
+    return _removal(model, images, targets, heatmaps, baseline, key, curve, **options)
 
 
-def _removal(model, images, heatmaps, targets, baseline, key, curve, **static):
-    positive(num_steps=static["num_steps"], chunk_size=static["chunk_size"])
-    images, heatmaps, targets = check_all(model, images, heatmaps, targets)
-    result = _removal_engine(model, images, heatmaps, targets, fill_for(baseline, images, key), **static)
-    return result if curve else result.value
+def _removal(model, images, targets, heatmaps, baseline, key, curve, *, score, num_steps, chunk_size, insert):
+    positive(num_steps=num_steps, chunk_size=chunk_size)
+    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
+    warn_of_zeros(heatmaps, stacklevel=4)
+    pixels = math.prod(images.shape[1:-1])
+    counts = tuple(int(round(each)) for each in np.arange(num_steps + 1) / num_steps * pixels)
+    options = {"score": score, "counts": counts, "chunk_size": chunk_size, "insert": insert}
+    baseline, key = check_fill(baseline, images), random_key(key)
+    scores, value = _removal_engine(model, images, targets, heatmaps, baseline, key, **options)
+    return Curve(as_array(np.divide(counts, pixels), np.float32), scores, value) if curve else value
 
 
-@engine(static=("score", "num_steps", "chunk_size", "insert"))
-def _removal_engine(model, images, heatmaps, targets, fill, *, score, num_steps, chunk_size, insert):
-    targets = classes(model, images, targets, chunk_size)
-    ranks, pixels = removal_order(heatmaps), images.shape[1] * images.shape[2]
-    counts = jnp.asarray(np.round(np.arange(num_steps + 1) / num_steps * pixels).astype(np.int32))
-    start, end = (fill, images) if insert else (images, fill)
+@engine
+def _removal_engine(model, images, targets, heatmaps, baseline, key, *, score, counts, chunk_size, insert):
+    targets, ranks = chosen(model, images, targets), removal_order(heatmaps)[:, None]
+    fills, steps = fill(baseline, images, key), jnp.asarray(counts, jnp.int32)
+    start, end = (fills, images) if insert else (images, fills)
 
-    def altered(image, step):
-        changed = ranks[image] < counts[step, None, None]
-        return jnp.where(changed[..., None], end[image], start[image])
+    def altered(indices):
+        count = steps[indices].reshape(1, -1, *(1,) * (images.ndim - 2))
+        return exchanged(start, end, ranks < count)
 
-    scores = or_nan(scores_of(model, targets, score, altered, (len(images), num_steps + 1), chunk_size), heatmaps)
-    fractions = counts.astype(jnp.float32) / pixels
-    return Curve(fractions, scores, jnp.trapezoid(scores, fractions, axis=-1))
+    values = scores_of(model, images, targets, score, altered, len(counts), chunk_size)
+    values = or_nan(values, heatmaps)
+    return values, jnp.trapezoid(values, steps.astype(jnp.float32) / counts[-1], axis=-1)
 
 
 def average_drop(
@@ -137,9 +169,8 @@ def average_drop(
     *,
     score: Score = probability,
     form: str = "relative",
-    baseline: Baseline = "zero",
-    chunk_size: int | None = None,
-    key=None,
+    baseline: Fill = None,
+    key: Key = 0,
 ) -> Values:
     """Average drop: how much of the score is lost when only the highlighted part is shown; low is good.
 
@@ -150,24 +181,34 @@ def average_drop(
     positive. The absolute form is pytorch-grad-cam's. The mean over images is the published number.
 
     Args:
-      model, images, targets, score, chunk_size: as for `deletion`.
-      heatmaps: `float[n, h, w]` in [0, 1]: how much of each pixel is shown.
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      heatmaps: `float[n, *space]` in [0, 1]: how much of each pixel is shown.
+      targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
+        t]`.
+      score: what is measured, `(output, targets[n]) -> [n]`.
       form: `"relative"` or `"absolute"`.
-      baseline, key: what is shown in place of the rest, as for `deletion`: `map * image + (1 - map) * baseline`.
+      baseline: what takes the pixels' place: `None` for zeros (the mean colour of the training data, for normalised
+        images), `"mean"` (each image's own mean colour), `"blur"` (the image under a Gaussian of 1/20 of its shortest
+        side), `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to
+        `images`. `"zero"` is another name of `None`.
+      key: for `baseline="noise"`; a seed or a key.
 
     Returns:
       `float32[n]`: a share in [0, 1], or units of the score in the absolute form.
 
     Raises:
-      ValueError: as `deletion`; heatmaps outside [0, 1]; an unknown form.
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline; heatmaps outside [0, 1]; an unknown form.
 
     Reference: Chattopadhay et al. 2018, Grad-CAM++: Improved Visual Explanations, https://arxiv.org/abs/1710.11063
 
     Example:
       >>> drops = jaxcam.metrics.average_drop(model, images, heatmaps)
     """
-    _check_form(form)
-    before, after = _masked(model, images, heatmaps, targets, score, baseline, chunk_size, key)
+    return _masked(_drop, model, images, targets, heatmaps, baseline, key, score=score, form=form)
+
+
+def _drop(before, after, form):
     return _share(before - after, before, form)
 
 
@@ -179,16 +220,35 @@ def average_gain(
     *,
     score: Score = probability,
     form: str = "relative",
-    baseline: Baseline = "zero",
-    chunk_size: int | None = None,
-    key=None,
+    baseline: Fill = None,
+    key: Key = 0,
 ) -> Values:
     """Average gain: how much of the possible rise the score makes when only the highlighted part is shown.
 
-    `gain = relu(O - Y) / (1 - Y)` (relative) or `relu(O - Y)` (absolute), with `Y` and `O` as for `average_drop`.
+    `gain = relu(O - Y) / (1 - Y)` (relative) or `relu(O - Y)` (absolute), with `Y = score(image)` and
+    `O = score(image * map)`.
 
     High is good. The relative form needs a probability; it is zero where `Y` is one.
-    Arguments, result and errors are those of `average_drop`.
+
+    Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      heatmaps: `float[n, *space]` in [0, 1]: how much of each pixel is shown.
+      targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
+        t]`.
+      score: what is measured, `(output, targets[n]) -> [n]`.
+      form: `"relative"` or `"absolute"`.
+      baseline: what takes the pixels' place: `None` for zeros (the mean colour of the training data, for normalised
+        images), `"mean"` (each image's own mean colour), `"blur"` (the image under a Gaussian of 1/20 of its shortest
+        side), `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to
+        `images`. `"zero"` is another name of `None`.
+      key: for `baseline="noise"`; a seed or a key.
+
+    Returns:
+      `float32[n]`: a share in [0, 1], or units of the score in the absolute form.
+
+    Raises:
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline; heatmaps outside [0, 1]; an unknown form.
 
     Reference: Zhang et al. 2024, Opti-CAM: Optimizing Saliency Maps for Interpretability,
     https://arxiv.org/abs/2301.07002
@@ -196,8 +256,10 @@ def average_gain(
     Example:
       >>> gains = jaxcam.metrics.average_gain(model, images, heatmaps)
     """
-    _check_form(form)
-    before, after = _masked(model, images, heatmaps, targets, score, baseline, chunk_size, key)
+    return _masked(_gain, model, images, targets, heatmaps, baseline, key, score=score, form=form)
+
+
+def _gain(before, after, form):
     return _share(after - before, 1 - before, form)
 
 
@@ -208,51 +270,59 @@ def average_increase(
     targets: Targets = None,
     *,
     score: Score = probability,
-    baseline: Baseline = "zero",
-    chunk_size: int | None = None,
-    key=None,
+    baseline: Fill = None,
+    key: Key = 0,
 ) -> Values:
     """Average increase: whether the score rises when only the highlighted part is shown; high is good.
 
-    `increase = [O > Y]`, with `Y` and `O` as for `average_drop`.
+    `increase = [O > Y]`, with `Y = score(image)` and `O = score(image * map)`.
 
-    Arguments and errors are those of `average_drop`.
+    Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      heatmaps: `float[n, *space]` in [0, 1]: how much of each pixel is shown.
+      targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
+        t]`.
+      score: what is measured, `(output, targets[n]) -> [n]`.
+      baseline: what takes the pixels' place: `None` for zeros (the mean colour of the training data, for normalised
+        images), `"mean"` (each image's own mean colour), `"blur"` (the image under a Gaussian of 1/20 of its shortest
+        side), `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to
+        `images`. `"zero"` is another name of `None`.
+      key: for `baseline="noise"`; a seed or a key.
 
     Returns:
       `float32[n]`, one or zero; the mean over images is the published number.
+
+    Raises:
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline; heatmaps outside [0, 1]; an unknown form.
 
     Reference: Chattopadhay et al. 2018, Grad-CAM++: Improved Visual Explanations, https://arxiv.org/abs/1710.11063
 
     Example:
       >>> increases = jaxcam.metrics.average_increase(model, images, heatmaps)
     """
-    before, after = _masked(model, images, heatmaps, targets, score, baseline, chunk_size, key)
+    return _masked(_increase, model, images, targets, heatmaps, baseline, key, score=score, form="relative")
+
+
+def _increase(before, after, form):
     return or_nan((after > before).astype(jnp.float32), before, after)
 
 
-def _masked(model, images, heatmaps, targets, score, baseline, chunk_size, key):
-    positive(chunk_size=chunk_size)
-    images, heatmaps, targets = check_all(model, images, heatmaps, targets, unit=True)
-    fill = fill_for(baseline, images, key)
-    return _masked_engine(model, images, heatmaps, targets, fill, score=score, chunk_size=chunk_size)
-
-
-@engine(static=("score", "chunk_size"))
-def _masked_engine(model, images, heatmaps, targets, fill, *, score, chunk_size):
-    """The scores of the images and of what the maps let through."""
-    targets = classes(model, images, targets, chunk_size)
-
-    def altered(image):
-        shown = heatmaps[image][..., None].astype(images.dtype)
-        return shown * images[image] + (1 - shown) * fill[image]
-
-    before = original_scores(model, images, targets, score, chunk_size)
-    return before, scores_of(model, targets, score, altered, (len(images),), chunk_size)
-
-
-def _check_form(form):
+def _masked(formula, model, images, targets, heatmaps, baseline, key, *, score, form):
+    """A formula of the scores of the images and of what the maps let through."""
     if form not in ("relative", "absolute"):
         raise unknown("form", form, ("relative", "absolute"))
+    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps, unit=True)
+    baseline, key = check_fill(baseline, images), random_key(key)
+    return _masked_engine(model, images, targets, heatmaps, baseline, key, formula=formula, score=score, form=form)
+
+
+@engine
+def _masked_engine(model, images, targets, heatmaps, baseline, key, *, formula, score, form):
+    targets, before = looked_at(model, images, targets, score)
+    shown = heatmaps[..., None].astype(images.dtype)
+    altered = shown * images + (1 - shown) * fill(baseline, images, key)
+    return formula(before, scores(score, model(altered), targets), form)
 
 
 def _share(change, possible, form):

@@ -1,6 +1,6 @@
 """Whether a map points at the object, where the object's place is known.
 
-The functions take heatmaps `[n, h, w]` and masks of the same size, true inside the object, and return `float32[n]`.
+The functions take heatmaps `[n, *space]` and masks of the same size, true inside the object, and return `float32[n]`.
 Pixels that tie are counted as if one of them were drawn at random, so that a map without any preference scores what
 chance would: the mask's share of the image.
 """
@@ -12,34 +12,46 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Num
 
-from jaxcam._array import normalise
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, is_known, or_nan
+from jaxcam._array import normalize
+from jaxcam._checks import as_array, is_known
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, seen
 
-Masks = Bool[Array, "n h w"] | Bool[np.ndarray, "n h w"] | Num[Array, "n h w"] | Num[np.ndarray, "n h w"]
-Boxes = Num[Array, "n 4"] | Num[np.ndarray, "n 4"]
+Masks = Bool[Array, "n *space"] | Bool[np.ndarray, "n *space"] | Num[Array, "n *space"] | Num[np.ndarray, "n *space"]
+Boxes = Num[Array, "n edges"] | Num[np.ndarray, "n edges"]
 
 
-def box_to_mask(boxes: Boxes, shape: tuple[int, int]) -> Bool[Array, "n h w"]:
+def box_to_mask(boxes: Boxes, shape: tuple[int, ...]) -> Bool[Array, "n *space"]:
     """The masks of boxes: true at the pixels whose centre lies inside.
 
     Args:
-      boxes: `[n, 4]`, left, top, right and bottom edge in pixels, as in torchvision (`xyxy`): `[0, 0, w, h]` is the
-        whole image.
-      shape: height and width of the masks.
+      boxes: for images `[n, 4]`, left, top, right and bottom edge in pixels, as in torchvision (`xyxy`): `[0, 0, w, h]`
+        is the whole image. For signals `[n, 2]`, start and end; for volumes `[n, 6]`, `x0, y0, z0, x1, y1, z1`, where
+        `x` is along the last axis of space and `z` along the first.
+      shape: the sizes of space: height and width of the masks.
 
     Raises:
-      ValueError: boxes that are not `[n, 4]`.
+      ValueError: boxes that do not have two edges for each axis of `shape`.
 
     Example:
       >>> masks = box_to_mask(jnp.array([[4, 2, 20, 30]]), (32, 32))
     """
-    boxes = jnp.asarray(boxes)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes has shape {boxes.shape}; it must be [n, 4], left, top, right and bottom.")
-    left, top, right, bottom = (boxes[:, index, None] for index in range(4))
-    rows, columns = jnp.arange(shape[0]) + 0.5, jnp.arange(shape[1]) + 0.5
-    inside_rows, inside_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
-    return inside_rows[:, :, None] & inside_columns[:, None, :]
+    shape = tuple(shape)
+    if not hasattr(boxes, "shape") or len(boxes.shape) != 2 or boxes.shape[1] != 2 * len(shape):
+        edges = "left, top, right and bottom" if len(shape) == 2 else "the low edges and then the high ones"
+        given = f"boxes has shape {getattr(boxes, 'shape', None)}"
+        raise ValueError(f"{given}; for masks {shape} it must be [n, {2 * len(shape)}], {edges}.")
+    return _box_to_mask(as_array(boxes, np.float32), shape)
+
+
+@partial(jax.jit, static_argnums=1)
+def _box_to_mask(boxes, shape):
+    axes, inside = len(shape), True
+    for axis, size in enumerate(shape):
+        low, high = (boxes[:, column, None] for column in (axes - 1 - axis, 2 * axes - 1 - axis))
+        centres = jnp.arange(size, dtype=jnp.float32) + 0.5
+        between = (centres >= low) & (centres < high)
+        inside = inside & between.reshape(-1, *(1,) * axis, size, *(1,) * (axes - 1 - axis))
+    return inside
 
 
 def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) -> Values:
@@ -50,8 +62,8 @@ def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) ->
     Quantus counts a hit as soon as one of them is inside, so there a constant map always wins.
 
     Args:
-      heatmaps: `[n, h, w]`.
-      masks: `[n, h, w]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
+      heatmaps: `[n, *space]`.
+      masks: `[n, *space]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
       tolerance: pixels by which the highest pixel may miss the object (the paper's 15 was for photographs).
 
     Returns:
@@ -73,8 +85,8 @@ def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) ->
 
 @partial(jax.jit, static_argnums=2)
 def _pointing_game(heatmaps, masks, tolerance):
-    highest = heatmaps == heatmaps.max((1, 2), keepdims=True)
-    hits = (highest & _grown(masks, tolerance)).sum((1, 2)) / highest.sum((1, 2))
+    highest = heatmaps == heatmaps.max(_space(heatmaps), keepdims=True)
+    hits = _count(highest & _grown(masks, tolerance)) / _count(highest)
     return _defined(hits, heatmaps, masks)
 
 
@@ -83,10 +95,15 @@ def energy_pointing_game(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
 
     `energy = sum_mask relu(map) / sum relu(map)`; a map without positive mass counts as uniform.
 
-    Arguments and errors are those of `pointing_game`.
+    Args:
+      heatmaps: `[n, *space]`.
+      masks: `[n, *space]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
 
     Returns:
       `float32[n]` in [0, 1].
+
+    Raises:
+      ValueError: wrong or different shapes, NaN, or a mask without any pixel (inside `jit` that gives NaN).
 
     Reference: Wang et al. 2020, Score-CAM: Score-Weighted Visual Explanations, https://arxiv.org/abs/1910.01279
 
@@ -94,19 +111,30 @@ def energy_pointing_game(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
       >>> energies = jaxcam.metrics.energy_pointing_game(heatmaps, masks)
     """
     heatmaps, masks = _checked(heatmaps, masks)
+    return _energy(heatmaps, masks)
+
+
+@jax.jit
+def _energy(heatmaps, masks):
     return _mass_inside(jax.nn.relu(heatmaps), masks)
 
 
 def relevance_mass_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     """Relevance mass accuracy: the share of the map's magnitude that lies on the object.
 
-    `accuracy = sum_mask |map| / sum |map|`; attributions `[n, h, w, c]` are summed over channels first.
+    `accuracy = sum_mask |map| / sum |map|`; attributions `[n, *space, c]` are summed over channels first.
 
     On a map without negative values it is the energy-based pointing game. A zero map counts as uniform.
-    Arguments and errors are those of `pointing_game`.
+
+    Args:
+      heatmaps: `[n, *space]`.
+      masks: `[n, *space]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
 
     Returns:
       `float32[n]` in [0, 1].
+
+    Raises:
+      ValueError: wrong or different shapes, NaN, or a mask without any pixel (inside `jit` that gives NaN).
 
     Reference: Arras et al. 2022, CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network
     Explanations, https://arxiv.org/abs/2003.07258
@@ -114,19 +142,25 @@ def relevance_mass_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     Example:
       >>> accuracies = jaxcam.metrics.relevance_mass_accuracy(attributions, masks)
     """
-    return _mass_inside(*_checked(_magnitudes(heatmaps), masks))
+    return _mass_inside(*_checked(_magnitudes(heatmaps, masks), masks))
 
 
 def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     """Relevance rank accuracy: of the K highest pixels, the share that lies on an object of K pixels.
 
-    `accuracy = |top_K(|map|) and mask| / K`; attributions `[n, h, w, c]` are summed over channels first.
+    `accuracy = |top_K(|map|) and mask| / K`; attributions `[n, *space, c]` are summed over channels first.
 
     Pixels that tie for the last places count by their share inside the mask.
-    Arguments and errors are those of `pointing_game`.
+
+    Args:
+      heatmaps: `[n, *space]`.
+      masks: `[n, *space]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
 
     Returns:
       `float32[n]` in [0, 1].
+
+    Raises:
+      ValueError: wrong or different shapes, NaN, or a mask without any pixel (inside `jit` that gives NaN).
 
     Reference: Arras et al. 2022, CLEVR-XAI: A Benchmark Dataset for the Ground Truth Evaluation of Neural Network
     Explanations, https://arxiv.org/abs/2003.07258
@@ -134,21 +168,22 @@ def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     Example:
       >>> accuracies = jaxcam.metrics.relevance_rank_accuracy(attributions, masks)
     """
-    return _rank_accuracy(*_checked(_magnitudes(heatmaps), masks))
+    return _rank_accuracy(*_checked(_magnitudes(heatmaps, masks), masks))
 
 
 @jax.jit
 def _rank_accuracy(heatmaps, masks):
-    flat, inside = heatmaps.reshape(len(heatmaps), -1), masks.reshape(len(masks), -1)
-    size = inside.sum(-1, keepdims=True)
-    last = jnp.take_along_axis(jnp.sort(flat, -1, descending=True), jnp.maximum(size - 1, 0), -1)
+    flat, inside = heatmaps.reshape(heatmaps.shape[0], -1), masks.reshape(masks.shape[0], -1)
+    size = _count(inside)[:, None]
+    places = jnp.arange(flat.shape[1], dtype=jnp.float32)
+    last = jnp.sum(jnp.where(places == size - 1, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
     above, tied = flat > last, flat == last
-    share_of_tied = (tied & inside).sum(-1) / tied.sum(-1)
-    shares = ((above & inside).sum(-1) + (size[:, 0] - above.sum(-1)) * share_of_tied) / size[:, 0]
+    share_of_tied = _count(tied & inside) / _count(tied)
+    shares = (_count(above & inside) + (size[:, 0] - _count(above)) * share_of_tied) / size[:, 0]
     return _defined(shares, heatmaps, masks)
 
 
-def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float = 0.5) -> Values:
+def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int = 0.5) -> Values:
     """Intersection over union of the object and the part of the map above a threshold.
 
     `IoU = |M and mask| / |M or mask|` with `M = [scaled map >= threshold]`, the map scaled to [0, 1].
@@ -173,46 +208,72 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float = 0.5
     return _iou(*_checked(heatmaps, masks), threshold)
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=2)
 def _iou(heatmaps, masks, threshold):
-    found = normalise(heatmaps) >= threshold
-    return _defined((found & masks).sum((1, 2)) / (found | masks).sum((1, 2)), heatmaps, masks)
+    found = normalize(heatmaps) >= threshold
+    return _defined(_count(found & masks) / _count(found | masks), heatmaps, masks)
 
 
 @jax.jit
 def _mass_inside(mass, masks):
-    largest = mass.max((1, 2), keepdims=True)
+    space = _space(mass)
+    largest = mass.max(space, keepdims=True)
     mass = jnp.where(largest == 0, 1, mass / jnp.where(largest == 0, 1, largest))
-    return _defined((mass * masks).sum((1, 2)) / mass.sum((1, 2)), mass, masks)
+    return _defined(jnp.sum(mass, space, where=masks) / mass.sum(space), mass, masks)
 
 
-def _magnitudes(attributions):
-    magnitudes = jnp.abs(check_maps(attributions))
-    return magnitudes.sum(-1) if magnitudes.ndim == 4 else magnitudes
+def _magnitudes(attributions, masks):
+    """Magnitudes `[n, *space]` of heatmaps, or of attributions with channels more than the masks."""
+    return _summed(check_maps(attributions), np.ndim(masks))
+
+
+@partial(jax.jit, static_argnums=1)
+def _summed(attributions, ndim):
+    magnitudes = jnp.abs(attributions)
+    return magnitudes.sum(-1) if attributions.ndim == ndim + 1 else magnitudes
 
 
 def _checked(heatmaps, masks):
-    heatmaps = check_heatmaps(heatmaps)
-    masks = jnp.asarray(masks) > 0
+    heatmaps, masks = check_heatmaps(heatmaps), _inside(as_array(masks))
     if masks.shape != heatmaps.shape:
         raise ValueError(f"masks has shape {masks.shape} and heatmaps {heatmaps.shape}; they must be the same.")
     if is_known(masks):
-        empty = np.flatnonzero(~np.asarray(masks.any((1, 2))))
+        empty = np.flatnonzero(~seen(_any, masks))
         if empty.size:
             raise ValueError(f"The mask of image {empty[0]} is empty; leave images without an object out.")
     return heatmaps, masks
 
 
+@jax.jit
+def _inside(masks):
+    return masks if masks.dtype == bool else masks > 0
+
+
+@jax.jit
+def _any(masks):
+    return masks.any(_space(masks))
+
+
+def _space(maps):
+    return tuple(range(1, maps.ndim))
+
+
+def _count(masks):
+    """How many pixels of each are true, `float32[n]`."""
+    return jnp.sum(masks, _space(masks), dtype=jnp.float32)
+
+
 def _defined(values, heatmaps, masks):
     """Inside `jit`, where NaN and an empty mask cannot be refused, they give NaN."""
-    return jnp.where(masks.any((1, 2)), or_nan(values, heatmaps), jnp.nan).astype(jnp.float32)
+    return jnp.where(masks.any(_space(masks)), or_nan(values, heatmaps), jnp.nan)
 
 
 def _grown(masks, tolerance: int):
     """The masks and all pixels within `tolerance` of them."""
     if tolerance == 0:
         return masks
-    offsets = np.arange(-tolerance, tolerance + 1)
-    disc = (offsets[:, None] ** 2 + offsets**2 <= tolerance**2).astype(np.float32)
-    near = jax.lax.conv(masks[:, None].astype(jnp.float32), disc[None, None], (1, 1), "SAME")
+    axes = masks.ndim - 1
+    offsets = np.meshgrid(*[np.arange(-tolerance, tolerance + 1)] * axes, indexing="ij")
+    ball = (np.square(offsets).sum(0) <= tolerance**2).astype(np.float32)
+    near = jax.lax.conv(masks[:, None].astype(jnp.float32), ball[None, None], (1,) * axes, "SAME")
     return near[:, 0] > 0.5

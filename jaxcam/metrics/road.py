@@ -2,31 +2,23 @@
 
 Filling the holes with a constant shows the model their outline, and it may react to that. Here every removed pixel
 becomes the mean of its neighbours, removed ones included: one linear system per image and fraction, which conjugate
-gradients solve on the device with three-by-three sums in place of a matrix.
+gradients solve on the device with sums over neighbours in place of a matrix.
 """
 
+import math
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxcam._checks import as_array, positive, random_key
+from jaxcam._engine import engine
 from jaxcam._errors import unknown
-from jaxcam._inputs import engine, positive
-from jaxcam._typing import Images, Score, Targets
-from jaxcam.metrics._altered import (
-    Curve,
-    Model,
-    check_all,
-    classes,
-    original_scores,
-    random_key,
-    removal_order,
-    scores_of,
-)
-from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan
+from jaxcam._typing import Images, Key, Score, Targets
+from jaxcam.metrics._altered import Curve, Model, looked_at, prepare_maps, removal_order, scores_of
+from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan, warn_of_zeros
 from jaxcam.score import probability
 
 SOLVER_TOLERANCE = 1e-6  # of the residual, relative to the right-hand side
@@ -42,35 +34,46 @@ def road(
     score: Score = probability,
     order: str = "combined",
     fractions: Sequence[float] | Float[np.ndarray, "fractions"] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    noise: float = 0.01,
+    grain: float | int = 0.01,
     chunk_size: int | None = None,
-    key=None,
+    key: Key = 0,
     curve: bool = False,
 ) -> Values | Curve:
     """ROAD: the score after pixels were removed and filled in from their surroundings, without the mask's outline.
 
     `combined = (LeRF - MoRF) / 2`, where `MoRF = mean_f score(image without its share f of highest pixels) -
     score(image)`, and LeRF is the same with the lowest pixels. Each removed pixel becomes the weighted mean of its
-    eight neighbours (1/6 beside it, 1/12 at the corners), all of them at once: a sparse linear system, solved by
-    conjugate gradients on the device.
+    neighbours, all of them at once: a sparse linear system, solved by conjugate gradients on the device. On an image
+    the eight neighbours weigh 1/6 beside the pixel and 1/12 at the corners, as in the paper; in general the weights are
+    the product of 1/2, 1, 1/2 along each axis of space, scaled to sum to one.
 
     MoRF should be low, LeRF and the combination high. The number of pixels removed is that of pytorch-grad-cam for a
     map without ties. Where pixels tie, it removes all of them or none, so that for a CAM with a large zero region LeRF
-    removes the whole region at every fraction; here ties are broken in reading order and the fraction is kept.
+    removes the whole region at every fraction; here ties are broken in reading order and the fraction is kept. Of a map
+    that is zero everywhere that order says nothing: outside of `jit` it gives a warning.
 
     Args:
-      model, images, heatmaps, targets, score, chunk_size: as for `deletion`.
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      heatmaps: `float[n, *space]`; only the order of the pixels counts.
+      targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
+        t]`.
+      score: what is measured, `(output, targets[n]) -> [n]`.
       order: `"morf"` (most relevant first), `"lerf"` (least relevant first) or `"combined"`.
       fractions: shares of the pixels to remove, each between 0 and 1.
-      noise: deviation of the normal noise added to the filled pixels; 0 for none.
-      key: for the noise; `None` means `jax.random.key(0)`.
+      grain: deviation of the normal noise added to the filled pixels, in units of the normalised pixel whatever the
+        image's range, as in pytorch-grad-cam; 0 for none.
+      chunk_size: images in one forward pass; altered images are made inside the pass. By default what suits the
+        device.
+      key: for the grain; a seed or a key.
       curve: return a `Curve` with the score at each fraction (half the difference for `"combined"`).
 
     Returns:
       `float32[n]` in units of the score.
 
     Raises:
-      ValueError: as `deletion`; an unknown order, or a fraction outside (0, 1).
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline; an unknown order, a fraction
+        outside (0, 1), or a negative grain.
 
     Reference: Rong et al. 2022, A Consistent and Efficient Evaluation Strategy for Attribution Methods,
     https://arxiv.org/abs/2202.00449
@@ -84,66 +87,98 @@ def road(
     fractions = tuple(map(float, fractions))
     if not fractions or not all(0 < each < 1 for each in fractions):
         raise ValueError(f"fractions is {fractions}; each is a share of the pixels to remove, between 0 and 1.")
-    images, heatmaps, targets = check_all(model, images, heatmaps, targets)
-    static = {"score": score, "order": order, "fractions": fractions, "chunk_size": chunk_size}
-    result = _road_engine(model, images, heatmaps, targets, noise, random_key(key), **static)
-    return result if curve else result.value
+    if not grain >= 0:
+        raise ValueError(f"grain is {grain}; it must be zero or more.")
+    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
+    warn_of_zeros(heatmaps, stacklevel=3)
+    options = {"score": score, "order": order, "fractions": fractions, "grain": grain, "chunk_size": chunk_size}
+    scores, value = _road_engine(model, images, targets, heatmaps, random_key(key), **options)
+    return Curve(as_array(fractions, np.float32), scores, value) if curve else value
 
 
-@engine(static=("score", "order", "fractions", "chunk_size"))
-def _road_engine(model, images, heatmaps, targets, noise, key, *, score, order, fractions, chunk_size):
-    targets = classes(model, images, targets, chunk_size)
-    ranks, pixels = removal_order(heatmaps), images.shape[1] * images.shape[2]
-    counts = jnp.asarray([1 + int(each * (pixels - 1) + 1e-9) for each in fractions])  # as np.percentile would
+@engine
+def _road_engine(model, images, targets, heatmaps, key, *, score, order, fractions, grain, chunk_size):
+    targets, before = looked_at(model, images, targets, score)
+    ranks, pixels = removal_order(heatmaps)[:, None], math.prod(heatmaps.shape[1:])
     orders = ("lerf", "morf") if order == "combined" else (order,)
+    counts = [1 + int(each * (pixels - 1) + 1e-9) for each in fractions]  # as np.percentile would
+    # Which ranks each copy loses, from the first to before the last: one copy for each order and fraction.
+    ends = [(pixels - count, pixels) if each == "lerf" else (0, count) for each in orders for count in counts]
+    first, last = jnp.asarray(ends, jnp.int32).T
 
-    def altered(image, which, step):
-        count = counts[step, None, None]
-        lowest_first = jnp.asarray([each == "lerf" for each in orders])[which, None, None]
-        removed = jnp.where(lowest_first, ranks[image] >= pixels - count, ranks[image] < count)
-        filled = jax.vmap(_impute)(images[image], removed)
-        keys = jax.vmap(partial(jax.random.fold_in, key))(which * len(fractions) + step)
-        grain = noise * jax.vmap(lambda each: jax.random.normal(each, images.shape[1:]))(keys)
-        return jnp.where(removed[..., None], (filled + grain).astype(images.dtype), images[image])
+    def altered(indices):
+        begin, end = (each[indices].reshape(1, -1, *(1,) * (images.ndim - 2)) for each in (first, last))
+        removed = (ranks >= begin) & (ranks < end)
+        filled = _impute(images[:, None], removed)
+        if grain:
+            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+            filled += grain * jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], jnp.float32))(keys)
+        return jnp.where(removed[..., None], filled.astype(images.dtype), images[:, None])
 
-    shape = len(images), len(orders), len(fractions)
-    scores = or_nan(scores_of(model, targets, score, altered, shape, chunk_size), heatmaps)
+    scores = scores_of(model, images, targets, score, altered, len(ends), chunk_size)
+    scores = or_nan(scores, heatmaps).reshape(-1, len(orders), len(fractions))
     if order == "combined":
         scores = (scores[:, 0] - scores[:, 1]) / 2
-        value = scores.mean(-1)
-    else:
-        scores = scores[:, 0]
-        value = scores.mean(-1) - original_scores(model, images, targets, score, chunk_size)
-    return Curve(jnp.asarray(fractions, jnp.float32), scores, value)
+        return scores, scores.mean(-1)
+    return scores[:, 0], scores[:, 0].mean(-1) - before
 
 
-def _impute(image, removed):
-    """`image [h, w, c]` with each pixel of `removed [h, w]` the weighted mean of its neighbours.
+def _impute(images, removed):
+    """`images [n, 1, *space, c]` with each pixel of `removed [n, m, *space]` the weighted mean of its neighbours.
 
     The equations of the removed pixels, `s_i x_i - sum_j w_ij x_j = sum_j w_ij known_j` with `s_i` the weights of the
     neighbours that exist, are symmetric and positive definite as long as one pixel is known. They are solved as
     deviations from the mean of the known pixels, so that the tolerance does not depend on the image's brightness.
     """
-    removed = removed[..., None]
-    image = image.astype(jnp.float32)
-    mean = jnp.sum(jnp.where(removed, 0, image), (0, 1)) / jnp.maximum(jnp.sum(~removed), 1)
-    known = jnp.where(removed, 0, image - mean)
-    weights = _neighbours(jnp.ones_like(image))
+    removed, space = removed[..., None], tuple(range(2, removed.ndim))
+    images = images.astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(~removed, space, jnp.float32, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(removed, 0, images), space, keepdims=True) / count
+    known = jnp.where(removed, 0, images - mean)
+    weights = _neighbours(jnp.ones_like(known))
 
     def equations(x):
         return jnp.where(removed, weights * x - _neighbours(x), 0)
 
     right = jnp.where(removed, _neighbours(known), 0)
-    filled, _ = jax.scipy.sparse.linalg.cg(equations, right, tol=SOLVER_TOLERANCE, maxiter=SOLVER_STEPS)
-    return mean + known + filled
+    return mean + known + jax.lax.custom_linear_solve(equations, right, _conjugate_gradients, symmetric=True)
+
+
+def _conjugate_gradients(equations, right):
+    """The solution `[n, m, ...]` of each copy's own equations, each with its own step and its own end."""
+
+    def dot(a, b):
+        return jnp.sum(a * b, tuple(range(2, right.ndim)), keepdims=True)
+
+    def ratio(a, b):
+        return a / jnp.where(b == 0, 1, b)
+
+    limit = SOLVER_TOLERANCE**2 * dot(right, right)
+
+    def is_unsolved(state):
+        *_, squared, steps = state
+        return (squared > limit).any() & (steps < SOLVER_STEPS)
+
+    def step(state):
+        x, residual, direction, squared, steps = state
+        image = equations(direction)
+        length = jnp.where(squared > limit, ratio(squared, dot(direction, image)), 0)  # a solved copy stays
+        x, residual = x + length * direction, residual - length * image
+        smaller = dot(residual, residual)
+        return x, residual, residual + ratio(smaller, squared) * direction, smaller, steps + 1
+
+    return jax.lax.while_loop(is_unsolved, step, (jnp.zeros_like(right), right, right, dot(right, right), 0))[0]
 
 
 def _neighbours(x):
-    """The sum of each pixel's neighbours in `[h, w, c]`, weighted 1/6 beside it and 1/12 at the corners.
+    """The sum of each pixel's neighbours in `[n, m, *space, c]`, with the weights that `road` names.
 
-    `(outer([1/2, 1, 1/2], [1/2, 1, 1/2]) - centre) / 3`: two passes, one along each axis.
+    They are `(outer product of [1/2, 1, 1/2] - centre) / (2^axes - 1)`: one pass along each axis.
     """
-    rows = jnp.pad(x, ((1, 1), (0, 0), (0, 0)))
-    both = x + (rows[:-2] + rows[2:]) / 2
-    columns = jnp.pad(both, ((0, 0), (1, 1), (0, 0)))
-    return (both + (columns[:, :-2] + columns[:, 2:]) / 2 - x) / 3
+    total, space = x, range(2, x.ndim - 1)
+    for axis in space:
+        edges = [(1, 1) if each == axis else (0, 0) for each in range(x.ndim)]
+        padded, size = jnp.pad(total, edges), x.shape[axis]
+        before, after = (jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2))
+        total = total + (before + after) / 2
+    return (total - x) / (2 ** len(space) - 1)

@@ -7,22 +7,23 @@ the classes that the unchanged model predicts, for all models.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxcam._array import Rows
+from jaxcam._checks import as_array, random_key
+from jaxcam._engine import engine
 from jaxcam._errors import unknown
-from jaxcam._inputs import check_images, check_targets, predicted, require_tap
-from jaxcam._typing import Images, Targets
-from jaxcam.metrics._checks import Values
+from jaxcam._scores import chosen
+from jaxcam._typing import Images, Key, Targets
+from jaxcam.metrics._altered import Model
+from jaxcam.metrics._checks import Values, prepare_one
 from jaxcam.metrics.similarity import spearman
-from jaxcam.tap import Tap, _unwrap
-from jaxcam.tap import layers as list_layers
+from jaxcam.taps import Network, Tap
+from jaxcam.taps.tap import is_inexact
 
 
 def shuffle(key, array):
@@ -35,7 +36,7 @@ def shuffle(key, array):
     return jax.random.permutation(key, array.ravel()).reshape(array.shape)
 
 
-def cascading_randomisation(
+def cascading_randomization(
     method: Callable,
     model: Tap,
     images: Images,
@@ -43,10 +44,10 @@ def cascading_randomisation(
     *,
     layers: Sequence[str] | None = None,
     similarity: Callable = spearman,
-    randomise: Callable = shuffle,
-    key=None,
+    randomize: Callable = shuffle,
+    key: Key = 0,
 ) -> dict[str, Values]:
-    """Cascading randomisation: the model's layers are randomised one after the other, from the output down.
+    """Cascading randomization: the model's layers are randomized one after the other, from the output down.
 
     `value[layer] = similarity(method(model with random weights from the output to layer), method(model))`.
 
@@ -57,30 +58,33 @@ def cascading_randomisation(
     Args:
       method: `(model, images, targets) -> maps`.
       model: a tap; for a method that needs no activations, on any layer.
-      images: `float[n, h, w, c]`.
-      targets: `int[n]`, one class for all, or `None` for the classes that the trained model predicts.
-      layers: paths whose weights (and all below the path) are randomised together, in this order; `None` is the model's
-        top-level layers from last to first.
+      images: `float[n, *space, c]`.
+      targets: `int[n]`, one class for all, or `None` for the classes that the trained model predicts; one class an
+        image, no `[n, t]`.
+      layers: paths whose weights (and all below the path) are randomized together, in this order; `None` is the model's
+        outermost layers that have weights, the last one called first.
       similarity: `(maps, maps) -> [n]`.
-      randomise: `(key, array) -> array`, for each weight array.
-      key: `None` means `jax.random.key(0)`.
+      randomize: `(key, array) -> array`, for each weight array.
+      key: a seed or a key.
 
     Returns:
-      `{layer: float32[n]}`, in the order of randomisation.
+      `{layer: float32[n]}`, in the order of randomization.
 
     Raises:
       TypeError: `model` is not a tap.
-      ValueError: a layer without weights; images or targets of a wrong shape, type or range.
+      ValueError: a layer without weights; images or targets of a wrong shape, type or range; `layers` left open for a
+        model whose weights are not named after its layers.
 
     Reference: Adebayo et al. 2018, Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292
 
     Example:
-      >>> values = jaxcam.metrics.cascading_randomisation(jaxcam.grad_cam, model, images)
+      >>> values = jaxcam.metrics.cascading_randomization(jaxcam.grad_cam, model, images)
     """
-    return _randomisation(method, model, images, targets, layers, similarity, randomise, key, keep=True)
+    options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
+    return _randomization(method, model, images, targets, keep=True, **options)
 
 
-def independent_randomisation(
+def independent_randomization(
     method: Callable,
     model: Tap,
     images: Images,
@@ -88,51 +92,75 @@ def independent_randomisation(
     *,
     layers: Sequence[str] | None = None,
     similarity: Callable = spearman,
-    randomise: Callable = shuffle,
-    key=None,
+    randomize: Callable = shuffle,
+    key: Key = 0,
 ) -> dict[str, Values]:
-    """Independent randomisation: one layer at a time is randomised, the others stay as trained.
+    """Independent randomization: one layer at a time is randomized, the others stay as trained.
 
     `value[layer] = similarity(method(model with random weights in layer), method(model))`.
 
-    Arguments, result and errors are those of `cascading_randomisation`.
+    Args:
+      method: `(model, images, targets) -> maps`.
+      model: a tap; for a method that needs no activations, on any layer.
+      images: `float[n, *space, c]`.
+      targets: `int[n]`, one class for all, or `None` for the classes that the trained model predicts; one class an
+        image, no `[n, t]`.
+      layers: paths whose weights (and all below the path) are randomized together, in this order; `None` is the
+        model's outermost layers that have weights, the last one called first.
+      similarity: `(maps, maps) -> [n]`.
+      randomize: `(key, array) -> array`, for each weight array.
+      key: a seed or a key.
+
+    Returns:
+      `{layer: float32[n]}`, in the order of randomization.
+
+    Raises:
+      TypeError: `model` is not a tap.
+      ValueError: a layer without weights; images or targets of a wrong shape, type or range; `layers` left open for a
+        model whose weights are not named after its layers.
 
     Reference: Adebayo et al. 2018, Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292
 
     Example:
-      >>> values = jaxcam.metrics.independent_randomisation(jaxcam.grad_cam, model, images)
+      >>> values = jaxcam.metrics.independent_randomization(jaxcam.grad_cam, model, images)
     """
-    return _randomisation(method, model, images, targets, layers, similarity, randomise, key, keep=False)
+    options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
+    return _randomization(method, model, images, targets, keep=False, **options)
 
 
-def _randomisation(method, model, images, targets, layers, similarity, randomise, key, *, keep: bool):
-    require_tap(model, "Randomising weights")
-    images, targets = _checked(model, images, targets)
-    names = _weight_names(model)
-    layers = _top_down(model, images, names) if layers is None else tuple(layers)
+def _randomization(method, model, images, targets, *, layers, similarity, randomize, key, keep: bool):
+    if not isinstance(model, Tap):
+        raise TypeError(
+            f"The weights to randomize are not to be seen: the model is a {type(model).__name__}. Pass a tap, on any "
+            'layer: `jaxcam.tap(module, variables, "layer4")`.'
+        )
+    model, images, targets = _prepare(model, images, targets)
+    names = _weight_names(model.variables)
+    layers = _top_down(model.shapes(images), names) if layers is None else tuple(layers)
     for layer in layers:
-        if not any(_belongs(name, layer) for name in names):
-            known = dict.fromkeys(name.rpartition(".")[0] for name in names)
-            raise unknown("layer", layer, known, "Only layers that have weights can be randomised.")
-    original, changed, values = method(model, images, targets), model, {}
-    key = jax.random.key(0) if key is None else key
+        if not _below(layer, names):
+            known = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name)
+            raise unknown("layer", layer, known, "Only layers that have weights can be randomized.")
+    original, changed, values, key = method(model, images, targets), model, {}, random_key(key)
     for index, layer in enumerate(layers):
-        # One key for each layer, so that both kinds of randomisation give a layer the same random weights.
-        changed = _randomised(changed if keep else model, layer, randomise, jax.random.fold_in(key, index))
+        # One key for each layer, so that both kinds of randomization give a layer the same random weights.
+        variables, drawn = (changed if keep else model).variables, _folded(key, index)
+        own = [name in _below(layer, names) for name in names]
+        changed = replace(model, variables=_randomized(variables, own, randomize, drawn))
         values[layer] = similarity(method(changed, images, targets), original)
     return values
 
 
-def label_randomisation(
+def label_randomization(
     method: Callable,
-    model: Tap | Callable,
-    random_label_model: Tap | Callable,
+    model: Model,
+    random_label_model: Model,
     images: Images,
     targets: Targets = None,
     *,
     similarity: Callable = spearman,
 ) -> Values:
-    """Label randomisation: the model against one of the same architecture that was trained on shuffled labels.
+    """Label randomization: the model against one of the same architecture that was trained on shuffled labels.
 
     `value = similarity(method(random_label_model), method(model))`.
 
@@ -140,9 +168,13 @@ def label_randomisation(
     what the first one learned.
 
     Args:
-      method, images, targets, similarity: as for `cascading_randomisation`.
+      method: `(model, images, targets) -> maps`.
       model: trained on the true labels.
       random_label_model: trained on permuted labels, with the same classes.
+      images: `float[n, *space, c]`.
+      targets: `int[n]`, one class for all, or `None` for the classes that the trained model predicts; one class an
+        image, no `[n, t]`.
+      similarity: `(maps, maps) -> [n]`.
 
     Returns:
       `float32[n]`.
@@ -153,19 +185,19 @@ def label_randomisation(
     Reference: Adebayo et al. 2018, Sanity Checks for Saliency Maps, https://arxiv.org/abs/1810.03292
 
     Example:
-      >>> values = jaxcam.metrics.label_randomisation(jaxcam.grad_cam, model, model, images)
+      >>> values = jaxcam.metrics.label_randomization(jaxcam.grad_cam, model, model, images)
     """
-    images, targets = _checked(model, images, targets)
+    model, images, targets = _prepare(model, images, targets)
     return similarity(method(random_label_model, images, targets), method(model, images, targets))
 
 
 def input_invariance(
     method: Callable,
-    model: Tap | Callable,
+    model: Model,
     images: Images,
     targets: Targets = None,
     *,
-    shift: float | Float[Array, "..."] = 1.0,
+    shift: float | int | Float[Array, "..."] = 1.0,
     similarity: Callable = spearman,
 ) -> Values:
     """Input invariance: a constant added to all pixels, which the model takes off again, should change no explanation.
@@ -178,9 +210,13 @@ def input_invariance(
     integrated gradients from a zero baseline, fail.
 
     Args:
-      method, model, images, targets, similarity: as for `cascading_randomisation`; any model will do for a method that
-        needs no activations.
+      method: `(model, images, targets) -> maps`.
+      model: a tap; for a method that needs no activations, on any layer.
+      images: `float[n, *space, c]`.
+      targets: `int[n]`, one class for all, or `None` for the classes that the trained model predicts; one class an
+        image, no `[n, t]`.
       shift: a number, or an array that broadcasts to `images`.
+      similarity: `(maps, maps) -> [n]`.
 
     Returns:
       `float32[n]`, one where the explanation is invariant.
@@ -193,10 +229,13 @@ def input_invariance(
     Example:
       >>> values = jaxcam.metrics.input_invariance(jaxcam.grad_cam, model, images)
     """
-    images, targets = _checked(model, images, targets)
-    shift = jnp.asarray(shift, images.dtype)
+    model, images, targets = _prepare(model, images, targets)
+    shift = as_array(shift, images.dtype)
     if isinstance(model, Tap):
-        shifted = _Shifted(**{field.name: getattr(model, field.name) for field in fields(model)}, shift=shift)
+        # A shift of each image's own is one of its rows, which follow the image where a method repeats it.
+        own = shift.ndim == images.ndim and shift.shape[0] == images.shape[0]
+        variables = model.variables, Rows(shift) if own else shift
+        shifted = replace(model, network=_Shifted(model.network), variables=variables)
     else:
 
         def shifted(images):
@@ -205,64 +244,85 @@ def input_invariance(
     return similarity(method(shifted, images + shift, targets), method(model, images, targets))
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["variables", "arrays", "shift"],
-    meta_fields=[field.name for field in fields(Tap) if field.name not in ("variables", "arrays")],
-)
-@dataclass(frozen=True, eq=False)
-class _Shifted(Tap):
-    """A tap that takes a constant off the images before the model sees them."""
+@dataclass(frozen=True)
+class _Shifted(Network):
+    """A network that takes a shift off the images first; its variables are the inner network's, and the shift."""
 
-    shift: Any = None
+    network: Network
 
-    def _forward(self, images, *args):  # every look at the model goes through here
-        return super()._forward(images - self.shift, *args)
+    def run(self, variables, images, inputs, options, visit, rows):
+        inner, shift = variables
+        shift = shift.array if isinstance(shift, Rows) else shift
+        return self.network.run(inner, images - shift, inputs, options, visit, rows)
 
-
-def _checked(model, images, targets):
-    images = check_images(images)
-    targets = check_targets(model, images, targets)
-    return images, predicted(model(images)) if targets is None else targets
+    def resolve(self, layer):
+        return self.network.resolve(layer)
 
 
-def _weight_names(model) -> list[str]:
-    """The dotted path of each weight array, `"layer4.0.conv1.kernel"`, without the name of Linen's collection."""
-    return [_name(path) for path, leaf in jax.tree.leaves_with_path(model.variables) if _is_weight(leaf)]
+def _prepare(model, images, targets):
+    """What is wrong with the arguments, and the classes for all models: those given, or what the first one predicts."""
+    model, images, targets = prepare_one(model, images, targets)
+    return model, images, _classes(model, images, targets)
+
+
+@engine
+def _classes(model, images, targets):
+    return chosen(model, images, targets)
+
+
+def _weight_names(variables) -> list[str | None]:
+    """For each leaf of the variables the dotted path of the weight, `"layer4.0.conv1.kernel"`; `None` for what is none.
+
+    The first word of a Linen path is the collection, which is no part of the layer's name.
+    """
+    first = int(hasattr(variables, "keys") and "params" in variables)
+    named = jax.tree.leaves_with_path(variables)
+    return [_name(path[first:]) if is_inexact(leaf) else None for path, leaf in named]
 
 
 def _name(path) -> str:
-    words = [str(getattr(each, "key", getattr(each, "name", each))) for each in path]
-    collections = ("params", "batch_stats")
-    return ".".join(words[1:] if words[0] in collections else words)
+    return ".".join(str(getattr(each, "key", getattr(each, "name", getattr(each, "idx", each)))) for each in path)
 
 
-def _is_weight(leaf) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+def _below(layer: str, names) -> set[str]:
+    """The weights of a layer: those whose path begins with the layer's, or is it.
+
+    Keras names a layer alone by its own name, so where no path begins so, the name may stand further in, at one place.
+    """
+    weights = set(filter(None, names))
+    found = {name for name in weights if f"{name}.".startswith(f"{layer}.")}
+    inside = {name for name in weights if f".{layer}." in name}
+    return found or (inside if len({name.split(f".{layer}.")[0] for name in inside}) == 1 else set())
 
 
-def _belongs(name: str, layer: str) -> bool:
-    return name.startswith(layer + ".")
+def _top_down(called, names) -> tuple[str, ...]:
+    """The outermost layers that have weights, the last one called first."""
+    layers, seen = [], set()
+    for path in reversed(called):
+        words = path.split(".")
+        if any(".".join(words[:end]) in called for end in range(1, len(words))):
+            continue
+        own = _below(path, names)
+        if not own <= seen:
+            layers.append(path)
+            seen |= own
+    if not layers:
+        raise ValueError(
+            "The weights are not named after the model's layers, so which of them come last is not known. Say so: "
+            f"layers=[...], of {', '.join(dict.fromkeys(name.partition('.')[0] for name in filter(None, names)))}."
+        )
+    return tuple(layers)
 
 
-def _top_down(model, images, names) -> tuple[str, ...]:
-    """The top-level layers that have weights, the last one called first."""
-    module, variables = _unwrap(model.module), model.variables
-    if isinstance(module, nnx.GraphDef):
-        module, variables = nnx.merge(module, variables), None
-    calls = list_layers(module, images[:1], variables, **dict(model.options), **model.arrays)
-    top_level = dict.fromkeys(path.partition(".")[0] for path in calls)
-    return tuple(each for each in reversed(top_level) if any(_belongs(name, each) for name in names))
+def _randomized(variables, own, randomize, key):
+    """The variables, those leaves that are a layer's `own` drawn anew."""
+    leaves, structure = jax.tree.flatten(variables)
+    drawn = [
+        randomize(_folded(key, index), leaf) if is_own else leaf
+        for index, (leaf, is_own) in enumerate(zip(leaves, own, strict=True))
+    ]
+    return jax.tree.unflatten(structure, drawn)
 
 
-def _randomised(model, layer, randomise, key):
-    counter = iter(range(len(jax.tree.leaves(model.variables))))
-
-    def change(path, leaf):
-        index = next(counter)
-        if not _is_weight(leaf) or not _belongs(_name(path), layer):
-            return leaf
-        return randomise(jax.random.fold_in(key, index), leaf)
-
-    variables = jax.tree.map_with_path(change, model.variables)
-    return Tap(**{field.name: getattr(model, field.name) for field in fields(model)} | {"variables": variables})
+def _folded(key, number: int):
+    return jax.random.fold_in(key, as_array(number, np.uint32))

@@ -1,7 +1,7 @@
 """How alike two maps are, for each image: correlation, overlap, structure.
 
-Every function takes two arrays of one map per image, heatmaps `[n, h, w]` or attributions `[n, h, w, c]`, and returns
-`float32[n]`; one is "the same". A constant map has no pattern to agree with: it gives zero, never NaN.
+Every function takes two arrays of one map per image, heatmaps `[n, *space]` or attributions `[n, *space, c]`, and
+returns `float32[n]`; one is "the same". A constant map has no pattern to agree with: it gives zero, never NaN.
 """
 
 from functools import partial
@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam._array import ROUNDING
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan
+from jaxcam._array import ROUNDING, along
+from jaxcam.metrics._checks import TO_HEATMAPS, AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan
 
-EXACT = jax.lax.Precision.HIGHEST
-SIGMA, RADIUS = 1.5, 5  # the window of SSIM's paper: a Gaussian, cut to 11 x 11 pixels
+SIGMA, RADIUS = 1.5, 5  # the window of SSIM's paper: a Gaussian, cut to 11 pixels along each axis
 C1, C2 = 0.01**2, 0.03**2  # SSIM's constants, for maps that span [0, 1]
 
 
@@ -50,7 +49,14 @@ def spearman(a: AnyMaps, b: AnyMaps) -> Values:
 
     `rho = pearson(ranks(a), ranks(b))`; equal values share the average of their ranks.
 
-    Arguments, result and errors are those of `pearson`.
+    Args:
+      a, b: `[n, ...]`, of one shape.
+
+    Returns:
+      `float32[n]` in [-1, 1]; zero where a map is constant.
+
+    Raises:
+      ValueError: shapes that differ, or NaN.
 
     Reference: Spearman 1904, The Proof and Measurement of Association, https://doi.org/10.2307/1412159
 
@@ -62,42 +68,48 @@ def spearman(a: AnyMaps, b: AnyMaps) -> Values:
 
 @jax.jit
 def _spearman(a, b):
-    return or_nan(_pearson(jax.vmap(_average_ranks)(a), jax.vmap(_average_ranks)(b)), a, b)
+    return or_nan(_pearson(_average_ranks(a), _average_ranks(b)), a, b)
 
 
-def iou_top(a: AnyMaps, b: AnyMaps, *, top: float = 0.1) -> Values:
+def iou_top(a: AnyMaps, b: AnyMaps, *, fraction: float | int = 0.1) -> Values:
     """Overlap of the two maps' most important pixels.
 
-    `IoU = |A and B| / |A or B|`, where `A` is the share `top` of the pixels with the highest values of `a`.
+    `IoU = |A and B| / |A or B|`, where `A` is the `fraction` of the pixels with the highest values of `a`.
 
     Pixels that tie with the last one belong to it too, and a pixel at the map's minimum never does: the many zeros of a
     CAM are not important, and a constant map has no important pixel at all, so its overlap is zero.
-    Arguments, result and errors are those of `pearson`, and:
 
     Args:
-      top: share of the pixels, above 0 and at most 1.
+      a, b: `[n, ...]`, of one shape.
+      fraction: share of the pixels, above 0 and at most 1.
+
+    Returns:
+      `float32[n]` in [-1, 1]; zero where a map is constant.
+
+    Raises:
+      ValueError: shapes that differ, or NaN.
 
     Reference: Ghorbani et al. 2019, Interpretation of Neural Networks Is Fragile (top-k intersection),
     https://arxiv.org/abs/1710.10547
 
     Example:
-      >>> values = jaxcam.metrics.iou_top(heatmaps, others, top=0.2)
+      >>> values = jaxcam.metrics.iou_top(heatmaps, others, fraction=0.2)
     """
-    if not 0 < top <= 1:
-        raise ValueError(f"top is {top}; it is a share of the pixels, above 0 and at most 1.")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction}; it is a share of the pixels, above 0 and at most 1.")
     a, b = _pair(a, b)
-    return _iou_top(a, b, max(1, round(top * a.shape[1])))
+    return _iou_top(a, b, max(1, round(fraction * a.shape[1])))
 
 
 @partial(jax.jit, static_argnums=2)
 def _iou_top(a, b, count):
     top_a, top_b = _top(a, count), _top(b, count)
-    overlap = (top_a & top_b).sum(-1) / jnp.maximum((top_a | top_b).sum(-1), 1).astype(jnp.float32)
-    return or_nan(overlap, a, b)
+    common, either = (jnp.sum(each, -1, dtype=jnp.float32) for each in (top_a & top_b, top_a | top_b))
+    return or_nan(common / jnp.maximum(either, 1), a, b)
 
 
 def _top(values, count):
-    threshold = jax.lax.top_k(values, count)[0][:, -1:]
+    threshold = jnp.sort(values, -1)[:, -count, None]
     return (values >= threshold) & (values > values.min(-1, keepdims=True))
 
 
@@ -106,7 +118,14 @@ def cosine(a: AnyMaps, b: AnyMaps) -> Values:
 
     `cos = sum a b / (|a| |b|)`, over all values of an image.
 
-    Arguments and errors are those of `pearson`; zero where a map is zero everywhere.
+    Args:
+      a, b: `[n, ...]`, of one shape.
+
+    Returns:
+      `float32[n]` in [-1, 1]; zero where a map is zero everywhere.
+
+    Raises:
+      ValueError: shapes that differ, or NaN.
 
     Reference: Salton et al. 1975, A Vector Space Model for Automatic Indexing, https://doi.org/10.1145/361219.361220
 
@@ -125,13 +144,14 @@ def ssim(a: AnyHeatmaps, b: AnyHeatmaps) -> Values:
     """Structural similarity: local means, contrasts and patterns of two maps in [0, 1].
 
     `SSIM = mean (2 m_a m_b + c1)(2 s_ab + c2) / ((m_a^2 + m_b^2 + c1)(s_a^2 + s_b^2 + c2))`, with means `m` and
-    covariances `s` under a Gaussian window of sigma 1.5 cut to 11 x 11 pixels, `c1 = 0.01^2`, `c2 = 0.03^2`.
+    covariances `s` under a Gaussian window of sigma 1.5, cut to 11 pixels along each axis of space, `c1 = 0.01^2`,
+    `c2 = 0.03^2`.
 
     The convention is the paper's: scikit-image with `gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1`. The mean is over the windows that lie inside the map. Two equal constant maps give one.
 
     Args:
-      a, b: heatmaps `[n, h, w]` in [0, 1], at least 11 pixels high and wide.
+      a, b: heatmaps `[n, *space]` in [0, 1], at least 11 pixels along each axis.
 
     Returns:
       `float32[n]` in [-1, 1].
@@ -147,23 +167,26 @@ def ssim(a: AnyHeatmaps, b: AnyHeatmaps) -> Values:
     """
     a, b = check_heatmaps(a, unit=True), check_heatmaps(b, unit=True)
     _same_shape(a, b)
-    if min(a.shape[1:]) <= 2 * RADIUS:
-        raise ValueError(f"The maps have {a.shape[1]} x {a.shape[2]} pixels; SSIM's window needs at least 11 x 11.")
+    space = a.shape[1:]
+    if min(space) <= 2 * RADIUS:
+        hint = f" {TO_HEATMAPS}" if len(space) > 1 and min(space[:-1]) > 2 * RADIUS else ""
+        size = " x ".join(map(str, space))
+        raise ValueError(f"The maps have {size} pixels; SSIM's window needs at least 11 along each axis.{hint}")
     return _ssim(a, b)
 
 
 @jax.jit
 def _ssim(a, b):
-    rows, columns = _windows(a.shape[1]), _windows(a.shape[2])
+    windows = list(map(_windows, a.shape[1:]))
 
     def local_mean(x):
-        return jnp.einsum("Hh,nhw,Ww->nHW", rows, x, columns, precision=EXACT)
+        return along(x, windows, 1)
 
     mean_a, mean_b = local_mean(a), local_mean(b)
     variances = local_mean(a * a) - mean_a**2 + local_mean(b * b) - mean_b**2
     covariance = local_mean(a * b) - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    return jnp.mean(luminance * (2 * covariance + C2) / (variances + C2), (1, 2))
+    return jnp.mean(luminance * (2 * covariance + C2) / (variances + C2), tuple(range(1, a.ndim)))
 
 
 def _windows(size: int) -> np.ndarray:
@@ -202,11 +225,15 @@ def _unit(x):
 
 
 def _average_ranks(x):
-    """Ranks from zero of one map's values; a run of equal values shares the mean of its first and last place."""
-    order = jnp.argsort(x)
-    places, values = jnp.arange(x.size), x[order]
-    starts = jnp.concatenate([jnp.array([True]), values[1:] != values[:-1]])
-    ends = jnp.concatenate([starts[1:], jnp.array([True])])
-    first = jax.lax.cummax(jnp.where(starts, places, 0))
-    last = jax.lax.cummin(jnp.where(ends, places, x.size - 1), reverse=True)
-    return jnp.zeros(x.shape).at[order].set((first + last) / 2)
+    """Ranks from zero of each map's values `[n, values]`; a run of equal values has the mean of its first and last.
+
+    Sorting back, in place of indexing, keeps an axis of images that is sharded where it is.
+    """
+    places = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    values, order = jax.lax.sort((x, places), num_keys=1)
+    edge = jnp.ones_like(values[:, :1], bool)
+    changes = values[:, 1:] != values[:, :-1]
+    starts, ends = jnp.concatenate([edge, changes], 1), jnp.concatenate([changes, edge], 1)
+    first = jax.lax.cummax(jnp.where(starts, places, 0), axis=1)
+    last = jax.lax.cummin(jnp.where(ends, places, x.shape[1] - 1), axis=1, reverse=True)
+    return jax.lax.sort((order, (first + last).astype(jnp.float32) / 2), num_keys=1)[1]

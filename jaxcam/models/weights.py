@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from jaxcam.image import Preprocess
 from jaxcam.models import _download, _labels, _read
 from jaxcam.models._labels import CIFAR10, IMAGENET
 from jaxcam.models.resnet import ARCHITECTURES, ResNet
+from jaxcam.taps import Tap, tap
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -144,6 +145,15 @@ class Classifier:
 
     def __call__(self, images: Any) -> jax.Array:
         return self.module.apply(self.variables, self.preprocess(images))
+
+    def tap(self, layer: str | Sequence[str] | None = None, **options) -> Tap:
+        """`jaxcam.tap(module, variables, layer, **options)`; `layer=None` is the classifier's own.
+
+        Example:
+          >>> load("resnet18_cifar10").tap().layers
+          ('layer4',)
+        """
+        return tap(self.module, self.variables, layer or self.layer, **options)
 
 
 # --- The pipeline ----------------------------------------------------------------------------------------------------

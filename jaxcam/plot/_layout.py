@@ -1,6 +1,5 @@
 """Figures, and where things stand in them: all lengths in inches, from the figure's top left corner."""
 
-import contextlib
 import io
 import math
 import os
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxcam import _files
 from jaxcam.plot._pixels import find_colormap
 
 SAVED_DPI, SHOWN_DPI = 150, 100
@@ -18,7 +18,7 @@ FONT = {"family": "DejaVu Sans", "usetex": False, "parse_math": False}  # it shi
 
 # The layouts, in inches; font sizes in points.
 MARGIN, GUTTER, GAP, SEAM = 0.35, 0.45, 0.2, 0.05
-HEADING, SUBHEADING, CAPTION, FOOTER = 0.4, 0.34, 0.28, 0.56
+HEADING, SUBHEADING, CAPTION, NOTE, FOOTER = 0.4, 0.34, 0.28, 0.16, 0.56
 SIDEBAR, SLIDE = 2.6, (12.0, 6.75)
 BAR_ROW, SCALE_WIDTH, MOST_PREDICTIONS = 0.37, 2.6, 10
 SMALLEST, LARGEST = 1.0, 4.2  # sides of a square picture
@@ -106,21 +106,13 @@ def save(figure: "matplotlib.figure.Figure", path: str | os.PathLike) -> None:
       OSError: the folder cannot be made or written.
 
     Example:
-      >>> save(overlay(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 4, 4))), "figures/overlay.png")
+      >>> figure = jaxcam.plot.overlay(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 4, 4)))
+      >>> save(figure, "figures/overlay.png")
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"'{path}' does not end in .png; figure.savefig writes other formats.")
-    content = png(figure, SAVED_DPI)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise type(error)(f"Cannot write '{path}': {error.strerror}. Choose another output folder.") from error
+    _files.write(path, png(figure, SAVED_DPI))
 
 
 def axes_at(figure, box, label):
@@ -176,8 +168,24 @@ def headline(figure, title, explained):
         fit([write(figure, MARGIN, y, f"Explained class: {explained}", fontsize=11, color=GREY)], room, 8)
 
 
-def captions_above(figure, corners, names, width):
-    fit([write(figure, x, y + 0.17, n, fontsize=10.5) for (x, y), n in zip(corners, names, strict=False)], width, 8)
+def caption_height(names, notes=()) -> float:
+    """Of what `captions_above` writes: a line of names, a line of notes, or both."""
+    if not names:
+        return CAPTION if any(notes) else 0.0
+    return CAPTION + (NOTE if any(notes) else 0)
+
+
+def captions_above(figure, corners, names, width, notes=()):
+    """A name at each corner and, where something must be said of its picture, a smaller note between the two."""
+    last = caption_height(names, notes) - 0.11  # the baseline of the last line
+    notes = list(notes) or [""] * len(corners)
+    written = [
+        write(figure, x, y + last - (NOTE if note else 0), name, fontsize=10.5)
+        for (x, y), name, note in zip(corners, names, notes, strict=False)  # there may be no names
+    ]
+    fit(written, width, 8)
+    noted = [(corner, note) for corner, note in zip(corners, notes, strict=True) if note]
+    fit([write(figure, x, y + last, note, fontsize=8.5, color=GREY) for (x, y), note in noted], width, 8)
 
 
 def probability_bars(figure, x, y, predictions, explained):

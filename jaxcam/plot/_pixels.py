@@ -12,6 +12,8 @@ from jaxcam._errors import unknown
 COLORMAP = "inferno"  # perceptually uniform; any name that matplotlib knows will do, "jet" included
 OPACITY = 0.7  # of the hottest places: the photograph's texture still shows
 SLACK = 1e-3  # by which floats may leave [0, 1]
+ZERO = "zero everywhere"  # said of such a heatmap, which would otherwise look like one that was not drawn
+AXES = {1: "length", 2: "h, w", 3: "d, h, w"}  # of a heatmap, by the number of its image's axes of space
 SHORT_SIDE, LONG_SIDE = 256, 1024  # pixels of a picture in a figure, if its aspect allows
 
 
@@ -75,37 +77,64 @@ def as_pictures(images) -> list[np.ndarray]:
         if array.ndim != 3 or array.shape[-1] != 3 or not array.size:
             hint = " For files, use preprocess.view(files)." if array.ndim == 0 else ""
             raise ValueError(f"{name} has shape {array.shape}; expected [h, w, 3].{hint}")
-        if array.dtype != np.uint8 and array.dtype.kind in "iub":
-            raise ValueError(f"{name} holds {array.dtype}; expected uint8 or floating point.")
-        if array.dtype != np.uint8 and not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{name} has NaN or infinite pixels.")
-    floats = [array.astype(np.float32) for array in arrays if array.dtype != np.uint8]
-    normalised = any(array.min() < -SLACK or array.max() > 1 + SLACK for array in floats)
-    return [array if array.dtype == np.uint8 else _eight_bits(array.astype(np.float32), normalised) for array in arrays]
+        _check_type(array, name, "pixels")
+    return _eight_bits(arrays)
 
 
-def _eight_bits(array, normalised) -> np.ndarray:
-    if normalised:
-        array = (array - array.min()) / max(array.max() - array.min(), np.finfo(np.float32).tiny)
-    return np.uint8(np.round(255 * np.clip(array, 0, 1)))
+def _check_type(array, name, what) -> None:
+    if array.dtype == np.uint8:
+        return
+    if array.dtype.kind in "iub":
+        raise ValueError(f"{name} holds {array.dtype}; expected uint8 or floating point.")
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"{name} has NaN or infinite {what}.")
 
 
-def as_heats(heatmaps, expected: int | None = None) -> list[np.ndarray]:
+def as_volumes(volumes) -> list[np.ndarray]:
+    """Volumes as uint8 `[d, h, w, 3]`: grey or in colours, by the conventions of images."""
+    arrays = [np.asarray(volume) for volume in volumes]
+    for array in arrays:
+        if array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
+            hint = " Use volumes[..., :1] for the first channel." if array.ndim == 4 else ""
+            shape = (len(arrays), *array.shape)
+            raise ValueError(f"The volumes have shape {shape}; expected [n, d, h, w, 1] or [n, d, h, w, 3].{hint}")
+        _check_type(array, "A volume", "voxels")
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) != 1:
+        found = f"have the shapes {shapes}" if shapes else "are none"
+        raise ValueError(f"The volumes {found}; give volumes of one size, and at least one.")
+    return [np.broadcast_to(array, (*array.shape[:3], 3)) for array in _eight_bits(arrays)]
+
+
+def _eight_bits(arrays) -> list[np.ndarray]:
+    """Floats as uint8: of [0, 1] as they are; where any of them leaves it, each from its minimum to its maximum."""
+    floats = [None if array.dtype == np.uint8 else array.astype(np.float32) for array in arrays]
+    normalised = any(each.min() < -SLACK or each.max() > 1 + SLACK for each in floats if each is not None)
+
+    def converted(each):
+        if normalised:
+            each = (each - each.min()) / max(each.max() - each.min(), np.finfo(np.float32).tiny)
+        return np.uint8(np.round(255 * np.clip(each, 0, 1)))
+
+    return [array if each is None else converted(each) for array, each in zip(arrays, floats, strict=True)]
+
+
+def as_heats(heatmaps, expected: int | None = None, space: int = 2, kind: str = "image") -> list[np.ndarray]:
     heatmaps = np.asarray(heatmaps)
-    if heatmaps.ndim != 3 or not heatmaps.size:
-        hints = {2: " Use heatmap[None] for one.", 4: " For attributions, use jaxcam.heatmap(attributions)."}
-        hint = hints.get(heatmaps.ndim, "")
-        raise ValueError(f"The heatmaps have shape {heatmaps.shape}; expected [n, h, w].{hint}")
+    if heatmaps.ndim != space + 1 or not heatmaps.size:
+        one, attributions = " Use heatmap[None] for one.", " For attributions, use jaxcam.heatmap(attributions)."
+        hint = {space: one, space + 2: attributions}.get(heatmaps.ndim, "")
+        raise ValueError(f"The heatmaps have shape {heatmaps.shape}; expected [n, {AXES[space]}].{hint}")
     if expected is not None and len(heatmaps) != expected:
-        raise ValueError(f"There are {len(heatmaps)} heatmaps and {expected} images; give one heatmap per image.")
-    return [as_heat(heat, f"Heatmap {index} of {len(heatmaps)}") for index, heat in enumerate(heatmaps, 1)]
+        raise ValueError(f"There are {len(heatmaps)} heatmaps and {expected} {kind}s; give one heatmap per {kind}.")
+    return [as_heat(heat, f"Heatmap {index} of {len(heatmaps)}", space) for index, heat in enumerate(heatmaps, 1)]
 
 
-def as_heat(heat, name) -> np.ndarray:
+def as_heat(heat, name, space: int = 2) -> np.ndarray:
     heat = np.asarray(heat)
-    if heat.ndim != 2 or not heat.size:
+    if heat.ndim != space or not heat.size:
         hint = " For attributions, use jaxcam.heatmap(attributions)." if heat.ndim == 3 and heat.shape[-1] == 3 else ""
-        raise ValueError(f"{name} has shape {heat.shape}; expected [h, w].{hint}")
+        raise ValueError(f"{name} has shape {heat.shape}; expected [{AXES[space]}].{hint}")
     heat = heat.astype(np.float32)
     if not np.isfinite(heat).all():
         raise ValueError(f"{name} has NaN or infinite values.")
@@ -130,6 +159,21 @@ def find_colormap(name):
     if name not in matplotlib.colormaps:
         raise unknown("colour map", name, matplotlib.colormaps)
     return matplotlib.colormaps[name]
+
+
+def note(heat) -> str:
+    """What a caption must say of a heatmap."""
+    return "" if heat.any() else ZERO
+
+
+def along(heat, axis: int, places, length: int) -> np.ndarray:
+    """A heatmap at some places of an axis with `length` places, interpolated linearly between its own centres."""
+    own = heat.shape[axis]
+    centres = np.clip((np.asarray(places) + 0.5) * own / length - 0.5, 0, own - 1)
+    lower = np.floor(centres).astype(int)
+    upper = np.minimum(lower + 1, own - 1)
+    share = (centres - lower).reshape([-1 if each == axis else 1 for each in range(heat.ndim)])
+    return heat.take(lower, axis) * (1 - share) + heat.take(upper, axis) * share
 
 
 def stretched(heat, picture) -> np.ndarray:

@@ -23,6 +23,7 @@ from jaxcam.plot._layout import (
 )
 
 LETTER = 0.085  # width of one, on average, at the size of a curve's label
+WIDE, LINE, BESIDE, NUMBER = 5.6, 0.27, 2.5, 1.3  # of intervals: their axes, a row, and the columns beside it
 
 
 def curves(
@@ -149,12 +150,11 @@ def intervals(
     least = min(value for group in values.values() for value, _ in group.values())
     if log_x and least <= 0:
         raise ValueError(f"{least} has no place on a logarithmic axis; leave log_x out.")
-    wide, line, left, right = 5.6, 0.27, 2.5, 1.3
     top = MARGIN + (HEADING if title else 0)
-    high = line * (len(values) + sum(map(len, values.values())))
-    figure = blank(2 * MARGIN + left + wide + right, top + high + 0.45 + MARGIN)
+    high = LINE * (len(values) + sum(map(len, values.values())))
+    figure = blank(2 * MARGIN + BESIDE + WIDE + NUMBER, top + high + 0.45 + MARGIN)
     headline(figure, title, None)
-    axes = axes_at(figure, (MARGIN + left, top, wide, high), "intervals")
+    axes = axes_at(figure, (MARGIN + BESIDE, top, WIDE, high), "intervals")
     _dress(axes, xlabel, "")
     axes.spines["left"].set_visible(False)
     if log_x:
@@ -163,49 +163,59 @@ def intervals(
         axes.xaxis.set_major_formatter("{x:g}")
     if reference is not None:
         axes.axvline(reference, color=GREY, linewidth=1)
+    _rows_of_intervals(figure, axes, top, values)
+    axes.set(ylim=(high / LINE, 0), yticks=[])
+    return figure
+
+
+def _rows_of_intervals(figure, axes, top, values):
+    """A line for each group's name, then one for each of its numbers: name, interval, number in words."""
     y, names = top, []
     for name, group in values.items():
-        fit([write(figure, MARGIN, y + 0.6 * line, name, fontsize=10, fontweight="bold")], left, 7)
+        fit([write(figure, MARGIN, y + 0.6 * LINE, name, fontsize=10, fontweight="bold")], BESIDE, 7)
         for row, (value, half) in group.items():
-            y += line
-            place = (y - top) / line + 0.5
+            y += LINE
+            place = (y - top) / LINE + 0.5
             axes.errorbar(value, place, xerr=half, color=ACCENT, marker="o", markersize=5, capsize=3, linewidth=1.5)
-            names.append(write(figure, MARGIN + GAP, y + 0.6 * line, row, fontsize=9.5))
+            names.append(write(figure, MARGIN + GAP, y + 0.6 * LINE, row, fontsize=9.5))
             number = f"{value:.3f} ± {half:.3f}"
-            write(figure, MARGIN + left + wide + GAP, y + 0.6 * line, number, fontsize=9.5, color=GREY)
-        y += line
-    fit(names, left - 2 * GAP, 7)
-    axes.set(ylim=(high / line, 0), yticks=[])
-    return figure
+            write(figure, MARGIN + BESIDE + WIDE + GAP, y + 0.6 * LINE, number, fontsize=9.5, color=GREY)
+        y += LINE
+    fit(names, BESIDE - 2 * GAP, 7)
 
 
 def _labels_apart(figure, axes, group):
     """Each point's name beside it, up or down until it lies on nothing else; points in one place share a label."""
     figure.canvas.draw()
-    renderer, unit = figure.canvas.get_renderer(), figure.dpi / 72
+    unit = figure.dpi / 72
     labels: list[tuple[tuple, np.ndarray, list[str]]] = []
     for name, point in sorted(group.items(), key=lambda item: -item[1][1]):
         place = axes.transData.transform(point)
         shared = [names for _, other, names in labels if np.hypot(*(other - place)) < 5 * unit]
         shared[0].append(name) if shared else labels.append((point, place, [name]))
     taken = [(*(place - 3 * unit), *(place + 3 * unit)) for _, place, _ in labels]  # left, below, right, above
-    candidates = [(shift, side) for shift in sorted(range(-200, 201, 4), key=abs) for side in ("left", "right")]
     for point, place, names in labels:
-        style = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": INK, **FONT}
-        words = axes.annotate(", ".join(names), point, xytext=(0, 0), **style)
-        extent = words.get_window_extent(renderer)
-        words.remove()
-        for shift, side in candidates:
-            across = 7 if side == "left" else -7
-            left = place[0] + across * unit - (0 if side == "left" else extent.width)
-            below = place[1] + shift * unit - extent.height / 2
-            box = left, below, left + extent.width, below + extent.height
-            inside = axes.bbox.x0 <= box[0] and box[2] <= axes.bbox.x1 + 30 * unit and axes.bbox.y0 <= below
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkB": 3} if abs(shift) > 8 else None
-                axes.annotate(words.get_text(), point, xytext=(across, shift), ha=side, arrowprops=line, **style)
-                break
+        _label_apart(figure, axes, point, place, ", ".join(names), taken)
+
+
+def _label_apart(figure, axes, point, place, text, taken):
+    """One name at the first free place beside its point, which is then taken; a line leads to one that is far off."""
+    unit = figure.dpi / 72
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": INK, **FONT}
+    words = axes.annotate(text, point, xytext=(0, 0), **style)
+    extent = words.get_window_extent(figure.canvas.get_renderer())
+    words.remove()
+    for shift, side in [(shift, side) for shift in sorted(range(-200, 201, 4), key=abs) for side in ("left", "right")]:
+        across = 7 if side == "left" else -7
+        left = place[0] + across * unit - (0 if side == "left" else extent.width)
+        below = place[1] + shift * unit - extent.height / 2
+        box = left, below, left + extent.width, below + extent.height
+        inside = axes.bbox.x0 <= box[0] and box[2] <= axes.bbox.x1 + 30 * unit and axes.bbox.y0 <= below
+        if inside and not any(_overlap(box, other) for other in taken):
+            taken.append(box)
+            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkB": 3} if abs(shift) > 8 else None
+            axes.annotate(text, point, xytext=(across, shift), ha=side, arrowprops=line, **style)
+            return
 
 
 def _overlap(a, b) -> bool:

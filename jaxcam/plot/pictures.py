@@ -1,8 +1,8 @@
-"""Figures of images and their heatmaps: overlays, the panel of one photograph, and galleries of rows."""
+"""Figures of images and their heatmaps: overlays, the panel of one photograph, galleries of rows, volumes in slices."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from jaxcam.plot._layout import (
     SCALE_WIDTH,
     SIDEBAR,
     SLIDE,
+    SMALLEST,
     SUBHEADING,
+    Grid,
     arranged,
     blank,
+    caption_height,
     captions_above,
     colour_scale,
     fit,
@@ -34,17 +37,21 @@ from jaxcam.plot._layout import (
 from jaxcam.plot._pixels import (
     COLORMAP,
     SHORT_SIDE,
+    along,
     as_heat,
     as_heats,
     as_pictures,
     as_probabilities,
+    as_volumes,
     blended,
     displayed,
     find_colormap,
+    note,
     stretched,
 )
 
 LABELS = 1.75  # beside a row of pictures
+LARGEST_SLICE = 2.4  # side of a square slice
 
 
 def overlay(
@@ -56,6 +63,8 @@ def overlay(
     titles: Sequence[str] | None = None,
 ) -> "matplotlib.figure.Figure":
     """A figure of heatmaps laid over their images, one column per image, wrapped into a grid, with a colour scale.
+
+    A heatmap that is zero everywhere is said to be so above its image.
 
     Args:
       images: `[n, H, W, 3]` or a list of `[H, W, 3]` of any sizes: uint8, float in [0, 1], or normalised floats.
@@ -76,14 +85,15 @@ def overlay(
     heats = as_heats(heatmaps, len(pictures))
     if titles is not None and len(titles) != len(pictures):
         raise ValueError(f"There are {len(titles)} titles and {len(pictures)} images; give one title per image.")
-    captions = titles or []
+    captions, notes = list(titles or []), [note(heat) for heat in heats]
+    above = caption_height(captions, notes)
     aspect = float(np.median([picture.shape[1] / picture.shape[0] for picture in pictures]))
     room = SLIDE[0] - 2 * MARGIN, SLIDE[1] - 2 * MARGIN - FOOTER
-    grid = arranged(len(pictures), aspect, [(1, 1)], (MARGIN, MARGIN), room, CAPTION if captions else 0)
+    grid = arranged(len(pictures), aspect, [(1, 1)], (MARGIN, MARGIN), room, above)
     figure = blank(max(grid.right, MARGIN + SCALE_WIDTH) + MARGIN, grid.bottom + FOOTER + MARGIN)
     for index, (picture, heat, [box]) in enumerate(zip(pictures, heats, grid.boxes, strict=True), 1):
         show(figure, box, blended(displayed(picture), heat, colormap, alpha), f"overlay {index}")
-    captions_above(figure, grid.corners, captions, grid.boxes[0][0][2])
+    captions_above(figure, grid.corners, captions, grid.width, notes)
     colour_scale(figure, MARGIN, grid.bottom + GAP, colormap)
     return figure
 
@@ -100,7 +110,8 @@ def panel(
     """One photograph, what the model takes it for, and per method the heatmap and its overlay, with a colour scale.
 
     The grid of methods is arranged so that the pictures become as large as a 16:9 slide allows; from some twenty
-    methods on the figure grows instead, so that every title stays readable.
+    methods on the figure grows instead, so that every title stays readable. A heatmap that is zero everywhere is said
+    to be so above it.
 
     Args:
       image: `[H, W, 3]`: uint8, float in [0, 1], or normalised floats.
@@ -123,28 +134,53 @@ def panel(
         raise ValueError("There are no heatmaps: the mapping is empty.")
     heats = {name: stretched(as_heat(heat, f"The heatmap {name!r}"), picture) for name, heat in heatmaps.items()}
     predictions = as_probabilities(predictions)[:MOST_PREDICTIONS]
+    places = _panel_places(picture, heats, predictions, title, explained)
+    figure = blank(*places.size)
+    headline(figure, title, explained)
+    _sidebar(figure, places, picture, predictions, explained)
+    _heats(figure, places, picture, heats, colormap)
+    return figure
 
+
+class _Places(NamedTuple):
+    """Where things stand in a panel."""
+
+    photograph: tuple[float, float, float, float]  # x, y, width, height
+    bars: float  # y of the predictions
+    grid: Grid  # of the methods
+    size: tuple[float, float]
+
+
+def _panel_places(picture, heats, predictions, title, explained) -> _Places:
     aspect = picture.shape[1] / picture.shape[0]
+    above = caption_height(list(heats), list(map(note, heats.values())))
     left, top = MARGIN + SIDEBAR + GUTTER, MARGIN + (HEADING if title else 0) + (SUBHEADING if explained else 0)
-    photograph = MARGIN, top + CAPTION, SIDEBAR, SIDEBAR / framed(aspect)
+    photograph = MARGIN, top + above, SIDEBAR, SIDEBAR / framed(aspect)
     bars = photograph[1] + photograph[3] + GAP
     bottom = bars + CAPTION + BAR_ROW * len(predictions) if predictions else bars - GAP
     room = SLIDE[0] - left - MARGIN, max(SLIDE[1] - MARGIN, bottom) - FOOTER - top
-    grid = arranged(len(heats), aspect, [(1, 2), (2, 1)], (left, top), room, CAPTION)
+    grid = arranged(len(heats), aspect, [(1, 2), (2, 1)], (left, top), room, above)
+    size = max(grid.right, left + SCALE_WIDTH) + MARGIN, max(grid.bottom + FOOTER, bottom) + MARGIN
+    return _Places(photograph, bars, grid, size)
 
-    figure = blank(max(grid.right, left + SCALE_WIDTH) + MARGIN, max(grid.bottom + FOOTER, bottom) + MARGIN)
-    headline(figure, title, explained)
-    captions_above(figure, [(MARGIN, top)], ["Image"], SIDEBAR)
-    show(figure, photograph, picture, "image")
+
+def _sidebar(figure, places, picture, predictions, explained):
+    """The photograph, and below it what the model takes it for."""
+    captions_above(figure, [(MARGIN, places.photograph[1] - CAPTION)], ["Image"], SIDEBAR)
+    show(figure, places.photograph, picture, "image")
     if predictions:
-        captions_above(figure, [(MARGIN, bars)], ["Predicted class"], SIDEBAR)
-        probability_bars(figure, MARGIN, bars + CAPTION, predictions, explained)
-    captions_above(figure, grid.corners, list(heats), grid.width)
+        captions_above(figure, [(MARGIN, places.bars)], ["Predicted class"], SIDEBAR)
+        probability_bars(figure, MARGIN, places.bars + CAPTION, predictions, explained)
+
+
+def _heats(figure, places, picture, heats, colormap):
+    """Each method's heatmap and its overlay, and the scale of their colours."""
+    grid = places.grid
+    captions_above(figure, grid.corners, list(heats), grid.width, list(map(note, heats.values())))
     for (name, heat), (alone, over) in zip(heats.items(), grid.boxes, strict=True):
         show(figure, alone, find_colormap(colormap)(heat, bytes=True)[..., :3], f"heatmap {name}")
         show(figure, over, blended(picture, heat, colormap, None), f"overlay {name}")
-    colour_scale(figure, left, grid.bottom + GAP, colormap)
-    return figure
+    colour_scale(figure, grid.corners[0][0], grid.bottom + GAP, colormap)
 
 
 def gallery(
@@ -180,36 +216,112 @@ def gallery(
       >>> image = np.zeros((32, 32, 3), np.uint8)
       >>> figure = gallery([[image, np.eye(4), (image, np.eye(4)), [("cat", 0.9)]]], labels=["cat\\nright"])
     """
-    rows, across = [list(row) for row in rows], min(across, len(rows))
+    rows = [list(row) for row in rows]
     if not rows or {len(row) for row in rows} != {len(rows[0])} or not rows[0]:
         raise ValueError("The rows must hold equally many cells, and at least one.")
     if len(columns) not in (0, len(rows[0])) or len(labels) not in (0, len(rows)):
         raise ValueError(f"There are {len(columns)} columns and {len(labels)} labels for {len(rows)}x{len(rows[0])}.")
-    widths = [SIDEBAR if any(isinstance(row[place], list) for row in rows) else side for place in range(len(rows[0]))]
+    return _gallery(rows, columns, labels, title, min(across, len(rows)), (side, side), colormap, alpha)
+
+
+def volume(
+    volumes: Any,
+    heatmaps: Any,
+    *,
+    axis: int = 0,
+    num_slices: int = 6,
+    titles: Sequence[str] | None = None,
+    colormap: str = COLORMAP,
+    alpha: float | None = None,
+) -> "matplotlib.figure.Figure":
+    """A figure of slices through volumes with their heatmaps laid over them, one row per volume, with a colour scale.
+
+    The slices lie evenly apart, each in the middle of its share of the volume, so that none shows the very edge. A
+    heatmap that is zero everywhere is said to be so beside its row.
+
+    Args:
+      volumes: `[n, d, h, w, 1]`, shown in grey, or `[n, d, h, w, 3]`: uint8, float in [0, 1], or other floats, which
+        are spread from their minimum to their maximum per volume.
+      heatmaps: float `[n, d, h, w]` in [0, 1], of any resolution: stretched over the volume linearly.
+      axis: the axis of space that is cut across: 0 gives slices `[h, w]`, 1 gives `[d, w]`, 2 gives `[d, h]`.
+      num_slices: how many; at most as many as the axis has places.
+      titles: one per volume, to the left of its row; lines after the first are smaller.
+      colormap: any name that matplotlib knows.
+      alpha: constant opacity in [0, 1]; `None` lets it follow the heat, as in `blend`.
+
+    Raises:
+      ValueError: wrong shapes, different `n`, NaN, heat outside [0, 1], an axis that is none of 0, 1, 2, no slices,
+        unknown colour map, alpha outside [0, 1].
+
+    Example:
+      >>> figure = volume(np.zeros((1, 8, 16, 16, 1)), np.zeros((1, 4, 4, 4)), axis=2, num_slices=3)
+      >>> len(figure.axes)  # three slices and the colour scale
+      4
+    """
+    solids = as_volumes(volumes)
+    heats = as_heats(heatmaps, len(solids), space=3, kind="volume")
+    if axis not in (0, 1, 2):
+        raise ValueError(f"axis is {axis}; a volume has the axes of space 0, 1 and 2.")
+    if num_slices < 1:
+        raise ValueError(f"num_slices is {num_slices}; expected at least 1.")
+    if titles is not None and len(titles) != len(solids):
+        raise ValueError(f"There are {len(titles)} titles and {len(solids)} volumes; give one title per volume.")
+    length = solids[0].shape[axis]
+    num_slices = min(num_slices, length)
+    places = [int((index + 0.5) * length / num_slices) for index in range(num_slices)]
+    rows = []
+    for solid, heat in zip(solids, heats, strict=True):
+        slices = np.moveaxis(solid.take(places, axis), axis, 0)
+        rows.append(list(zip(slices, np.moveaxis(along(heat, axis, places, length), axis, 0), strict=True)))
+    notes = [note(heat) for heat in heats]
+    labels = [f"{title}\n{each}" for title, each in zip(titles or [""] * len(notes), notes, strict=True)]
+    labels = labels if titles or any(notes) else []
+    height, width = rows[0][0][0].shape[:2]
+    columns = [f"{place + 1} / {length}" for place in places]
+    return _gallery(rows, columns, labels, None, 1, _slice_size(width / height, num_slices), colormap, alpha)
+
+
+def _slice_size(aspect, count) -> tuple[float, float]:
+    """As large as a slide allows, within reason."""
+    wide = (SLIDE[0] - 2 * MARGIN + GAP / 2) / count - GAP / 2
+    root = math.sqrt(framed(aspect))
+    side = min(max(wide / root, SMALLEST), LARGEST_SLICE)
+    return side * root, side / root
+
+
+def _gallery(rows, columns, labels, title, across, size, colormap, alpha):
+    """A gallery whose pictures have this size, in inches."""
+    wide, high = size
+    widths = [SIDEBAR if any(isinstance(row[place], list) for row in rows) else wide for place in range(len(rows[0]))]
     starts = np.cumsum([LABELS if labels else 0, *(width + GAP / 2 for width in widths)])
-    top = MARGIN + (HEADING if title else 0)
-    height = max([side] + [BAR_ROW * len(cell[:5]) for row in rows for cell in row if isinstance(cell, list)])
+    top, down = MARGIN + (HEADING if title else 0), math.ceil(len(rows) / across)
+    height = max([high] + [BAR_ROW * len(cell[:5]) for row in rows for cell in row if isinstance(cell, list)])
     pitch = starts[-1] - GAP / 2 + GUTTER, height + GAP / 2
-    bottom = top + (CAPTION if columns else 0) + math.ceil(len(rows) / across) * pitch[1] - GAP / 2
+    first = top + (CAPTION if columns else 0)
+    bottom = first + down * pitch[1] - GAP / 2
     heat = any(isinstance(cell, tuple) or getattr(cell, "ndim", 0) == 2 for row in rows for cell in row)
-    wide = max(across * pitch[0] - GUTTER, SCALE_WIDTH if heat else 0)
-    figure = blank(wide + 2 * MARGIN, bottom + (FOOTER if heat else 0) + MARGIN)
+    whole = max(across * pitch[0] - GUTTER, SCALE_WIDTH if heat else 0)
+    figure = blank(whole + 2 * MARGIN, bottom + (FOOTER if heat else 0) + MARGIN)
     headline(figure, title, None)
     for block in range(across if columns else 0):
         corners = [(MARGIN + block * pitch[0] + start, top) for start in starts[:-1]]
         captions_above(figure, corners, columns, min(widths))
     for index, row in enumerate(rows):
-        x = MARGIN + index % across * pitch[0]
-        y = bottom + GAP / 2 - (math.ceil(len(rows) / across) - index // across) * pitch[1]
-        for line, text in enumerate(labels[index].splitlines() if labels else []):
-            style = {"fontsize": 9, "color": GREY} if line else {"fontsize": 10.5, "fontweight": "bold"}
-            fit([write(figure, x, y + 0.17 * (line + 1), text, **style)], LABELS - GAP / 2, 7)
+        corner = MARGIN + index % across * pitch[0], first + index // across * pitch[1]
+        _label(figure, corner, labels[index] if labels else "")
         for place, cell in enumerate(row):
-            box, label = (x + starts[place], y, widths[place], side), f"{index + 1}.{place + 1}"
-            _cell(figure, box, cell, label, colormap, alpha)
+            box, name = (corner[0] + starts[place], corner[1], widths[place], high), f"{index + 1}.{place + 1}"
+            _cell(figure, box, cell, name, colormap, alpha)
     if heat:
         colour_scale(figure, MARGIN, bottom + GAP, colormap)
     return figure
+
+
+def _label(figure, corner, label):
+    """Lines to the left of a row; those after the first are smaller."""
+    for line, text in enumerate(label.splitlines()):
+        style = {"fontsize": 9, "color": GREY} if line else {"fontsize": 10.5, "fontweight": "bold"}
+        fit([write(figure, corner[0], corner[1] + 0.17 * (line + 1), text, **style)], LABELS - GAP / 2, 7)
 
 
 def _cell(figure, box, cell, label, colormap, alpha):

@@ -9,6 +9,7 @@ arguments of the compiled program.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+try:  # what only JAX itself has: without it, a profile shows the engine's lines instead of the user's
+    from jax._src.source_info_util import current, current_name_stack, user_context, user_frame
+except ImportError:
+    user_context = None
 
 
 def _names(text: str) -> frozenset[str]:
@@ -25,8 +31,9 @@ def _names(text: str) -> frozenset[str]:
 # What equations do to values, by the name of their primitive. In MOVES they change place, and none changes.
 MOVES = _names("""
     broadcast_in_dim concatenate copy copy_p dynamic_slice dynamic_update_slice expand_dims gather optimization_barrier
-    pad reshape rev sharding_constraint slice split squeeze stack tile transpose unstack
+    pad pvary reshape rev sharding_constraint slice split squeeze stack tile transpose unstack
 """)
+REPEATS = _names("broadcast_in_dim pvary")  # over further places, or over the devices of `shard_map`
 PRODUCTS = _names("conv_general_dilated dot_general")
 SUMS = _names("add add_any sub cumsum reduce_sum reduce_window_sum")
 MAXIMA = _names("reduce_max reduce_window_max")
@@ -77,7 +84,7 @@ def trace(function: Callable, images, keep: Callable = lambda equation: False) -
 
 
 def backward(program: Program, seeds: Sequence, rule: Callable):
-    """Carries `seeds`, one for each leaf of the output, back to the image; `None` where nothing arrives.
+    """Carries `seeds`, one or `None` for each leaf of the output, back to the image; `None` where nothing arrives.
 
     `rule(equation, received)` gets what the equation's outputs received (`None` for nothing), and gives pairs of a
     variable and its share. Shares of one variable add up; those of variables that the image does not influence are
@@ -86,25 +93,66 @@ def backward(program: Program, seeds: Sequence, rule: Callable):
     received = {}
 
     def give(variable, share):
-        if not isinstance(variable, Literal) and variable in program.depends:
-            received[variable] = received[variable] + share if variable in received else share
+        if share is not None and not isinstance(variable, Literal) and variable in program.depends:
+            received[variable] = _sum(received[variable], share) if variable in received else share
 
     for variable, seed in zip(program.jaxpr.outvars, seeds, strict=True):
         give(variable, seed)
     for equation in reversed(program.equations):
         arrived = [received.pop(variable, None) for variable in equation.outvars]
         if any(each is not None for each in arrived):
-            for variable, share in rule(equation, arrived):
+            with placed(equation, named=False):
+                shares = list(rule(equation, arrived))
+            for variable, share in shares:
                 give(variable, share)
     return received.get(program.jaxpr.invars[0])
+
+
+def _sum(a, b):
+    """Of shares, in the wider of their types: some rules compute in float32, whatever the model does."""
+    dtype = max(a.dtype, b.dtype, key=lambda each: each.itemsize)
+    return a.astype(dtype) + b.astype(dtype)
+
+
+def seeds(scalar: Callable, output) -> list:
+    """The gradient of `scalar(output)` for each leaf of the output, and `None` for a leaf that it does not read.
+
+    What leads to such a leaf alone needs no rule.
+    """
+    leaves, structure = jax.tree.flatten(output)
+    program = trace(scalar, output)
+    read = [i for i, v in enumerate(program.jaxpr.invars) if v in program.used_by and is_inexact(v.aval)]
+
+    def of_those(chosen):
+        return scalar(structure.unflatten(replaced(leaves, read, chosen)))
+
+    return replaced([None] * len(leaves), read, jax.grad(of_those)([leaves[i] for i in read]))
 
 
 def bind(equation, operands) -> list:
     """Runs one equation."""
     params = equation.primitive.get_bind_params(equation.params)
     functions, params = params if isinstance(params, tuple) else ((), params)  # a pair in older versions of JAX
-    outputs = equation.primitive.bind(*functions, *operands, **params)
+    with placed(equation):
+        outputs = equation.primitive.bind(*functions, *operands, **params)
     return list(outputs) if equation.primitive.multiple_results else [outputs]
+
+
+@contextmanager
+def placed(equation, *, named: bool = True):
+    """In here everything has the line, the context (such as a device) and the name that the equation has.
+
+    So an error, a profile and the compiler see the user's program where this package runs it again.
+    """
+    context = getattr(getattr(equation, "ctx", None), "manager", nullcontext())
+    info, place = equation.source_info, nullcontext()
+    if user_context is not None:
+        names = current_name_stack() + info.name_stack if named else current_name_stack()
+        # What a function of JAX does inside, such as `jnp.sort`, is at the line that calls it.
+        lines = info.traceback if user_frame(info.traceback) is not None else current().traceback
+        place = user_context(lines, name_stack=names)
+    with place, context:
+        yield
 
 
 def pull(equation, operands: Sequence, arrived: Sequence, active: Sequence[int]) -> list:
@@ -207,11 +255,11 @@ def _is_variance(program, variable) -> bool:
 
 
 def _is_zero(program, variable) -> bool:
-    """Whether a variable is known to be zero: a literal, possibly converted and broadcast."""
+    """Whether a variable is known to be zero: a literal, possibly converted and repeated."""
     if isinstance(variable, Literal):
         return np.size(variable.val) == 1 and not np.any(variable.val)
     equation = program.made_by.get(variable)
-    forwards = equation is not None and equation.primitive.name in ("convert_element_type", "broadcast_in_dim")
+    forwards = equation is not None and equation.primitive.name in REPEATS | {"convert_element_type"}
     return forwards and _is_zero(program, equation.invars[0])
 
 
@@ -236,8 +284,7 @@ def _flatten(closed: ClosedJaxpr, keep, structure=None) -> Program:
         values = evaluate(closed.jaxpr, closed.consts, inputs, partial(_expand, keep))
         return [each.val if isinstance(each, Literal) else values[each] for each in closed.jaxpr.outvars]
 
-    inputs = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
-    flat = jax.make_jaxpr(run)(*inputs)
+    flat = jax.make_jaxpr(run)(*closed.in_avals)  # as they are: under `shard_map` they say over what they vary
     equations, needed = [], {v for v in flat.jaxpr.outvars if not isinstance(v, Literal)}
     for equation in reversed(flat.jaxpr.eqns):
         if needed.intersection(equation.outvars):
@@ -269,13 +316,12 @@ def evaluate(jaxpr: Jaxpr, consts, inputs, apply: Callable) -> dict:
 
 def _expand(keep, equation, operands) -> list:
     name = equation.primitive.name
-    if name in TRANSPARENT or (name in WITH_DERIVATIVES and not keep(equation)):
-        return _inside(keep, bodies(equation)[0], operands)
-    if name == "scan" and not keep(equation):
-        return _unrolled(keep, equation, operands)
-    if name == "stop_gradient" and not keep(equation):
-        return operands
-    return bind(equation, operands)
+    if name not in TRANSPARENT and (name not in WITH_DERIVATIVES | {"scan", "stop_gradient"} or keep(equation)):
+        return bind(equation, operands)
+    with placed(equation):
+        if name == "stop_gradient":
+            return operands
+        return _unrolled(keep, equation, operands) if name == "scan" else _inside(keep, bodies(equation)[0], operands)
 
 
 def _inside(keep, body: ClosedJaxpr, operands) -> list:

@@ -1,6 +1,6 @@
 """Relevance propagation: the score is handed back, layer by layer, in proportion to contributions.
 
-The model's program is traced inside the engine and walked backwards (see `jaxcam._rewrite`), so a model stays as it is.
+The model's program is traced inside the engine and walked backwards (see `_engine.program`), so a model stays as it is.
 A layer is one affine map, a convolution or matrix product with what follows it (bias, BatchNorm), and its rule is one
 function, the sum of contributions; every other operation passes relevance on, or raises where no rule is known.
 """
@@ -11,12 +11,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._inputs import check_images, check_targets, engine, predicted
-from jaxcam._rewrite import (
+from jaxcam._checks import prepare
+from jaxcam._engine import engine
+from jaxcam._engine.program import (
     ELEMENTWISE,
     MAXIMA,
     MOVES,
     PRODUCTS,
+    REPEATS,
     SUMS,
     backward,
     bind,
@@ -26,11 +28,13 @@ from jaxcam._rewrite import (
     no_rule,
     pull,
     replaced,
+    seeds,
     trace,
 )
+from jaxcam._scores import scores
 from jaxcam._typing import Attributions, Images, Score, Targets
 from jaxcam.score import logit
-from jaxcam.tap import Tap
+from jaxcam.taps import Tap
 
 
 def lrp(
@@ -55,15 +59,23 @@ def lrp(
     arrives where nothing contributes positively (behind a skip connection). Without biases, the others lose nothing.
     It starts from `logits * d score / d logits`, the logit itself by default.
 
-    Arguments, result and errors are those of `guided_backprop`, but no ReLU is needed, and:
+    No ReLU is needed.
 
     Args:
-      rule: `"composite"` takes gamma for convolutions (and matrix products applied to every cell of a map, which are
-        1x1 convolutions) and zero for dense layers; `"epsilon"` takes zero everywhere.
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
+      score: the explained scalar, `(output, targets[n]) -> [n]`; its own derivative is the usual one.
+      rule: `"composite"` takes gamma for convolutions (and matrix products applied to every cell of a map with as
+        many axes as the images, which are 1x1 convolutions) and zero for dense layers; `"epsilon"` takes zero
+        everywhere.
       gamma: how much positive contributions are favoured. Infinity is the z+ rule (alpha 1, beta 0), under which only
         they count; 0.25 is Captum's `GammaRule`. What counts is the sign of `x w`, so negative pixels are in good
         hands; Captum looks at `w` alone, and agrees where a layer's inputs are positive and it has no bias.
       epsilon: keeps the denominators from zero; larger values absorb weak relevance.
+
+    Returns:
+      Attributions `float32[n, *space, c]`, in units of score per unit of the normalised pixel.
 
     Raises:
       ValueError: an unknown rule, a negative gamma, an epsilon that is not positive; an operation with no rule, such as
@@ -82,17 +94,13 @@ def lrp(
         raise ValueError(f"gamma is {gamma!r}; it must be zero or more (infinity is the z+ rule).")
     if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon is {epsilon!r}; it must be a positive number.")
-    images = check_images(images)
-    targets = check_targets(model, images, targets)
+    model, images, targets = prepare(model, images, targets)
     gamma = 0.0 if rule == "epsilon" else float(gamma)
     return _lrp_engine(model, images, targets, score=score, gamma=gamma, epsilon=float(epsilon))
 
 
-@engine(static=("score", "gamma", "epsilon"))
+@engine
 def _lrp_engine(model, images, targets, *, score, gamma, epsilon):
-    def total_score(output):
-        return score(output, predicted(output) if targets is None else targets).sum()
-
     program = trace(model, images)
     values = program.run(images)
     layers = _layers(program)
@@ -100,13 +108,23 @@ def _lrp_engine(model, images, targets, *, score, gamma, epsilon):
     def rule(equation, arrived):
         if equation.outvars[0] in layers:
             product, tail = layers[equation.outvars[0]]
-            return _layer_relevance(program, values, product, tail, arrived[0], gamma, epsilon)
+            favour = gamma if _is_of_cells(product, program.active(product)[0], images.ndim) else 0
+            return _layer_relevance(program, values, product, tail, arrived[0], favour, epsilon)
         return _relevance(program, values, equation, arrived, epsilon)
 
     output = program.output(values)
-    starts = jax.tree.map(lambda z, g: (z * g).astype(jnp.float32), output, jax.grad(total_score)(output))
-    relevance = backward(program, jax.tree.leaves(starts), rule)
-    return jnp.zeros(images.shape, jnp.float32) if relevance is None else relevance.astype(jnp.float32)
+    slopes = seeds(lambda output: scores(score, output, targets).sum(), output)
+    starts = [
+        None if slope is None else (leaf * slope).astype(jnp.float32)
+        for leaf, slope in zip(jax.tree.leaves(output), slopes, strict=True)
+    ]
+    relevance = backward(program, starts, rule)
+    return jnp.zeros_like(images, jnp.float32) if relevance is None else relevance.astype(jnp.float32)
+
+
+def _is_of_cells(product, active: int, rank: int) -> bool:
+    """Whether a product is a convolution, or one of each cell of a map on as many axes as the images: a 1x1 one."""
+    return product.primitive.name == "conv_general_dilated" or product.invars[active].aval.ndim == rank
 
 
 def _layers(program):
@@ -155,21 +173,21 @@ def _layer_relevance(program, values, product, tail, relevance, gamma, epsilon):
 
     def agreeing(x, w):
         """The sum of those contributions that are positive."""
-        return multiply(jax.nn.relu(x), jax.nn.relu(w)) + multiply(jax.nn.relu(-x), jax.nn.relu(-w))
+        found = multiply(jax.nn.relu(x), jax.nn.relu(w)) + multiply(jax.nn.relu(-x), jax.nn.relu(-w))
+        return found.astype(jnp.float32)
 
     def total(x):
-        if not gamma or not is_convolution:
-            return finish(multiply(x, w))
-        z = product.outvars[0].aval
-        bias, scale = jax.jvp(finish, (jnp.zeros(z.shape, z.dtype),), (jnp.ones(z.shape, z.dtype),))
+        z = multiply(x, w)
+        if not gamma:
+            return finish(z)
+        bias, scale = jax.jvp(finish, (jnp.zeros_like(z),), (jnp.ones_like(z),))
         up, down = jax.nn.relu(scale), jax.nn.relu(-scale)
         favoured = up * agreeing(x, w) + down * agreeing(x, -w) + jax.nn.relu(bias)
-        return favoured if gamma == math.inf else finish(multiply(x, w)) + gamma * favoured
+        return favoured if gamma == math.inf else finish(z) + gamma * favoured
 
-    is_convolution = product.primitive.name == "conv_general_dilated" or x.ndim == 4
     sums, pullback = jax.vjp(total, x)
-    (slopes,) = pullback(relevance / _stable(sums, epsilon))
-    return [(product.invars[index], (x * slopes).astype(jnp.float32))]
+    (slopes,) = pullback(relevance.astype(jnp.float32) / _stable(sums, epsilon))
+    return [(product.invars[index], x.astype(jnp.float32) * slopes.astype(jnp.float32))]
 
 
 def _relevance(program, values, equation, arrived, epsilon):
@@ -182,10 +200,11 @@ def _relevance(program, values, equation, arrived, epsilon):
         return zip(variables, pull(equation, operands, arrived, active), strict=True)
     if name in SUMS:
         sums = bind(equation, operands)[0].astype(jnp.float32)
-        slopes = pull(equation, operands, [arrived[0] / _stable(sums, epsilon)], active)
-        return [
-            (v, operands[i].astype(jnp.float32) * slope) for i, v, slope in zip(active, variables, slopes, strict=True)
+        slopes = pull(equation, operands, [arrived[0].astype(jnp.float32) / _stable(sums, epsilon)], active)
+        shares = [
+            operands[i].astype(jnp.float32) * slope.astype(jnp.float32) for i, slope in zip(active, slopes, strict=True)
         ]
+        return zip(variables, shares, strict=True)
     if name in ELEMENTWISE and len(program.active(equation)) == 1:
         variable = equation.invars[program.active(equation)[0]]
         return [(variable, gather_to(arrived[0], variable))]
@@ -210,7 +229,7 @@ def _made_of(program, variable, source):
     if variable is source:
         return True
     equation = program.made_by.get(variable)
-    if equation is None or equation.primitive.name not in ELEMENTWISE | {"select_n", "broadcast_in_dim"}:
+    if equation is None or equation.primitive.name not in ELEMENTWISE | REPEATS | {"select_n"}:
         return False
     return all(_made_of(program, equation.invars[i], source) for i in program.active(equation))
 

@@ -3,11 +3,10 @@
 `fast` traces a function and runs its program again with other convolutions for the same results, so that any model
 gains, and its gradients with it. On a CPU, with jax 0.10 to 0.12: in loops only the layout `nhwc, hwio -> nhwc` has
 a fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix
-product that it is; a large 3x3 convolution can do with fewer multiplications; the gradient of a strided convolution
-with a large kernel (the first one of a ResNet) spends its time on zeros, and that of one with few pixels on transposing
-the kernel; and a sum over pixels or channels draws the
-convolutions before it into one slow kernel. Other devices have kernels for all of these, and recognise them by the form
-that they come in.
+product that it is; the gradient of a strided convolution with a large kernel (the first one of a ResNet) spends its
+time on zeros, and that of one with few pixels on transposing the kernel; a large 3x3 convolution that is repeated can
+do with fewer multiplications; and a sum over pixels or channels draws the convolutions before it into one slow kernel.
+Other devices have kernels for all of these, and recognise them by the form that they come in.
 """
 
 from collections.abc import Callable
@@ -19,35 +18,63 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxcam._rewrite import TRANSPARENT, WITH_DERIVATIVES, bind, bodies, evaluate, is_inexact
+from jaxcam._engine.program import (
+    TRANSPARENT,
+    WITH_DERIVATIVES,
+    bind,
+    bodies,
+    evaluate,
+    is_inexact,
+    placed,
+    replaced,
+)
 
 # What is opened, to look for convolutions; the programs of other equations (`shard_map`) mean nothing outside of them.
 OPENED = TRANSPARENT | WITH_DERIVATIVES | {"cond", "scan", "while"}
+LOOPS = ("scan", "while")
 # Three weights as the four that a tile of four pixels meets: at the points 0, 1, -1 and infinity of their polynomial.
 POINTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
-def fast(function: Callable) -> Callable:
-    """`function` of arrays, its convolutions and what sums them rewritten; for use inside `jit`."""
+def fast(function: Callable, repeated: bool = False) -> Callable:
+    """`function`, its convolutions and what sums them rewritten; for use inside `jit`.
+
+    Of its arguments, those that are no arrays stay as they are. What is `repeated`, the body of a loop, may take forms
+    that are fast to run and slow to compile.
+    """
 
     def run(*inputs, **named):
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*inputs, **named)
-        return jax.tree.unflatten(jax.tree.structure(shape), _run(closed, jax.tree.leaves((inputs, named))))
+        leaves, structure = jax.tree.flatten((inputs, named))
+        places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+
+        def of_arrays(arrays):
+            inputs, named = jax.tree.unflatten(structure, replaced(leaves, places, arrays))
+            return function(*inputs, **named)
+
+        arrays = [leaves[i] for i in places]
+        closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(arrays)
+        return jax.tree.unflatten(jax.tree.structure(shape), _run(closed, arrays, repeated))
 
     return run
 
 
-def _run(closed: ClosedJaxpr, inputs) -> list:
-    values = evaluate(closed.jaxpr, closed.consts, inputs, _apply)
+def _run(closed: ClosedJaxpr, inputs, repeated: bool) -> list:
+    values = evaluate(closed.jaxpr, closed.consts, inputs, partial(_apply, repeated))
     return [each.val if isinstance(each, Literal) else values[each] for each in closed.jaxpr.outvars]
 
 
-def _apply(equation, operands) -> list:
+def _apply(repeated: bool, equation, operands) -> list:
     if _is_slow(equation):
-        on_cpu = partial(FORMS[equation.primitive.name], **equation.params)
-        return [jax.lax.platform_dependent(*operands, cpu=on_cpu, default=lambda *each: bind(equation, each)[0])]
+
+        def on_cpu(*operands):
+            with placed(equation):
+                return FORMS[equation.primitive.name](repeated, *operands, **equation.params)
+
+        with placed(equation, named=False):
+            return [jax.lax.platform_dependent(*operands, cpu=on_cpu, default=lambda *each: bind(equation, each)[0])]
     if _holds_slow(equation):
-        equation = equation.replace(params={name: _rewritten(value) for name, value in equation.params.items()})
+        inside = partial(_rewritten, repeated or equation.primitive.name in LOOPS)
+        equation = equation.replace(params={name: inside(value) for name, value in equation.params.items()})
     return bind(equation, operands)
 
 
@@ -67,16 +94,16 @@ def _holds_slow(equation) -> bool:
     return any(_is_slow(each) or _holds_slow(each) for each in inner)
 
 
-def _rewritten(value):
+def _rewritten(repeated: bool, value):
     """A parameter of an equation, with the programs in it rewritten."""
     if isinstance(value, ClosedJaxpr):
-        return jax.make_jaxpr(lambda *inputs: _run(value, inputs))(*value.in_avals)
+        return jax.make_jaxpr(lambda *inputs: _run(value, inputs, repeated))(*value.in_avals)
     if isinstance(value, Jaxpr):
-        return _rewritten(ClosedJaxpr(value, ())).jaxpr
-    return tuple(map(_rewritten, value)) if type(value) is tuple else value
+        return _rewritten(repeated, ClosedJaxpr(value, ())).jaxpr
+    return tuple(_rewritten(repeated, each) for each in value) if type(value) is tuple else value
 
 
-def _convolution(images, kernel, *, dimension_numbers, **params):
+def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
     """The convolution of operands in any layout, by one of those in `nhwc, hwio -> nhwc`."""
     last = images.ndim - 1
     pixels, weights = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
@@ -89,7 +116,7 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
     plain = not (grouped or strided or max(params["rhs_dilation"]) > 1)
     if max(sizes) == 1 and not (grouped or (strided and (padded or max(spread) > 1))):
         result = _matrix_product(images, kernel, params)
-    elif plain and max(spread) == 1 and sizes == (3, 3) and _is_large(images, kernel):
+    elif repeated and plain and max(spread) == 1 and sizes == (3, 3) and _is_large(images, kernel):
         result = _of_tiles(images, kernel, params)
     elif plain and dimension_numbers.rhs_spec[1] == last and _is_small(images, kernel):
         result = _of_products(images, jnp.moveaxis(given, dimension_numbers.rhs_spec[0], last - 1), params)
@@ -105,7 +132,7 @@ def _convolution(images, kernel, *, dimension_numbers, **params):
     return jnp.moveaxis(result, pixels, dimension_numbers.out_spec)
 
 
-def _sum(values, **params):
+def _sum(repeated, values, **params):
     """A sum, apart from what makes its values: XLA does not look through a choice."""
     return jax.lax.reduce_sum_p.bind(jnp.where(values == values, values, jnp.nan), **params)
 
@@ -186,9 +213,10 @@ def _of_phases(images, kernel, params):
 
 def _is_large(images, kernel) -> bool:
     """Whether sixteen products of a 3x3 convolution's tiles are worth their overheads, as measured on two cores."""
-    pixels, (inputs, outputs) = images.size // images.shape[-1], kernel.shape[-2:]
+    pixels, (inputs, outputs) = prod(images.shape[:-1]), kernel.shape[-2:]
     return (
-        images.dtype == kernel.dtype == jnp.float32
+        isinstance(pixels, int)  # of an unknown number of images nothing is known
+        and images.dtype == kernel.dtype == jnp.float32
         and min(inputs, outputs) >= 64
         and pixels >= 256
         and pixels * inputs * outputs > 2**25
@@ -196,9 +224,14 @@ def _is_large(images, kernel) -> bool:
 
 
 def _is_small(images, kernel) -> bool:
-    """Whether transposing the kernel would take longer than all the rest, as measured on two cores."""
-    pixels, inputs = images.size // images.shape[-1], images.shape[-1]
-    return images.dtype == kernel.dtype == jnp.float32 and 4 * pixels < inputs and prod(kernel.shape[:-2]) < 10
+    """Whether transposing the kernel would take longer than all the rest, as measured on two cores.
+
+    Of an unknown number of images, `jax.export`'s `"b"`, it would not.
+    """
+    pixels, inputs = prod(images.shape[:-1]), images.shape[-1]
+    is_known = isinstance(pixels, int) and isinstance(inputs, int)
+    of_floats = images.dtype == kernel.dtype == jnp.float32
+    return is_known and of_floats and 4 * pixels < inputs and prod(kernel.shape[:-2]) < 10
 
 
 def _of_tiles(images, kernel, params):

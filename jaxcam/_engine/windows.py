@@ -3,10 +3,12 @@
 `windowed` runs the model once and keeps what it computed. For a changed image, an equation that looks at neighbouring
 pixels gets the changed ones with known ones around them, and gives a patch that has grown a little; where patches would
 cover most of the image, or an equation mixes all pixels, they are pasted into what is known and the rest runs as usual.
-Where the patches of all windows lie is NumPy's to compute, before anything runs.
+Where the patches of all windows lie is NumPy's to compute, before anything runs. The windows of all images are the
+same: what is known is cut at their places for every image alike, so that an axis of images that is sharded stays so.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,45 +16,54 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
-from jaxcam._inputs import predicted
-from jaxcam._loops import chunked_map
-from jaxcam._rewrite import ELEMENTWISE, Program, bind, is_inexact, trace
+from jaxcam._array import flat, repeated
+from jaxcam._engine.compiled import config, spread
+from jaxcam._engine.program import ELEMENTWISE, Program, bind, is_inexact, trace
 
 SHARE = 0.6  # of the area: larger patches cost more to cut and paste than they spare
 SLIDING = ("conv_general_dilated", "reduce_window_max", "reduce_window_sum")
+SMALL = 32  # pixels: only images of a side below this are ever too small for a model
 TRIVIAL = (1, 1, (0, 0), 1, 1)  # a window's size, stride, padding and dilations, along an axis on which it does nothing
 
 
 class Patch(NamedTuple):
-    """The part of a value `[m, h, w, ...]` that may differ from what is known; for window `i` it is at `starts[i]`."""
+    """The part of a value `[n * m, *space, ...]` that may differ from what is known; of window `i` at `starts[i]`."""
 
     values: jax.Array
     starts: np.ndarray
 
     @property
+    def axes(self) -> slice:
+        """The axes of space."""
+        return slice(1, 1 + self.starts.shape[1])
+
+    @property
     def place(self):
-        return self.starts, self.values.shape[1:3]
+        return self.starts, self.values.shape[self.axes]
 
 
 class Known(NamedTuple):
-    """What a program computes for the images as they are, and for `m` changed ones, whose and where they are.
+    """What a program computes for the `n` images as they are, and the `m` windows in which copies of each are changed.
 
-    The rules get each equation twice: as it is run, for `m` images, and the `original` of the program, which names what
-    is known.
+    The rules get each equation twice: as it is run, for `n * m` images, and the `original` of the program, which names
+    what is known.
     """
 
     program: Program
     value: Callable  # of a variable
     padded: dict  # by the result of each equation that slides: its operand, and what it sees outside of it
-    image: jax.Array  # [m]
     window: jax.Array  # [m]
+
+    def cut(self, value, starts, size):
+        """A known value at the windows' places."""
+        return flat(_cut(value, jnp.asarray(starts)[self.window], size))
 
     def around(self, value, patch: Patch, starts, size):
         """The patch, and what is known around it."""
         if _same(patch.place, (starts, size)):
             return patch.values
-        corners = jnp.asarray(patch.starts - starts)[self.window]
-        return _paste(_cut(value, self.image, jnp.asarray(starts)[self.window], size), patch.values, corners)
+        known, changed = (_copies(each, len(value)) for each in (self.cut(value, starts, size), patch.values))
+        return flat(_paste(known, changed, jnp.asarray(patch.starts - starts)[self.window]))
 
     def whole(self, variables, operands):
         """The operands, patches pasted into what is known."""
@@ -61,13 +72,13 @@ class Known(NamedTuple):
             if not isinstance(operand, Patch):
                 return operand
             value = self.value(variable)
-            return self.around(value, operand, np.zeros_like(operand.starts), value.shape[1:3])
+            return self.around(value, operand, np.zeros_like(operand.starts), value.shape[operand.axes])
 
         return list(map(one, variables, operands))
 
 
 class Slide(NamedTuple):
-    """A convolution or pooling over two axes: result `i` looks at `extent` pixels from `stride i - low` on."""
+    """A convolution or pooling over the axes of space: result `i` looks at `extent` pixels from `stride i - low` on."""
 
     extent: np.ndarray
     stride: np.ndarray
@@ -76,26 +87,34 @@ class Slide(NamedTuple):
     unpadded: dict  # the equation's parameters, without padding
 
 
-def windowed(function: Callable, images, starts: np.ndarray, size: tuple[int, int]):
-    """The output of `function` for `images [n, h, w, c]`, and `run` for images that differ from them in windows.
+def windowed(model: Callable, images, starts: np.ndarray, size: tuple[int, ...]):
+    """The output of `model` for `images [n, *space, c]`, and `run` for copies that differ from them in windows.
 
-    `run(image, window, changed)` is the output for `changed [m, h, w, c]`, each of which differs from `images[image]`
-    at most inside the window of `size` pixels that begins at `starts[window]`; `image` and `window` are `int[m]`.
-    `function` treats every image by itself, however many there are. Derivatives of `run` are those of `function`.
+    `run(window, changed)` is the output for `changed [n, m, *space, c]`, flattened: `n * m` rows, image by image. Copy
+    `changed[:, i]` differs from its image at most inside the window of `size` pixels that begins at
+    `starts[window[i]]`; `window` is `int[m]`. The model treats every image by itself, however many there are; `Rows` in
+    it are repeated for the copies. Derivatives of `run` are those of the model.
     """
-    program = _trace(function, images)
+
+    def whole(window, changed):
+        return repeated(model, changed.shape[1])(spread(flat(changed)))
+
+    if not config.rewrite or not isinstance(images.shape[0], int):
+        return model(images), whole
+    rank = len(size)
+    program = _trace(model, images)
     value = program.run(images)
     # Here, for inside of a loop it would be padded again in every turn.
-    padded = {each.outvars[0]: _padded(each, value) for each in program.equations if _slide(each) is not None}
+    padded = {each.outvars[0]: _padded(each, value, rank) for each in program.equations if _slide(each, rank)}
 
-    def run(image, window, changed):
-        again = _trace(function, changed)
+    def run(window, changed):
+        again = _trace(repeated(model, changed.shape[1]), flat(changed))
         if _signature(again) != _signature(program):
-            return function(changed)  # another program for another number of images
-        known = Known(program, value, padded, image, window)
-        first = _cut(changed, jnp.arange(len(changed)), jnp.asarray(starts)[window], size)
+            return whole(window, changed)  # another program for another number of images
+        known = Known(program, value, padded, window)
+        first = _cut_copies(changed, jnp.asarray(starts)[window], size)
         values = dict(zip(again.jaxpr.constvars, again.consts, strict=True))
-        values[again.jaxpr.invars[0]] = Patch(first, starts)
+        values[again.jaxpr.invars[0]] = Patch(spread(flat(first)), starts)
 
         def read(variables):
             return [each.val if isinstance(each, Literal) else values[each] for each in variables]
@@ -107,7 +126,7 @@ def windowed(function: Callable, images, starts: np.ndarray, size: tuple[int, in
                 results = bind(equation, known.whole(original.invars, operands))
             values.update(zip(equation.outvars, results, strict=True))
         outputs = known.whole(program.jaxpr.outvars, read(again.jaxpr.outvars))
-        return _with_derivatives_of(jax.tree.unflatten(again.structure, outputs), function(changed))
+        return _with_derivatives_of(jax.tree.unflatten(again.structure, outputs), whole(window, changed))
 
     return program.output(value), run
 
@@ -123,6 +142,19 @@ def _derivatives(primals, tangents):
     return _with_derivatives_of(*primals), tangents[1]
 
 
+def check_large_enough(model, images) -> None:
+    """An error for images so small that a convolution or pooling of the model returns nothing: all scores were NaN."""
+    space = images.shape[1:-1]
+    if min(space) >= SMALL:
+        return
+    sliding = (each.outvars[0].aval.shape for each in _trace(model, images).equations if each.primitive.name in SLIDING)
+    if any(0 in shape[1:] for shape in sliding):
+        raise ValueError(
+            f"Images of {' x '.join(map(str, space))} pixels are too small for this model: a convolution or pooling in "
+            "it has no place for its window. Enlarge them."
+        )
+
+
 def _signature(program: Program) -> list:
     """What a program does, but for the shapes."""
 
@@ -130,40 +162,6 @@ def _signature(program: Program) -> list:
         return [np.asarray(each.val).tobytes() for each in equation.invars if isinstance(each, Literal)]
 
     return [(equation.primitive, literals(equation)) for equation in program.equations]
-
-
-def covered(size: int, window: int, stride: int) -> np.ndarray:
-    """`[windows, size]`: one where a window covers a pixel of a side, together all; the last one may be cut off."""
-    starts = np.arange(1 + max(0, -(-(size - window) // stride)))[:, None] * stride
-    pixels = np.arange(size)
-    return ((pixels >= starts) & (pixels < starts + window)).astype(np.float32)
-
-
-def drops_without(model, images, targets, fill, rows, columns, score, chunk_size):
-    """How far the score drops when `fill` takes the place of the pixels in a row and a column window, `[n, a, b]`.
-
-    `rows [a, h]` and `columns [b, w]` are those of `covered`; `targets=None` are the predicted classes.
-    """
-    sides = rows, columns
-    size = tuple(int(each.sum(1).max()) for each in sides)
-    starts = [np.minimum(each.argmax(1), each.shape[1] - side) for each, side in zip(sides, size, strict=True)]
-    starts = np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, 2)
-
-    def of_images(which):
-        originals, fills = images[which], fill[which]
-        logits, run = windowed(model, originals, starts, size)
-        classes = predicted(logits) if targets is None else targets[which]
-
-        def without(image, window):
-            row, column = jnp.divmod(window, len(columns))
-            gone = jnp.asarray(rows)[row, :, None] * jnp.asarray(columns)[column, None]
-            changed = jnp.where(gone[..., None] > 0, fills[image], originals[image])
-            return score(run(image, window, changed), classes[image]).astype(jnp.float32)
-
-        scores = chunked_map(without, (len(originals), len(starts)), chunk_size)
-        return score(logits, classes).astype(jnp.float32)[:, None] - scores
-
-    return chunked_map(of_images, images.shape[:1], chunk_size).reshape(-1, len(rows), len(columns))
 
 
 def _trace(function, images) -> Program:
@@ -182,10 +180,11 @@ def _patched(known: Known, equation, original, operands) -> list[Patch] | None:
 
 def _sliding(known: Known, equation, original, operands):
     """Convolutions and pooling: the results that see the patch, from all that they see."""
-    slide, (patch, *rest) = _slide(equation), operands
-    if slide is None or any(isinstance(each, Patch) for each in rest):
+    patch, *rest = operands
+    if original.outvars[0] not in known.padded or any(isinstance(each, Patch) for each in rest):
         return None
-    outside, shape = known.padded[original.outvars[0]], equation.outvars[0].aval.shape[1:3]
+    slide, outside = _slide(equation, patch.starts.shape[1]), known.padded[original.outvars[0]]
+    shape = equation.outvars[0].aval.shape[patch.axes]
     patch = Patch(patch.values, patch.starts + slide.low)
     first = -(-(patch.starts - slide.extent + 1) // slide.stride)
     last = (patch.starts + patch.place[1] - 1) // slide.stride
@@ -193,101 +192,103 @@ def _sliding(known: Known, equation, original, operands):
     if np.prod(size) > SHARE * np.prod(shape):
         return None
     seen = starts * slide.stride, (size - 1) * slide.stride + slide.extent
-    held = _cover(outside.shape[1:3], seen, patch.place)
+    held = _cover(outside.shape[patch.axes], seen, patch.place)
     values = known.around(outside, patch, *held)
     if not _same(seen, held):
-        values = _cut(values, jnp.arange(len(values)), jnp.asarray(seen[0] - held[0])[known.window], seen[1])
+        corners = jnp.asarray(seen[0] - held[0])[known.window]
+        values = flat(_cut_copies(_copies(values, len(outside)), corners, seen[1]))
     return [Patch(bind(equation.replace(params=slide.unpadded), [values, *rest])[0], starts)]
 
 
-def _slide(equation) -> Slide | None:
-    """An equation as something that slides over the two axes after the first."""
+def _slide(equation, rank: int) -> Slide | None:
+    """An equation as something that slides over the `rank` axes after the first."""
     name, params = equation.primitive.name, equation.params
     if name not in SLIDING:
         return None
     values = equation.invars[0].aval
     if name == "conv_general_dilated":
         numbers, kernel = params["dimension_numbers"], equation.invars[1].aval.shape
-        fits = numbers.lhs_spec == numbers.out_spec == (0, 3, 1, 2) and params["batch_group_count"] == 1
+        pixels = (0, rank + 1, *range(1, rank + 1))
+        fits = numbers.lhs_spec == numbers.out_spec == pixels and params["batch_group_count"] == 1
         names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
         found = [[kernel[axis] for axis in numbers.rhs_spec[2:]], *(params[each] for each in names)]
     else:
         names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
-        others = [params[each][:1] + params[each][3:] for each in names]
-        fits = values.ndim > 2 and all(set(each) == {trivial} for each, trivial in zip(others, TRIVIAL, strict=True))
-        found = [params[each][1:3] for each in names]
-    sizes, strides, padding, between, spread = found
+        others = [params[each][:1] + params[each][rank + 1 :] for each in names]
+        fits = values.ndim > rank and all(set(each) == {trivial} for each, trivial in zip(others, TRIVIAL, strict=True))
+        found = [params[each][1 : rank + 1] for each in names]
+    sizes, strides, padding, between, dilation = found
     if not fits or max(between) > 1 or min(map(min, padding)) < 0:
         return None
     if not is_inexact(values) or values.dtype.itemsize < 2:  # without an infinity to pad with
         return None
     unpadded = {**params, "padding": ((0, 0),) * len(params["padding"])}
-    return Slide((np.array(sizes) - 1) * spread + 1, np.array(strides), *np.array(padding).T, unpadded)
+    return Slide((np.array(sizes) - 1) * dilation + 1, np.array(strides), *np.array(padding).T, unpadded)
 
 
-def _padded(equation, value):
+def _padded(equation, value, rank: int):
     """The operand of an equation that slides, with its padding."""
-    slide, values = _slide(equation), value(equation.invars[0])
+    slide, values = _slide(equation, rank), value(equation.invars[0])
     outside = jnp.asarray(-np.inf if equation.primitive.name == "reduce_window_max" else 0, values.dtype)
     spatial = [(*each, 0) for each in zip(slide.low, slide.high, strict=True)]
-    return jax.lax.pad(values, outside, [(0, 0, 0), *spatial, *[(0, 0, 0)] * (values.ndim - 3)])
+    return jax.lax.pad(values, outside, [(0, 0, 0), *spatial, *[(0, 0, 0)] * (values.ndim - 1 - rank)])
 
 
 def _pointwise(known: Known, equation, original, operands):
     """What does the same at every pixel: all operands at the patches' pixels."""
     patches = [i for i, each in enumerate(operands) if isinstance(each, Patch)]
-    if not _is_pointwise(equation, patches):
+    axes = operands[patches[0]].axes
+    if not _is_pointwise(equation, patches, axes.stop):
         return None
-    shape = equation.outvars[0].aval.shape[1:3]
-    starts, size = _cover(shape, *(operands[i].place for i in patches))
+    starts, size = _cover(equation.outvars[0].aval.shape[axes], *(operands[i].place for i in patches))
 
     def at_pixels(variable, operand):
         if isinstance(operand, Patch):
             return known.around(known.value(variable), operand, starts, size)
-        if equation.primitive.name == "dot_general" or np.ndim(operand) == 0 or operand.shape[1:3] == (1, 1):
+        if equation.primitive.name == "dot_general" or np.ndim(operand) == 0 or set(operand.shape[axes]) == {1}:
             return operand
-        if _is_uniform(known.program, variable):
-            return operand[:, : size[0], : size[1]]
+        if _is_uniform(known.program, variable, axes):
+            return operand[(slice(None), *map(slice, size))]
         value = known.value(variable)
-        value = jnp.broadcast_to(value, (*original.outvars[0].aval.shape[:3], *value.shape[3:]))
-        return _cut(value, known.image, jnp.asarray(starts)[known.window], size)
+        value = jnp.broadcast_to(value, (*original.outvars[0].aval.shape[: axes.stop], *value.shape[axes.stop :]))
+        return known.cut(value, starts, size)
 
     operands = [at_pixels(*each) for each in zip(original.invars, operands, strict=True)]
     if "shape" in equation.params:
-        n, _, _, *rest = equation.params["shape"]
-        equation = equation.replace(params={**equation.params, "shape": (n, *map(int, size), *rest)})
+        n, *rest = equation.params["shape"]
+        equation = equation.replace(params={**equation.params, "shape": (n, *map(int, size), *rest[len(size) :])})
     return [Patch(each, starts) for each in bind(equation, operands)]
 
 
-def _is_pointwise(equation, patches) -> bool:
-    """Whether the pixels of the operands `patches` stay in the two axes after the first, and do not meet."""
+def _is_pointwise(equation, patches, first: int) -> bool:
+    """Whether the pixels of the operands `patches` stay in the axes before `first`, and do not meet."""
     name, params, shape = equation.primitive.name, equation.params, equation.outvars[0].aval.shape
-    if len(shape) < 3 or any(equation.invars[i].aval.shape[:3] != shape[:3] for i in patches):
+    if len(shape) < first or any(equation.invars[i].aval.shape[:first] != shape[:first] for i in patches):
         return False
     if "axes" in params:  # of a reduction
-        return all(axis > 2 for axis in params["axes"])
+        return all(axis >= first for axis in params["axes"])
     if name == "broadcast_in_dim":
-        return params["broadcast_dimensions"][:3] == (0, 1, 2)
+        return params["broadcast_dimensions"][:first] == tuple(range(first))
     if name == "dot_general":
         (contracted, _), (batch, _) = params["dimension_numbers"]
-        return patches == [0] and all(axis > 2 for axis in contracted) and not batch
+        return patches == [0] and all(axis >= first for axis in contracted) and not batch
     return True
 
 
-def _is_uniform(program, variable) -> bool:
+def _is_uniform(program, variable, axes: slice) -> bool:
     """Whether a constant is known to be the same at every pixel."""
     equation = program.made_by.get(variable)
     if equation is None or equation.primitive.name != "broadcast_in_dim":
         return False
-    shape = equation.invars[0].aval.shape
-    return all(shape[i] == 1 for i, axis in enumerate(equation.params["broadcast_dimensions"]) if axis in (1, 2))
+    shape, places = equation.invars[0].aval.shape, range(axes.start, axes.stop)
+    return all(shape[i] == 1 for i, axis in enumerate(equation.params["broadcast_dimensions"]) if axis in places)
 
 
 def _moved(known: Known, equation, original, operands):
     """Padding: the pixels are the same, further in."""
     patch, config = operands[0], equation.params["padding_config"]
-    spatial, rest = np.array(config[1:3]), config[:1] + config[3:]
-    if len(config) < 3 or any(map(any, rest)) or spatial.min() < 0 or spatial[:, 2].any():
+    spatial, rest = np.array(config[patch.axes]), config[:1] + config[patch.axes.stop :]
+    if len(config) < patch.axes.stop or any(map(any, rest)) or spatial.min() < 0 or spatial[:, 2].any():
         return None
     return [Patch(patch.values, patch.starts + spatial[:, 0])]
 
@@ -312,17 +313,33 @@ def _same(place, other) -> bool:
     return np.array_equal(place[0], other[0]) and np.array_equal(place[1], other[1])
 
 
-def _cut(values, index, corners, size):
-    """The part of `values[index]` that has `size` pixels from `corners` on, for each of them."""
-
-    def one(index, corner):
-        start = (index, *corner, *(np.int32(0),) * (values.ndim - 3))
-        return jax.lax.dynamic_slice(values, start, (1, *map(int, size), *values.shape[3:]))[0]
-
-    return jax.vmap(one)(index.astype(jnp.int32), corners.astype(jnp.int32))
+def _copies(values, n: int):
+    """`[n * m, ...]` as `[n, m, ...]`."""
+    return values.reshape(n, -1, *values.shape[1:])
 
 
-@jax.vmap
-def _paste(values, patch, corner):
-    start = (*corner.astype(jnp.int32), *(np.int32(0),) * (values.ndim - 2))
-    return jax.lax.dynamic_update_slice(values, patch, start)
+def _part(size, values, corner):
+    start = (*corner, *(np.int32(0),) * (values.ndim - len(size)))
+    return jax.lax.dynamic_slice(values, start, (*map(int, size), *values.shape[len(size) :]))
+
+
+def _cut(values, corners, size):
+    """The parts of each of `values [n, ...]` that have `size` pixels from `corners [m]` on, `[n, m, ...]`."""
+    parts = jax.vmap(partial(_part, size), (None, 0))
+    return jax.vmap(parts, (0, None))(values, corners.astype(jnp.int32))
+
+
+def _cut_copies(copies, corners, size):
+    """The part of each of `copies [n, m, ...]` that has `size` pixels from its one of `corners [m]` on."""
+    parts = jax.vmap(partial(_part, size))
+    return jax.vmap(parts, (0, None))(copies, corners.astype(jnp.int32))
+
+
+def _paste(copies, patches, corners):
+    """`copies [n, m, ...]`, each with its patch from its one of `corners [m]` on."""
+
+    def one(values, patch, corner):
+        start = (*corner, *(np.int32(0),) * (values.ndim - len(corner)))
+        return jax.lax.dynamic_update_slice(values, patch, start)
+
+    return jax.vmap(jax.vmap(one), (0, 0, None))(copies, patches, corners.astype(jnp.int32))

@@ -1,0 +1,213 @@
+"""The checks that every method makes first, and the sentences of what they find.
+
+Values can only be checked where they are known: outside `jit`, and where this process holds the whole array. Inside
+`jit`, a target out of range gives NaN (see `jaxcam.score.logit`), never a wrong picture.
+"""
+
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+LARGEST = 1e15  # a pixel whose products still fit into float32
+SPACE = {1: "[n, length, c]", 2: "[n, h, w, c]", 3: "[n, d, h, w, c]"}
+
+
+def prepare(model, images, targets):
+    """The model as something that can be compiled, images and targets as arrays; or the error of what is wrong."""
+    model, images = as_model(model), check_images(images)
+    if images.ndim == 3 and _is_one_image(model, images):
+        raise ValueError(
+            f"images has shape {images.shape}, which is one image, and the model takes several, [n, h, w, c]. "
+            "For one image, pass image[None]."
+        )
+    return model, images, check_targets(model, images, targets)
+
+
+def as_model(model) -> Callable:
+    """The model; the method of a tap, such as `tap.features`, as a function that carries the tap's weights."""
+    if not callable(model):
+        raise TypeError(
+            f"model is a {type(model).__name__}; it must be a tap, or any function from images to the model's output."
+        )
+    return Partial(model.__func__, model.__self__) if inspect.ismethod(model) else model
+
+
+def check_images(images) -> jax.Array:
+    """`images` as a floating-point array `[n, *space, c]` of ordinary numbers, or an error that says what is wrong."""
+    if not hasattr(images, "ndim"):
+        raise TypeError(f"images is a {type(images).__name__}; it must be an array [n, h, w, c].")
+    if not 3 <= images.ndim <= 5:
+        hint = " For one signal, pass signal[None]." if images.ndim == 2 else ""
+        raise ValueError(
+            f"images has shape {images.shape}; it must be {', '.join(SPACE.values())}: one to three axes of space."
+            f"{hint}"
+        )
+    if 0 in images.shape:
+        raise ValueError(f"images has shape {images.shape}, which holds no pixels.")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images has dtype {images.dtype}; it must be floating-point and normalised as the model expects. "
+            "Use `classifier.preprocess(images)`."
+        )
+    images = as_array(images)
+    if is_known(images):
+        with jax.ensure_compile_time_eval():  # known values can be looked at even while `jit` traces
+            ordinary = np.asarray(_ordinary(images))
+        if not ordinary.all():
+            bad = ", ".join(map(str, np.flatnonzero(~ordinary)[:5]))
+            if np.isfinite(np.asarray(images)).all():
+                raise ValueError(
+                    f"images holds pixels beyond {LARGEST:g} (in image {bad}), and their products leave float32. "
+                    "Normalise the images as the model expects."
+                )
+            raise ValueError(f"images holds NaN or infinite pixels (in image {bad}).")
+    return images
+
+
+@jax.jit
+def _ordinary(images):
+    return (jnp.abs(images.astype(jnp.float32)) <= LARGEST).all(range(1, images.ndim))
+
+
+def check_targets(model, images, targets) -> jax.Array | None:
+    """`targets` as `int32[n]` or `int32[n, t]`, or `None` for what each image's own output says."""
+    if targets is None:
+        return None
+    n = images.shape[0]
+    if isinstance(targets, str):
+        raise TypeError(f"targets is {targets!r}; targets are class indices, such as labels.index({targets!r}).")
+    array = targets if hasattr(targets, "dtype") else np.asarray(targets)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"targets has dtype {array.dtype}; targets are class indices, so they must be integers.")
+    if array.shape != () and not (array.ndim in (1, 2) and array.shape[0] == n and array.size):
+        raise ValueError(
+            f"targets has shape {array.shape}; for {n} images it must be one class, an array [{n}], or [{n}, t] for "
+            "several classes an image."
+        )
+    if is_known(array):
+        num_classes, values = _num_classes(outline(model, images)), np.asarray(array)
+        if num_classes is not None and (values.min() < 0 or values.max() >= num_classes):
+            wrong = values[(values < 0) | (values >= num_classes)].flat[0]
+            raise ValueError(
+                f"Target {wrong} is out of range: the model has {num_classes} classes, 0 to {num_classes - 1}."
+            )
+    array = as_array(array, np.int32)
+    return jnp.broadcast_to(array, (n,)) if array.ndim == 0 else array
+
+
+def outline(model, images):
+    """The shapes and types of the model's output; nothing is computed."""
+    return jax.eval_shape(_forward if _is_tree(model) else model, *((model, images) if _is_tree(model) else (images,)))
+
+
+def _forward(model, images):
+    return model(images)  # one function, so that its trace is remembered
+
+
+def _is_tree(model) -> bool:
+    return not jax.tree_util.treedef_is_leaf(jax.tree.structure(model))
+
+
+def _num_classes(output) -> int | None:
+    """How many classes an output tells apart; a single number tells two, and other outputs are the score's to read."""
+    shape = getattr(output, "shape", ())
+    if len(shape) not in (1, 2):
+        return None
+    return 2 if shape[1:] in ((), (1,)) else shape[1]
+
+
+def _is_one_image(model, images) -> bool:
+    """Whether `[h, w, c]`, taken for `h` signals, is no batch to the model, and with an axis in front is one."""
+
+    def is_batch(shape):
+        try:
+            output = outline(model, jax.ShapeDtypeStruct(shape, images.dtype))
+        except Exception:  # whatever the model says of it
+            return False
+        return all(leaf.shape[:1] == shape[:1] for leaf in jax.tree.leaves(output))
+
+    return not is_batch(images.shape) and is_batch((1, *images.shape))
+
+
+def wrong_channels(model, images) -> ValueError | None:
+    """The error for images with another number of channels than the model was made for, if that is what is wrong."""
+    given = images.shape[-1]
+
+    def runs(channels):
+        try:
+            outline(model, jax.ShapeDtypeStruct((*images.shape[:-1], channels), images.dtype))
+        except Exception:  # whatever the model says of it
+            return False
+        return True
+
+    expected = [] if runs(given) else [channels for channels in (3, 1, 4, 2) if channels != given and runs(channels)]
+    if not expected:
+        return None
+    are = "channel" if given == 1 else "channels"
+    return ValueError(f"The images have {given} {are}, and the model was made for {expected[0]}.")
+
+
+def check_baseline(baseline, images):
+    """`baseline` as an array that broadcasts to the images; `None`, which stands for zeros, stays."""
+    if baseline is None or isinstance(baseline, int | float):
+        return baseline
+    if not hasattr(baseline, "shape"):
+        raise TypeError(f"baseline is a {type(baseline).__name__}; it must be a number, an array or None (zeros).")
+    try:
+        fits = np.broadcast_shapes(baseline.shape, images.shape) == images.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"baseline has shape {baseline.shape}, which does not fit images {images.shape}.")
+    return as_array(baseline)
+
+
+def filled(baseline, images):
+    """A checked baseline at the images' shape and dtype."""
+    return jnp.broadcast_to(jnp.asarray(0 if baseline is None else baseline, images.dtype), images.shape)
+
+
+def random_key(key) -> jax.Array:
+    """A key, or the one of a seed."""
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return _key(jax.device_put(np.uint32(key % 2**32)))
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"key is {key!r}; it must be a whole number, or a key such as jax.random.key(0).")
+    return key
+
+
+_key = jax.jit(jax.random.key)
+
+
+def positive(**arguments: int | None) -> None:
+    """Counts such as `num_steps` and `chunk_size` must be whole numbers from 1; those that may be left open may."""
+    for name, value in arguments.items():
+        if value is None and name in ("chunk_size", "top_k", "num_segments"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
+
+
+def sizes(name: str, value, space: tuple[int, ...]) -> tuple[int, ...]:
+    """A size for each axis of space, given as one whole number or as one for each."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * len(space)
+    if len(values) != len(space):
+        raise ValueError(f"{name} is {value!r}; it must be one whole number, or one for each of {len(space)} axes.")
+    for each in values:
+        positive(**{name: each})
+    return tuple(map(int, values))
+
+
+def as_array(values, dtype=None) -> jax.Array:
+    """A JAX array; what comes from NumPy is put on the device openly, as `jax.transfer_guard` wants it."""
+    if isinstance(values, jax.Array):
+        return values if dtype is None else values.astype(dtype)
+    return jax.device_put(np.asarray(values, dtype))
+
+
+def is_known(array) -> bool:
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)

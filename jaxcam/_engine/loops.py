@@ -1,0 +1,84 @@
+"""Loops: a scan, and sums and maps over chunks, with a body that is as fast as outside of a loop.
+
+A chunk is some of the masks, steps or samples for all images: the axis of images stays whole, in front, and sharded as
+it came, so that each device does its own images' part of the work and none waits for another. Sums begin as zeros like
+their first term, which vary over a mesh as the terms do.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxcam._engine.compiled import config
+from jaxcam._engine.convolutions import fast
+
+
+def scan(step: Callable, first, over):
+    """`jax.lax.scan(step, first, over)`."""
+    return jax.lax.scan(fast(step, repeated=True) if config.rewrite else step, first, over)
+
+
+def chunked_map(function: Callable, count: int, images, chunk_size: int | None):
+    """`function(indices[m]) -> [n, m, ...]` for all indices below `count`, a chunk at a time: `[n, count, ...]`.
+
+    `chunk_size` is how many copies of images are in one pass, `n * m`; `None` is what suits the device. What one chunk
+    builds is gone before the next begins.
+    """
+    num_chunks, size = _evenly(count, images, chunk_size)
+
+    def one_chunk(_, chunk):
+        return None, function(jnp.minimum(chunk * size + jnp.arange(size), count - 1))
+
+    def joined(results):
+        results = jnp.moveaxis(results, 0, 1)
+        return results.reshape(results.shape[0], num_chunks * size, *results.shape[3:])[:, :count]
+
+    return jax.tree.map(joined, scan(one_chunk, None, jnp.arange(num_chunks))[1])
+
+
+def chunked_sum(function: Callable, count: int, images, chunk_size: int | None):
+    """`sum_i function(i)` for `i < count`, a chunk at a time.
+
+    `function(indices[m], weights[m])` returns the sum of the chunk's terms, or a tree of sums, each term multiplied by
+    its weight: one, or zero for the padding of the last chunk. `chunk_size` is that of `chunked_map`.
+    """
+    num_chunks, size = _evenly(count, images, chunk_size)
+
+    def of(chunk):
+        indices = chunk * size + jnp.arange(size)
+        return function(jnp.minimum(indices, count - 1), (indices < count).astype(jnp.float32))
+
+    def add(total, chunk):
+        return jax.tree.map(jnp.add, total, of(chunk)), None
+
+    if num_chunks == 1:
+        return of(0)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, 0))
+    return scan(add, zeros, jnp.arange(num_chunks))[0]
+
+
+def _evenly(count: int, images, chunk_size: int | None) -> tuple[int, int]:
+    """How many chunks, and how large: so that little of the last one is padding, and that they spread over devices."""
+    n = images.shape[0]
+    chunk_size = suitable_chunk(images) if chunk_size is None else chunk_size
+    devices = 1 if config.spread is None else config.spread.num_devices
+    most = max(1, chunk_size * devices // n) if isinstance(n, int) else 1  # of an unknown number of images, one each
+    num_chunks = -(-count // most)
+    size = -(-count // num_chunks)
+    return num_chunks, -(-size // devices) * devices
+
+
+def suitable_chunk(images) -> int:
+    """Images in one pass: 8 of 224 x 224 on a CPU, whose caches more do not fit; elsewhere an eighth of the memory.
+
+    A ResNet-50 keeps about 1,800 bytes per pixel for its backward pass.
+    """
+    pixels = 1
+    for side in images.shape[1:-1]:
+        pixels *= side
+    device = jax.local_devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    if memory is None:
+        return min(32, max(1, 8 * 224**2 // pixels))
+    return min(256, max(1, memory // 8 // (1800 * pixels)))

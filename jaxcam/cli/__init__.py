@@ -1,0 +1,33 @@
+"""The command line, `jaxcam COMMAND`: one file for each kind of command, with argument parsing and printing only.
+
+Bad input ends with one line on stderr and exit code 2. What a command needs is imported once its arguments are parsed,
+so that `--help` and a mistyped option wait for nothing.
+"""
+
+import argparse
+
+from jaxcam.cli import explain, listings
+from jaxcam.cli._common import complain
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _Parser(prog="jaxcam", description="Explain vision models in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for each in (explain, listings):
+        each.add(commands)
+    try:
+        args = parser.parse_args(argv)
+        args.run(args)
+    except (ValueError, OSError) as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    return 0

@@ -1,0 +1,94 @@
+"""The files that `jaxcam explain` writes: names that do not collide, nothing of anybody else's lost."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxcam import _files
+
+
+def make_writable(folder: Path) -> None:
+    """Creates the output folder, so that a place that cannot be written is found before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".jaxcam"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to the output folder '{folder}': {error.strerror}. Choose another with --output."
+        ) from None
+
+
+def files(name: str, methods: Sequence[str]) -> dict[str, str]:
+    """What is written for one image."""
+    return {each: f"{name}_{each}.png" for each in [*methods, "panel"]} | {"report": f"{name}.json"}
+
+
+def unique_names(paths: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """One name per image, so that those of a/dog.jpg and b/dog.jpg, and of a.jpg and a_x.jpg, are different files."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        stem, name, count = Path(path).stem, Path(path).stem, 1
+        while taken.intersection(files(name, methods).values()):
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
+        taken.update(files(name, methods).values())
+    return names
+
+
+def refuse_to_overwrite(folder: Path, paths: Sequence[str], names: Sequence[str], methods: Sequence[str]) -> None:
+    """Files of an earlier run may be written again; an image that is explained, or a report of someone else, not."""
+    images = {Path(path).resolve() for path in paths}
+    for name in names:
+        own = files(name, methods)
+        for file in own.values():
+            if (folder / file).resolve() in images:
+                raise ValueError(f"'{folder / file}' is one of the images; choose another folder with --output.")
+        report = folder / own["report"]
+        if report.exists() and not _is_report(report):
+            raise ValueError(f"'{report}' exists and is no report of jaxcam; choose another folder with --output.")
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"predictions", "methods", "target"} <= set(content)
+
+
+def write(folder: Path, name: str, view, heatmaps: dict, report: dict, colormap: str) -> None:
+    """The overlay of each method, the panel, and last the report, which names them."""
+    from jaxcam import plot
+
+    own = files(name, list(heatmaps))
+    for method, heat in heatmaps.items():
+        _files.write(folder / own[method], _png(plot.blend(view[None], heat[None], colormap=colormap)[0]))
+    figure = plot.panel(
+        view,
+        heatmaps,
+        predictions=[(each["label"], each["probability"]) for each in report["predictions"]],
+        title=legible(name),
+        explained=report["target"]["label"],
+        colormap=colormap,
+    )
+    plot.save(figure, folder / own["panel"])
+    place = folder / own.pop("report")
+    _files.write(place, (json.dumps({**report, "files": own}, indent=2) + "\n").encode())
+
+
+def _png(pixels) -> bytes:
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    return content.getvalue()
+
+
+def legible(text: str) -> str:
+    """Text without what is no UTF-8 in it: the names of old files."""
+    return text.encode("utf-8", "replace").decode()

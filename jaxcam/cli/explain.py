@@ -1,0 +1,229 @@
+"""`jaxcam explain`: overlays, a panel and a JSON file for each image."""
+
+import inspect
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxcam.cli import _results
+from jaxcam.cli._common import add_model, complain, keep_programs, progress, table
+
+BATCH = 16  # images explained at once
+
+
+def add(commands) -> None:
+    """Adds the command and its arguments to the parser."""
+    parser = commands.add_parser("explain", help="explain images: overlays, a panel and a JSON file for each")
+    parser.set_defaults(run=run)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files (default: a bundled photograph)")
+    add_model(parser, "--model", default="resnet18_cifar10")
+    parser.add_argument("--method", nargs="+", default=["all"], metavar="NAME", help='methods, or "all" (the default)')
+    parser.add_argument(
+        "--target", metavar="INDEX_OR_LABEL", help="class to explain (default: each image's prediction)"
+    )
+    parser.add_argument("--layer", metavar="PATH", help="layer for the CAM methods (default: the model's own)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("jaxcam_output"), metavar="DIR", help="folder for the results"
+    )
+    parser.add_argument("--colormap", default="inferno", metavar="NAME", help="any of matplotlib's, such as jet")
+
+
+class Job(NamedTuple):
+    """What is to be done, once everything that can be checked was checked."""
+
+    classifier: Any
+    name: str  # of the model, as it was given
+    layer: str
+    target: int | None
+    methods: list[str]
+    paths: list[str]
+    names: list[str]  # of each image's files
+    output: Path
+    colormap: str
+
+
+class Batch(NamedTuple):
+    """Some images, what they look like, and what the model takes them for."""
+
+    paths: list[str]
+    names: list[str]
+    images: Any
+    views: Any
+    probabilities: Any
+    targets: Any
+
+
+def run(args) -> None:
+    """Checks everything, then predicts, explains and writes batch by batch."""
+    keep_programs()
+    methods = _methods(args.method)
+    _check_colormap(args.colormap)
+    _results.make_writable(args.output)
+    remarks: list[str] = []
+    with progress() as bar:
+        task = bar.add_task("loading", total=None)
+        job = _job(args, methods)
+        model = job.classifier.tap(job.layer)
+        starts = range(0, len(job.paths), BATCH)
+        bar.update(task, total=len(job.methods) * len(starts))
+        for start in starts:
+            batch = _predicted(job, model, slice(start, start + BATCH))
+            heatmaps = {}
+            for name in job.methods:
+                bar.update(task, description=name)
+                heatmaps[name], said = _explained(model, batch, name)
+                remarks += _remarks(batch.paths, name, heatmaps[name], said)
+                bar.advance(task)
+            for report in _written(job, batch, heatmaps):
+                _print_report(bar.console, report)
+    for remark in dict.fromkeys(remarks):
+        complain(remark)
+    count = len(job.paths)
+    print(f"{count} image{'s' if count > 1 else ''} explained; results in {args.output}")
+
+
+def _methods(names: Sequence[str]) -> list[str]:
+    """The methods that are meant, or an error that says why one of them cannot be."""
+    from jaxcam._errors import unknown
+    from jaxcam.attribution import METHODS
+
+    if "all" in names:  # the models that the command line loads are convolutional
+        return [name for name, row in METHODS.items() if row.gives != "parts" and row.needs != "tokens"]
+    for name in names:
+        if name not in METHODS and Path(name).exists():
+            raise ValueError(f"{name!r} follows --method, so it was taken for a method; put images before --method.")
+        if name not in METHODS:
+            raise unknown("method", name, METHODS, "`jaxcam methods` lists them all.")
+        if METHODS[name].gives == "parts":
+            raise ValueError(f"{name} gives parts and their scores, no heatmap; call jaxcam.{name} from Python.")
+    return list(dict.fromkeys(names))
+
+
+def _check_colormap(name: str) -> None:
+    import numpy as np
+
+    from jaxcam import plot
+
+    plot.colorize(np.zeros((1, 1, 1)), name)
+
+
+def _job(args, methods: list[str]) -> Job:
+    """Loads the model and looks at all images, so that a damaged file is found before anything is computed."""
+    import jaxcam
+
+    classifier = jaxcam.load(args.model, architecture=args.architecture)
+    target = None if args.target is None else _class_index(args.target, classifier.labels)
+    layer = args.layer or classifier.layer
+    if "all" in args.method and layer != classifier.layer:
+        methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
+    paths = args.images or [str(jaxcam.sample())]
+    names = _results.unique_names(paths, methods)
+    _results.refuse_to_overwrite(args.output, paths, names, methods)
+    for path in paths:
+        jaxcam.image.open_image(path)
+    return Job(classifier, args.model, layer, target, methods, paths, names, args.output, args.colormap)
+
+
+def _class_index(target: str, labels: Sequence[str]) -> int:
+    """A class by its index or by its label, whatever its case."""
+    from jaxcam._errors import unknown
+
+    if re.fullmatch(r"[+-]?\d+", target):
+        if not 0 <= int(target) < len(labels):
+            raise ValueError(
+                f"Target {target} is out of range: the model has {len(labels)} classes, 0 to {len(labels) - 1}."
+            )
+        return int(target)
+    matches = [index for index, label in enumerate(labels) if label.lower() == target.lower()]
+    if not matches:
+        raise unknown("label", target, labels)
+    if len(matches) > 1:
+        raise ValueError(f"Label {target!r} names the classes {' and '.join(map(str, matches))}; give the index.")
+    return matches[0]
+
+
+def _predicted(job: Job, model, part: slice) -> Batch:
+    import jax
+    import numpy as np
+
+    paths, preprocess = job.paths[part], job.classifier.preprocess
+    images = preprocess(paths)
+    probabilities = np.asarray(jax.jit(_probabilities)(model, images))
+    targets = probabilities.argmax(-1) if job.target is None else np.full(len(paths), job.target)
+    return Batch(paths, job.names[part], images, preprocess.view(paths), probabilities, targets)
+
+
+def _probabilities(model, images):
+    import jax
+
+    return jax.nn.softmax(model(images), axis=-1)
+
+
+def _explained(model, batch: Batch, name: str) -> tuple[Any, list[str]]:
+    """The heatmaps of a method, and what the library warned of."""
+    import numpy as np
+
+    import jaxcam
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = jaxcam.explain(model, batch.images, batch.targets, methods=[name], percentile=99)
+    return np.asarray(found[name]), list(dict.fromkeys(str(each.message) for each in caught))
+
+
+def _remarks(paths: Sequence[str], name: str, heatmaps, said: Sequence[str]) -> list[str]:
+    """A sentence for each heatmap that is zero everywhere, with the reason where the library said one."""
+    zeros = [path for path, heat in zip(paths, heatmaps, strict=True) if not heat.any()]
+    return [" ".join([f"{path}: {name} is zero everywhere.", *said]) for path in zeros] or list(said)
+
+
+def _written(job: Job, batch: Batch, heatmaps: dict):
+    """Writes the files of each image, and gives its report."""
+    for index, name in enumerate(batch.names):
+        report = _report(job, batch, index)
+        own = {method: maps[index] for method, maps in heatmaps.items()}
+        _results.write(job.output, name, batch.views[index], own, report, job.colormap)
+        yield report
+
+
+def _report(job: Job, batch: Batch, index: int) -> dict:
+    from jaxcam.attribution import METHODS
+
+    probabilities = batch.probabilities[index]
+
+    def entry(index):
+        return {"index": int(index), "label": job.classifier.labels[index], "probability": float(probabilities[index])}
+
+    return {
+        "image": batch.paths[index],
+        "model": job.name,
+        "layer": job.layer,
+        "predictions": [entry(index) for index in probabilities.argsort()[::-1][:5]],
+        "target": entry(batch.targets[index]),
+        "methods": {name: _settings(METHODS[name].function) for name in job.methods},
+    }
+
+
+def _settings(method) -> dict:
+    """The options that a method ran with; the command line leaves them at their defaults."""
+    options = {
+        name: each.default
+        for name, each in inspect.signature(method).parameters.items()
+        if each.kind == each.KEYWORD_ONLY
+    }
+    return {name: getattr(value, "__name__", value) for name, value in options.items()}
+
+
+def _print_report(console, report: dict) -> None:
+    from rich.markup import escape
+
+    console.print(f"\n[bold]{escape(_results.legible(report['image']))}[/bold]")
+    rows = table("class", "probability", "")
+    for each in report["predictions"]:
+        explained = "explained" if each["index"] == report["target"]["index"] else ""
+        rows.add_row(escape(each["label"]), f"{each['probability']:.1%}", explained)
+    if report["target"] not in report["predictions"]:
+        rows.add_row(escape(report["target"]["label"]), f"{report['target']['probability']:.1%}", "explained")
+    console.print(rows)

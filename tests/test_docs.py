@@ -1,0 +1,48 @@
+"""The code on the pages runs, and the tables say what the registry says."""
+
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxcam
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other libraries, as they are imported
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_runs(page, tmp_path, monkeypatch):
+    """All blocks of a page, one after the other, in a folder with the photographs that they name."""
+    if "import keras" in page.read_text():
+        monkeypatch.setenv("KERAS_BACKEND", "jax")
+        for name in ("keras", "equinox", "haiku"):
+            pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    for name in ("dog.jpg", "car.png"):
+        shutil.copy(jaxcam.sample(), tmp_path / name)
+    classifier = jaxcam.load("resnet18_cifar10")  # a page may take a model and images for given
+    images = classifier.preprocess(jaxcam.sample())
+    scope = {"jaxcam": jaxcam, "jax": jax, "model": classifier.tap(), "images": images}
+    for index, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
+        exec(compile(block, f"{page.name}, block {index + 1}", "exec"), scope)
+
+
+def test_the_readme_lists_every_method_in_its_family():
+    """One row for each family of the registry, with all of its methods."""
+    families = {}
+    for row in jaxcam.METHODS.values():
+        families.setdefault(row.family, []).append(row.name)
+    lines = (ROOT / "README.md").read_text().splitlines()
+    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "`" in line}
+    for family, names in families.items():
+        assert family in rows, f"the README's table of methods has no row {family!r}"
+        assert set(re.findall(r"`(\w+)`", rows[family].split("|")[2])) == set(names)
+
+
+def test_the_readme_names_every_metric():
+    text = (ROOT / "README.md").read_text()
+    assert not [name for name in jaxcam.metrics.METRICS if f"`{name}`" not in text]
