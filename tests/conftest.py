@@ -1,8 +1,14 @@
 """Eight fake CPU devices, float32 with full precision, and what several test files share."""
 
+import gc
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most programs of the tests compile longer than they run: XLA's older emitter of loops takes a quarter of the time, and
+# small programs are not worth splitting.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+) + os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -12,6 +18,13 @@ import pytest
 
 # The files that take longest, first, so that both workers are busy to the end; a file is the work of one worker.
 LONG = ("test_methods", "test_experiments", "test_sharding", "test_modes", "test_space", "test_taps_frameworks")
+
+
+def pytest_collection_finish(session):
+    """A traced program is many small objects, which are not worth looking through after each thousand."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items):
