@@ -16,6 +16,9 @@ import jax
 import jaxtyping
 import pytest
 
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)
+
 # The files that take longest, first, so that both workers are busy to the end; a file is the work of one worker.
 LONG = ("test_methods", "test_experiments", "test_sharding", "test_modes", "test_space", "test_taps_frameworks")
 
@@ -31,19 +34,9 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
-@pytest.fixture(autouse=True)
-def highest_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
 @pytest.fixture(autouse=True, scope="module")
-def compilation(request):
-    """Most tests compile longer than they run; a file whose programs run long is marked `optimized`.
-
-    Programs go when their file is done: each takes memory mappings, of which a process may have 65,530.
-    """
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
+def programs():
+    """They go when their file is done: each takes memory mappings, of which a process may have 65,530."""
     yield
     jax.clear_caches()
 

@@ -22,8 +22,6 @@ from jaxcam import _typing
 from jaxcam.attribution import METHODS
 from jaxcam.metrics import METRICS
 
-pytestmark = pytest.mark.optimized
-
 PACKAGE = pathlib.Path(jaxcam.__file__).parent
 
 # Lower layers first; a file imports only from layers below its own.
