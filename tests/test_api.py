@@ -44,7 +44,14 @@ INSIDE = {
         ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "occlusion", "lrp"],
         ["noise", "xrai", "guided_backprop", "deep_lift", "perturbation"],
     ],
-    "models": [["resnet", "_pickle", "_download"], ["_labels"], ["_read"], ["weights"]],
+    "models": [
+        ["resnet", "layouts", "_pickle", "_download"],
+        ["efficientnet"],
+        ["_families"],
+        ["_labels", "_table"],
+        ["_read"],
+        ["weights"],
+    ],
     "plot": [["_pixels"], ["_layout"], ["pictures", "charts", "signals"]],
     "metrics": [
         ["_checks"],
@@ -252,6 +259,8 @@ def public_functions():
         "data",
         "models.weights",
         "models.resnet",
+        "models.efficientnet",
+        "models.layouts",
     ]
     for folder in ("attribution", "metrics"):
         modules += [f"{folder}.{path.stem}" for path in sorted((PACKAGE / folder).glob("[a-z]*.py"))]

@@ -7,33 +7,32 @@ anybody's file, so each value is given its type here.
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from jaxcam.image import Preprocess
-from jaxcam.models.resnet import ARCHITECTURES, ResNet
+import flax.linen as nn
 
-IMAGENET = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-CIFAR10 = Preprocess(32, 32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+from jaxcam.image import Preprocess
+from jaxcam.models._families import ARCHITECTURES
+
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET_LABELS = Path(__file__).parents[1] / "assets" / "imagenet_labels.txt"
 
 
-def preprocess(module: ResNet, fields: Mapping) -> Preprocess:
-    """The given fields of a `Preprocess`, completed by those of the data set that the module looks made for."""
-    usual = CIFAR10 if module.stem == "cifar" and module.num_classes != 1000 else IMAGENET
+def preprocess(usual: Preprocess, fields: Mapping) -> Preprocess:
+    """The given fields of a `Preprocess`, completed by those that are usual for the module."""
     crop = fields.get("crop", usual.crop)
-    resize = fields.get("resize", crop * usual.resize // usual.crop)
-    return Preprocess(resize, crop, fields.get("mean", usual.mean), fields.get("std", usual.std))
+    return replace(usual, **{"crop": crop, "resize": crop * usual.resize // usual.crop, **fields})
 
 
-def labels(module: ResNet, labels: Iterable[str] | None, name: str) -> tuple[str, ...]:
+def labels(module: nn.Module, labels: Iterable[str] | None, name: str) -> tuple[str, ...]:
     if labels is not None:
         if len(labels := tuple(labels)) != module.num_classes:
             raise ValueError(f"{name} names {len(labels)} labels, but its weights have {module.num_classes} classes.")
         return labels
     if module.num_classes == 1000:
         return tuple(IMAGENET_LABELS.read_text(encoding="utf-8").splitlines())
-    if module.num_classes == 10 and module.stem == "cifar":
+    if module.num_classes == 10 and getattr(module, "stem", None) == "cifar":
         return CIFAR10_LABELS
     return tuple(f"class {index}" for index in range(module.num_classes))
 
@@ -42,21 +41,19 @@ def config_facts(config: dict) -> dict:
     """What timm's `config.json` says: the same fields at its top level or, in newer ones, in `pretrained_cfg`."""
     levels = [config.get("pretrained_cfg") or {}, config]
     config = {key: value for level in levels for key, value in level.items() if value is not None}
-    fields = {key: config[key] for key in ("mean", "std") if key in config}
+    fields = {key: config[key] for key in ("mean", "std", "interpolation") if key in config}
     if "input_size" in config:
         fields["crop"] = config["input_size"][-1]
         if "crop_pct" in config:
             fields["resize"] = fields["crop"] / config["crop_pct"]
     facts = {"preprocess": _fields(fields), "about": {}}
     # "resnet50.a1_in1k" and "resnet18_cifar10" are a resnet50 and a resnet18; a "resnet50d" is neither.
-    found = re.match(r"resnet\d+(?=[._]|$)", config.get("architecture", ""))
-    if found and found[0] in ARCHITECTURES:
+    given = config.get("architecture", "")
+    if found := [name for name in ARCHITECTURES if re.match(rf"{name}(?=[._]|$)", given)]:
         facts["architecture"] = found[0]
     if "label_names" in config:
         described = config.get("label_descriptions", {})
         facts["labels"] = [str(described.get(label, label)) for label in config["label_names"]]
-    if config.get("interpolation", "bilinear") != "bilinear":
-        facts["about"]["note"] = f"made for {config['interpolation']} resizing; resized bilinearly here"
     return facts
 
 
@@ -70,6 +67,8 @@ def header_facts(header: dict) -> dict:
 def _fields(given: Mapping) -> dict:
     """The given fields of a `Preprocess`, with the types that they must have."""
     fields = {key: int(given[key]) for key in ("resize", "crop") if key in given}
+    if "interpolation" in given:
+        fields["interpolation"] = str(given["interpolation"])
     for key in ("mean", "std"):
         if key in given:
             red, green, blue = map(float, given[key])

@@ -1,9 +1,9 @@
 """Weights by name, by path or from the Hugging Face hub: found, verified, converted and checked.
 
 Whatever the source, loading is one pipeline: find the file (bundled, local, cached, else downloaded), verify its
-sha256, read `{name: array}`, rename and transpose by one table, and compare with the module's own shapes; what does not
-fit exactly is an error, never a model. `save` reads the same table backwards. Nothing needs torch, nothing that a file
-asks for is executed, and a cached file is used without asking the network.
+sha256, read `{name: array}`, rename and transpose as the file's layout says, and compare with the module's own shapes;
+what does not fit exactly is an error, never a model. `save` reads the same layout backwards. Nothing needs torch,
+nothing that a file asks for is executed, and a cached file is used without asking the network.
 
 Environment: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` as everywhere on the hub; `JAXCAM_CACHE` (default
 `~/.cache/jaxcam`), the folder for files from torchvision's address; `HF_HUB_ETAG_TIMEOUT` (default 2.5), the seconds
@@ -12,6 +12,7 @@ that each address has to answer.
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -25,85 +26,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcam._errors import unknown
 from jaxcam.image import Preprocess
 from jaxcam.models import _download, _labels, _read
-from jaxcam.models._labels import CIFAR10, IMAGENET
-from jaxcam.models.resnet import ARCHITECTURES, ResNet
+from jaxcam.models._families import ARCHITECTURES, FAMILIES
+from jaxcam.models._table import MODELS, Registered
+from jaxcam.models.layouts import PLAIN, Layout, closest, grouped
 from jaxcam.taps import Tap, tap
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-LEAVES = {  # Flax's collection and leaf, and the same in torchvision
-    ("params", "kernel"): "weight",
-    ("params", "scale"): "weight",
-    ("params", "bias"): "bias",
-    ("batch_stats", "mean"): "running_mean",
-    ("batch_stats", "var"): "running_var",
-}
-
 
 # --- What there is ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Registered:
-    """One row of the table of models that have a name.
-
-    Attributes:
-      name: what `load` takes.
-      architecture: a key of `ARCHITECTURES`.
-      data: what the model was trained on.
-      top1: accuracy in percent on the test or validation images, where known.
-      licence: of the weights.
-      preprocess: what these weights expect of an image.
-      file: torchvision's file, whose name ends in the first digits of its sha256; or the file in this package.
-      repository: the same weights on the Hugging Face hub; None for a file in this package.
-    """
-
-    name: str
-    architecture: str
-    data: str
-    top1: float | None
-    licence: str
-    preprocess: Preprocess
-    file: str
-    repository: str | None
-
-    @property
-    def sha256(self) -> str:
-        """The digits of the sha256 that the file's name promises."""
-        found = re.search(r"-([0-9a-f]{8,64})\.pth$", self.file)
-        return found[1] if found else ""
-
-
-def _table() -> dict[str, Registered]:
-    rows = [  # architecture, tag on the hub, torchvision's file, top-1, resize; V1 before V2
-        ("resnet18", "tv", "resnet18-f37072fd.pth", 69.758, 256),
-        ("resnet34", "tv", "resnet34-b627a593.pth", 73.314, 256),
-        ("resnet50", "tv", "resnet50-0676ba61.pth", 76.130, 256),
-        ("resnet50", "tv2", "resnet50-11ad3fa6.pth", 80.858, 232),
-        ("resnet101", "tv", "resnet101-63fe2227.pth", 77.374, 256),
-        ("resnet101", "tv2", "resnet101-cd907fc2.pth", 81.886, 232),
-        ("resnet152", "tv", "resnet152-394f9c45.pth", 78.312, 256),
-        ("resnet152", "tv2", "resnet152-f82ba261.pth", 82.284, 232),
-    ]
-    bundled = Registered(
-        "resnet18_cifar10", "resnet18", "CIFAR-10", None, "MIT", CIFAR10, "resnet18_cifar10.safetensors", None
-    )
-    short, tagged = {}, {}
-    for architecture, tag, file, top1, resize in rows:
-        name, preprocess = f"{architecture}.{tag}_in1k", dataclasses.replace(IMAGENET, resize=resize)
-        row = Registered(name, architecture, "ImageNet-1k", top1, "BSD-3-Clause", preprocess, file, f"timm/{name}")
-        tagged[name] = row
-        short[architecture] = dataclasses.replace(row, name=architecture)  # the later row wins: V2 where there is one
-    return {bundled.name: bundled} | short | tagged
-
-
-MODELS = _table()
 
 
 def models() -> dict[str, Registered]:
@@ -114,7 +50,7 @@ def models() -> dict[str, Registered]:
       (80.858, 'timm/resnet50.tv2_in1k')
     """
     return {
-        name: row if row.repository else dataclasses.replace(row, top1=_recorded(row).get("top1"))
+        name: row if row.top1 is not None else dataclasses.replace(row, top1=_recorded(row).get("top1"))
         for name, row in MODELS.items()
     }
 
@@ -164,13 +100,14 @@ def load(
 ) -> Classifier:
     """Loads a classifier by registered name, from a local file or from the Hugging Face hub.
 
-    Width, stem and number of classes are read off the tensors: a 3x3 `conv1` is the CIFAR stem (stride 1, no max-pool).
+    The number of classes, and of a ResNet width and stem, are read off the tensors: a 3x3 `conv1` is the CIFAR stem
+    (stride 1, no max-pool).
 
     Args:
       name_or_path: a name of `models()`; the path of a `.safetensors` file or of a state dict that `torch.save` wrote
-        (`.pth`, `.bin`); or `"hf:owner/repo"`, `"hf:owner/repo@revision"`.
-      architecture: a key of `ARCHITECTURES`. A local file needs it, unless `save` was told it, or the file is one of
-        torchvision's own. On the hub it overrides what `config.json` says.
+        (`.pth`, `.bin`, of any version of PyTorch since 0.2); or `"hf:owner/repo"`, `"hf:owner/repo@revision"`.
+      architecture: a key of `ARCHITECTURES`. A local file needs it, unless `save` was told it, or the file is that of a
+        model with a name. On the hub it overrides what `config.json` says.
       num_classes: checked against the weights, if given.
 
     Raises:
@@ -190,10 +127,10 @@ def load(
     data = file.path.read_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
     if not sha256.startswith(file.sha256):
-        bundled = file.path.parent == ASSETS
+        remedy = file.remedy or f"Delete {os.path.realpath(file.path)} and load it again"
         raise ValueError(
             f"{file.path} is truncated or altered: its sha256 is {sha256}, and should begin with {file.sha256}. "
-            f"{'Install jaxcam again' if bundled else f'Delete {os.path.realpath(file.path)} and load it again'}."
+            f"{remedy}."
         )
     tensors, header = _read.read(data, str(file.path))
     facts = {**_recognise(file.path.name, sha256), **header, **file.facts}
@@ -204,14 +141,15 @@ def load(
         )
     if architecture not in ARCHITECTURES:  # as a header says
         raise unknown("architecture", architecture, ARCHITECTURES)
-    module = _module(architecture, tensors)
+    module, layout = _module(architecture, tensors)
     if num_classes not in (None, module.num_classes):
         raise ValueError(f"{name} has {module.num_classes} classes, not num_classes={num_classes}; leave it out.")
-    variables = _variables(tensors, module, f"{name} as {architecture}")
-    preprocess = _labels.preprocess(module, facts.get("preprocess", {}))
+    variables = _variables(tensors, module, layout, f"{name} as {architecture}")
+    family = FAMILIES[type(module)]
+    preprocess = _labels.preprocess(family.preprocess(architecture, module), facts.get("preprocess", {}))
     labels = _labels.labels(module, facts.get("labels"), name)
     about = {"source": str(file.path), "sha256": sha256, **facts.get("about", {})}
-    return Classifier(module, variables, preprocess, labels, "layer4", name, about)
+    return Classifier(module, variables, preprocess, labels, family.layer, name, about)
 
 
 @dataclass(frozen=True)
@@ -221,6 +159,7 @@ class _File:
     path: Path
     sha256: str = ""
     facts: dict = field(default_factory=dict)  # architecture, preprocess (some of its fields), labels, about
+    remedy: str = ""  # what to do where it is damaged, if deleting it is not it
 
 
 def _find(name: str, architecture: str | None) -> _File:
@@ -242,7 +181,7 @@ def _find(name: str, architecture: str | None) -> _File:
 
 
 def _recognise(filename: str, sha256: str) -> dict:
-    """What is known of a file that is one of torchvision's, by content or, if converted, by name."""
+    """What is known of a file that is a registered model's, by content or, if converted, by name."""
     for row in MODELS.values():
         if row.sha256 and (filename == row.file or sha256.startswith(row.sha256)):
             return _row_facts(row)
@@ -257,35 +196,28 @@ def _row_facts(row: Registered) -> dict:
 # --- Conversion ------------------------------------------------------------------------------------------------------
 
 
-def _torch_name(path: tuple[str, ...]) -> str:
-    """`("params", "layer1", "0", "conv1", "kernel")` -> `"layer1.0.conv1.weight"`."""
-    collection, *modules, leaf = path
-    if (collection, leaf) not in LEAVES:
-        raise ValueError(f"The variable {'/'.join(path)} has no counterpart in a torchvision state dict.")
-    return ".".join([*modules, LEAVES[collection, leaf]])
+def state_dict(variables: Mapping, layout: Layout = PLAIN) -> dict[str, np.ndarray]:
+    """Flax variables under PyTorch's names and in its layout: kernels `[..., in, out]` become `[out, in, ...]`.
 
-
-def state_dict(variables: Mapping) -> dict[str, np.ndarray]:
-    """Flax variables under torchvision's names and in its layout: kernels `[..., in, out]` become `[out, in, ...]`.
+    Args:
+      variables: of a `ResNet`, or of any module whose submodules are named as in PyTorch.
+      layout: whose names the tensors get, one of `jaxcam.models.layouts`; by default the module's own, which are those
+        of torchvision and timm for a `ResNet`.
 
     Raises:
-      ValueError: a variable has no counterpart in torchvision.
+      ValueError: a variable has no counterpart in the layout.
 
     Example:
       >>> list(state_dict({"params": {"fc": {"kernel": np.zeros((512, 10))}}}).items())[0][1].shape
       (10, 512)
     """
-    flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables).items()}
-    return {
-        _torch_name(path): np.moveaxis(leaf, (-1, -2), (0, 1)) if path[-1] == "kernel" else leaf
-        for path, leaf in flat.items()
-    }
+    return layout.state_dict(variables)
 
 
 def save(
     path: str | os.PathLike, variables: Mapping, *, dtype: Any = np.float32, metadata: Mapping | None = None
 ) -> None:
-    """Writes variables as safetensors in torchvision's layout: torch, timm and `load` read the file.
+    """Writes variables as safetensors, named as by `state_dict`: `load` reads the file; a ResNet's torch and timm, too.
 
     Args:
       path: is replaced only when the whole file is written.
@@ -295,7 +227,7 @@ def save(
         `"labels"`; the rest comes back in `Classifier.about`.
 
     Raises:
-      ValueError: a variable has no counterpart in torchvision, or is not finite in `dtype`.
+      ValueError: a variable has no counterpart in PyTorch, or is not finite in `dtype`.
 
     Example:
       >>> module = ARCHITECTURES["resnet18"](width=8, stem="cifar", num_classes=10)
@@ -310,34 +242,40 @@ def save(
         tensors = {key: np.ascontiguousarray(value, dtype) for key, value in state_dict(variables).items()}
     broken = [key for key, value in tensors.items() if not np.isfinite(value.astype(np.float32)).all()]
     if broken:
-        raise ValueError(f"{len(broken)} tensors are not finite in {np.dtype(dtype)}: {_grouped(broken)}.")
+        raise ValueError(f"{len(broken)} tensors are not finite in {np.dtype(dtype)}: {grouped(broken)}.")
     header = json.dumps(dict(metadata or {}), default=dataclasses.asdict)
     partial_path = Path(f"{os.fspath(path)}.part")
     partial_path.write_bytes(serialize(tensors, metadata={"format": "pt", "jaxcam": header}))
     partial_path.replace(path)
 
 
-def _module(architecture: str, tensors: dict) -> ResNet:
-    """The module whose width, stem and number of classes the tensors show; the usual ones where they show nothing."""
-    conv1, fc = (getattr(tensors.get(key), "shape", ()) for key in ("conv1.weight", "fc.weight"))
-    return ARCHITECTURES[architecture](
-        width=conv1[0] if len(conv1) == 4 and conv1[0] else 64,
-        stem="cifar" if conv1[2:] == (3, 3) else "imagenet",
-        num_classes=fc[0] if len(fc) == 2 and fc[0] else 1000,
-    )
+def _module(architecture: str, tensors: dict) -> tuple[nn.Module, Layout]:
+    """The module of the size that the tensors show, else of the usual one, and the layout that they are in."""
+    build = ARCHITECTURES[architecture]
+    usual = build()
+    family = FAMILIES[type(usual)]
+    layout = family.layouts[0]
+    if len(family.layouts) > 1:
+        layout = closest(family.layouts, tensors, _template(usual))
+
+    def shape(part):
+        path = ("params", *part.split("."), "kernel")
+        return getattr(tensors.get(layout.names([path])[path]), "shape", ())
+
+    return build(**family.options(shape)), layout
 
 
 @lru_cache(maxsize=8)  # tracing a ResNet takes longer than reading its file
-def _template(module: ResNet) -> dict:
+def _template(module: nn.Module) -> dict:
     """The module's variables, all zero: of stride 0, so that they have their shapes and take no memory."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
 
 
-def _variables(tensors: dict, module: ResNet, what: str) -> dict:
+def _variables(tensors: dict, module: nn.Module, layout: Layout, what: str) -> dict:
     """The tensors as the module's variables; or one error that lists all that is not exactly the module's."""
     template = _template(module)
-    expected = state_dict(template)
+    expected = layout.state_dict(template)
     wrong, floats = [], {}
     for key in expected.keys() & tensors.keys():
         tensor, shape = tensors[key], expected[key].shape
@@ -353,29 +291,13 @@ def _variables(tensors: dict, module: ResNet, what: str) -> dict:
         "unknown": tensors.keys() - expected.keys(),
         "with NaN or infinite values": [key for key, value in floats.items() if not np.isfinite(value).all()],
     }
-    listed = [f"{len(names)} {kind}: {_grouped(names)}" for kind, names in problems.items() if names]
+    listed = [f"{len(names)} {kind}: {grouped(names)}" for kind, names in problems.items() if names]
     if wrong:
         listed.append(f"{len(wrong)} of another shape or type: {', '.join(sorted(wrong))}")
     if listed:
-        size = f"width {module.width}, {module.stem} stem, {module.num_classes} classes"
+        size = FAMILIES[type(module)].describe(module)
         raise ValueError(f"The tensors of {what} ({size}) are not exactly what they should be: {'; '.join(listed)}.")
-    flat = {}
-    for path in flatten_dict(template):
-        tensor = floats[_torch_name(path)]
-        flat[path] = jnp.asarray(np.moveaxis(tensor, (0, 1), (-1, -2)) if path[-1] == "kernel" else tensor)
-    return unflatten_dict(flat)
-
-
-def _grouped(names: Iterable[str]) -> str:
-    """`["bn1.bias", "bn1.weight", "fc"]` -> `"bn1.{bias, weight}, fc"`: all names, but not all letters."""
-    groups = {}
-    for name in sorted(names):
-        parent, _, leaf = name.rpartition(".")
-        groups.setdefault(parent, []).append(leaf)
-    return ", ".join(
-        f"{parent}.{{{', '.join(leaves)}}}" if len(leaves) > 1 else f"{parent}.{leaves[0]}".removeprefix(".")
-        for parent, leaves in groups.items()
-    )
+    return jax.tree.map(jnp.asarray, layout.variables(floats, template))
 
 
 # --- Files from elsewhere --------------------------------------------------------------------------------------------
@@ -383,10 +305,13 @@ def _grouped(names: Iterable[str]) -> str:
 
 def _registered(row: Registered) -> _File:
     facts = _row_facts(row)
+    if row.package:
+        facts["about"]["source"] = row.package
+        return _File(_installed(row), row.sha256, facts, f"Run pip install --force-reinstall {row.package}")
     if row.repository is None:
         recorded = _recorded(row)
         facts["about"] |= {"source": "part of jaxcam", **recorded}
-        return _File(ASSETS / row.file, recorded.get("sha256", ""), facts)
+        return _File(ASSETS / row.file, recorded.get("sha256", ""), facts, "Install jaxcam again")
     # All caches come before all networks.
     sources = [
         partial(_download.hub_cached, row.repository, HUB_FILES, "main"),
@@ -408,6 +333,16 @@ def _registered(row: Registered) -> _File:
             )
             return _File(path, sha256, facts)
     raise _download.unavailable(row.name, problems)
+
+
+def _installed(row: Registered) -> Path:
+    """The file of a package that holds little else: found where the package lies, which is not imported."""
+    distribution = row.package.partition("==")[0]
+    spec = importlib.util.find_spec(distribution.replace("-", "_"))
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder) / "models" / row.file).is_file():
+            return path
+    raise FileNotFoundError(f"{row.name} needs the package {distribution}. Run pip install {row.package}.")
 
 
 def _recorded(row: Registered) -> dict:
