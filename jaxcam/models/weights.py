@@ -80,7 +80,7 @@ class Classifier:
     about: dict = field(default_factory=dict)
 
     def __call__(self, images: Any) -> jax.Array:
-        return self.module.apply(self.variables, self.preprocess(images))
+        return self.tap()(self.preprocess(images))
 
     def tap(self, layer: str | Sequence[str] | None = None, **options) -> Tap:
         """`jaxcam.tap(module, variables, layer, **options)`; `layer=None` is the classifier's own.
