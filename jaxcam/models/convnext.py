@@ -1,8 +1,8 @@
 """ConvNeXts whose every submodule is named and computed as in torchvision.
 
-torchvision names the parts of a ConvNeXt by their place: `features.0` is the stem, `features.1`, `.3`, `.5` and `.7` are
-the stages, and between them lie the downsampling layers; so does this one, and a tap, a state dict and torchvision's
-feature extraction name the same tensor.
+torchvision names the parts of a ConvNeXt by their place: `features.0` is the stem, `features.1`, `.3`, `.5` and `.7`
+are the stages, and between them lie the downsampling layers; so does this one, and a tap and a state dict name the same
+tensor.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,8 @@
 
 One class covers ResNet-18/34/50/101/152, ResNeXt and Wide-ResNet, with the ImageNet stem or the CIFAR stem. Stages and
 blocks are modules of their own, so `"layer4.1.conv2"` names the same tensor here, in a torchvision state dict and in
-`jaxcam.tap`. Numerics are torchvision's: explicit padding, stride on the 3x3 convolution (v1.5), BatchNorm epsilon 1e-5.
+`jaxcam.tap`. Numerics are torchvision's: explicit padding, stride on the 3x3 convolution (v1.5), BatchNorm epsilon
+1e-5.
 """
 
 from collections.abc import Callable

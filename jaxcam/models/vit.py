@@ -33,8 +33,8 @@ class PositionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        embedding = self.param("embedding", nn.initializers.normal(0.02), (1, *x.shape[1:]))
-        return x + embedding.astype(x.dtype)
+        positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        return x + positions.astype(x.dtype)
 
 
 class MLP(nn.Module):

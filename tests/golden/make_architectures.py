@@ -3,8 +3,9 @@
     python -m pip install -e ".[torch]" torchvision transformers
     python -m tests.golden.make_architectures
 
-`architectures.json` lists, for each model, the names and shapes of the file that its library writes; `architectures.npz`
-holds logits and activations for random tensors of these shapes, which both sides draw by `rebuild.random_tensors`.
+`architectures.json` lists, for each model, the names and shapes of the file that its library writes.
+`architectures.npz` holds logits and activations for random tensors of these shapes, which both sides draw by
+`rebuild.random_tensors`.
 """
 
 import json
@@ -32,10 +33,6 @@ FOLDER = Path(__file__).parent
 NUM_CLASSES, SEED, SIZE = 7, 13, 48
 WIDTHS, SIZES = (8, 16, 24, 32), (1, 2, 1, 1)
 RESNET = {"embedding_size": 8, "depths": list(SIZES), "num_labels": NUM_CLASSES}
-
-
-def of_timm(module) -> torch.nn.Module:
-    return module
 
 
 def transformers_resnet(**options):

@@ -180,7 +180,7 @@ def flax_variables(state: dict[str, np.ndarray]) -> dict:
 
 
 def random_tensors(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
-    """A random state dict with these names and shapes, in which nothing is degenerate: no scale is zero, none is one."""
+    """A random state dict with these names and shapes, in which nothing is degenerate: no scale is zero or one."""
     random = np.random.Generator(np.random.PCG64(seed))
     return {name: _random_tensor(name, tuple(shape), random) for name, shape in shapes.items()}
 

@@ -1,0 +1,380 @@
+"""How torchvision, timm and transformers name the tensors of each architecture: one table, read in both directions.
+
+A tensor has a name of our own: the path of its module, and PyTorch's word for what it is, `layer4.1.conv2.weight`. A
+layout is a list of rules, each of which says what a library calls some of them; `*` stands for the same part of a name
+on both sides. `load` looks for the layout that knows all names of a file, reads the rules forwards, and reads the sizes
+of the module off the tensors; `save` and the checks read the rules backwards.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcam.models import convnext, resnet, vit
+
+
+class Rule(NamedTuple):
+    """What a library calls a tensor; `*` stands for one part of a dotted name, or a piece of it.
+
+    Attributes:
+      theirs: the name in the file.
+      ours: our names; where they are several, the file's tensor is theirs in a row, along the first axis.
+      shape: in the file, where it is not PyTorch's usual one.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One class of modules.
+
+    Attributes:
+      name: what people call it.
+      module: the class.
+      architectures: those of its sizes that have a name.
+      fields: `(shapes, config) -> fields` of the module, read off the shapes of the tensors by our names, and off what
+        a config says that no tensor shows.
+      open: the fields that an architecture's name leaves to the tensors.
+      named: a pattern of the names that timm gives to exactly this class; its other networks may have the same tensors.
+    """
+
+    name: str
+    module: type[nn.Module]
+    architectures: Mapping[str, Callable[..., nn.Module]]
+    fields: Callable[[Mapping[str, tuple], Mapping], dict]
+    open: tuple[str, ...]
+    named: str
+
+    def make(self, shapes: Mapping[str, tuple], config: Mapping, architecture: str | None) -> nn.Module:
+        """The module that the tensors show, as far as the architecture leaves it to them."""
+        fields = self.fields(shapes, config)
+        if architecture is None:
+            return self.module(**fields)
+        return self.architectures[architecture](**{name: fields[name] for name in self.open})
+
+    def name_of(self, module: nn.Module) -> str | None:
+        """The name of a module's architecture, where it has one."""
+        opened = {name: getattr(module, name) for name in self.open}
+        return next((name for name, make in self.architectures.items() if make(**opened) == module), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The names that a library gives to the tensors of a family, and what its modules have in common."""
+
+    library: str
+    family: Family
+    rules: tuple[Rule, ...]
+    config: Mapping = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.library}'s {self.family.name}"
+
+    @cached_property
+    def _theirs(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_pattern(rule.theirs), rule) for rule in self.rules]
+
+    @cached_property
+    def _ours(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_pattern(name), rule) for rule in self.rules for name in rule.ours]
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Those of the file's names that the layout does not have."""
+        return [name for name in names if _match(self._theirs, name) is None]
+
+    def has_all(self, names: Iterable[str]) -> bool:
+        """Whether each of our names has one of theirs."""
+        return all(_match(self._ours, name) for name in names)
+
+    def ours(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The file's tensors by our names, without those that the layout does not know."""
+        found = {}
+        for name, tensor in tensors.items():
+            if match := _match(self._theirs, name):
+                rule, parts = match
+                names = [_filled(each, parts) for each in rule.ours]
+                found |= dict(zip(names, _cut(tensor, len(names), rule.shape), strict=True))
+        return found
+
+    def theirs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Tensors of our names as they stand in a file; of NumPy, or traced.
+
+        Raises:
+          KeyError: the layout does not know one of them.
+        """
+        found, rest = {}, dict(tensors)
+        while rest:
+            name = next(iter(rest))
+            match = _match(self._ours, name)
+            if match is None:
+                raise KeyError(name)
+            rule, parts = match
+            pieces = [rest.pop(_filled(each, parts)) for each in rule.ours]
+            tensor = pieces[0] if len(pieces) == 1 else _module_of(pieces[0]).concatenate(pieces)
+            found[_filled(rule.theirs, parts)] = tensor if rule.shape is None else tensor.reshape(rule.shape)
+        return found
+
+
+def _pattern(template: str) -> re.Pattern:
+    return re.compile("([^.]+)".join(map(re.escape, template.split("*"))))
+
+
+def _match(patterns, name: str) -> tuple[Rule, tuple[str, ...]] | None:
+    for pattern, rule in patterns:
+        if match := pattern.fullmatch(name):
+            return rule, match.groups()
+    return None
+
+
+def _filled(template: str, parts: Iterable[str]) -> str:
+    first, *rest = template.split("*")
+    return first + "".join(part + each for part, each in zip(parts, rest, strict=True))
+
+
+def _cut(tensor, count: int, shape: tuple[int, ...] | None) -> list:
+    """The tensors that stand in a row; what has a wrong shape stays as it is, for the check to find."""
+    size = getattr(tensor, "shape", ())
+    if shape is not None and size[1:] == shape[1:]:
+        return [tensor.reshape(-1)]
+    return np.split(tensor, count) if count > 1 and size and size[0] % count == 0 else [tensor] * count
+
+
+def _module_of(array):
+    return np if isinstance(array, np.ndarray) else jnp
+
+
+# --- What the tensors show -------------------------------------------------------------------------------------------
+
+
+def _axis(shapes, name: str, axis: int, usual: int) -> int:
+    """The length of a tensor's axis, or the usual one where there is no such tensor."""
+    shape = shapes.get(name, ())
+    return shape[axis] if len(shape) > axis and shape[axis] else usual
+
+
+def _count(shapes, prefix: str) -> int:
+    """How many blocks have names `prefix0`, `prefix1`, ..."""
+    numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
+    return len([number for number in numbers if number.isdigit()])
+
+
+def _resnet_fields(shapes, config) -> dict:
+    width = _axis(shapes, "conv1.weight", 0, 64)
+    inner = _axis(shapes, "layer1.0.conv2.weight", 0, width)
+    return {
+        "stage_sizes": tuple(_count(shapes, f"layer{stage}.") for stage in (1, 2, 3, 4)),
+        "block": resnet.Bottleneck if "layer1.0.conv3.weight" in shapes else resnet.BasicBlock,
+        "num_classes": _axis(shapes, "fc.weight", 0, 1000),
+        "width": width,
+        "stem": "cifar" if shapes.get("conv1.weight", ())[2:] == (3, 3) else "imagenet",
+        "groups": max(1, inner // _axis(shapes, "layer1.0.conv2.weight", 1, inner)),
+        "widening": max(1, inner // width),
+        "stride_on": config.get("stride_on", "conv2"),
+    }
+
+
+def _vit_fields(shapes, config) -> dict:
+    block = "encoder.layers.encoder_layer_"
+    width = _axis(shapes, "conv_proj.weight", 0, 768)
+    patch = _axis(shapes, "conv_proj.weight", 2, 16)
+    hidden = _axis(shapes, f"{block}0.mlp.0.weight", 0, 4 * width)
+    return {
+        "depth": _count(shapes, block),
+        "width": width,
+        "num_heads": config.get("num_heads") or vit.HEADS.get(width, max(1, width // 64)),
+        "patch_size": patch,
+        "num_classes": _axis(shapes, "heads.head.weight", 0, 1000),
+        "image_size": patch * math.isqrt(_axis(shapes, "encoder.pos_embedding.positions", 1, 197) - 1),
+        "mlp_features": None if hidden == 4 * width else hidden,
+        "epsilon": config.get("epsilon", 1e-6),
+    }
+
+
+def _convnext_fields(shapes, config) -> dict:
+    return {
+        "stage_sizes": tuple(_count(shapes, f"features.{place}.") for place in (1, 3, 5, 7)),
+        "widths": tuple(
+            _axis(shapes, name, 0, 1)
+            for name in ("features.0.0.weight", *(f"features.{place}.1.weight" for place in (2, 4, 6)))
+        ),
+        "num_classes": _axis(shapes, "classifier.2.weight", 0, 1000),
+        "head_epsilon": config.get("epsilon", 1e-6),
+    }
+
+
+RESNET = Family(
+    name="ResNet",
+    module=resnet.ResNet,
+    architectures=resnet.ARCHITECTURES,
+    fields=_resnet_fields,
+    open=("width", "stem", "num_classes", "stride_on"),
+    named=r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d?",
+)
+VIT = Family(
+    name="ViT",
+    module=vit.ViT,
+    architectures=vit.ARCHITECTURES,
+    fields=_vit_fields,
+    open=("num_heads", "num_classes", "image_size", "epsilon"),
+    named=r"(vit|deit3?)_\w+_patch\d+(_\d+)?",
+)
+CONVNEXT = Family(
+    name="ConvNeXt",
+    module=convnext.ConvNeXt,
+    architectures=convnext.ARCHITECTURES,
+    fields=_convnext_fields,
+    open=("num_classes", "head_epsilon"),
+    named=r"convnext_(tiny|small|base|large|xlarge)\w*",
+)
+FAMILIES = (RESNET, VIT, CONVNEXT)
+
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+
+def _layouts(family: Family, libraries: Mapping[str, Mapping], rows: Iterable[tuple]) -> tuple[Layout, ...]:
+    """One layout for each column: a row has our names, and then what each library calls them.
+
+    An entry is a name; a name and the shape that the tensor has in the file; a list of names, one for each of ours; or
+    `None`, where another row has it.
+    """
+    rows = list(rows)
+    layouts = []
+    for column, (library, config) in enumerate(libraries.items(), 1):
+        rules = [rule for row in rows for rule in _rules(row[0], row[column])]
+        layouts.append(Layout(library, family, tuple(rules), config))
+    return tuple(layouts)
+
+
+def _rules(ours, theirs) -> list[Rule]:
+    ours = (ours,) if isinstance(ours, str) else tuple(ours)
+    if isinstance(theirs, list):
+        return [Rule(name, (each,)) for name, each in zip(theirs, ours, strict=True)]
+    if isinstance(theirs, tuple):
+        return [Rule(theirs[0], ours, theirs[1])]
+    return [] if theirs is None else [Rule(theirs, ours)]
+
+
+def _resnet_rows():
+    yield "conv1.weight", "conv1.weight", "resnet.embedder.embedder.convolution.weight"
+    yield "bn1.*", "bn1.*", "resnet.embedder.embedder.normalization.*"
+    for stage in (1, 2, 3, 4):
+        ours, theirs = f"layer{stage}.*", f"resnet.encoder.stages.{stage - 1}.layers.*"
+        for index in (1, 2, 3):
+            conv, norm = f"{ours}.conv{index}.weight", f"{ours}.bn{index}.*"
+            yield conv, conv, f"{theirs}.layer.{index - 1}.convolution.weight"
+            yield norm, norm, f"{theirs}.layer.{index - 1}.normalization.*"
+        conv, norm = f"{ours}.downsample.0.weight", f"{ours}.downsample.1.*"
+        yield conv, conv, f"{theirs}.shortcut.convolution.weight"
+        yield norm, norm, f"{theirs}.shortcut.normalization.*"
+    yield "fc.*", "fc.*", "classifier.1.*"
+
+
+def _vit_rows():
+    """torchvision, its files of before version 0.14, timm, transformers and its modules since version 5."""
+    hub, block = "vit.embeddings.", "encoder.layers.encoder_layer_*."
+    old, new = "vit.encoder.layer.*.", "vit.layers.*."
+    yield "class_token.token", "class_token", "class_token", "cls_token", *[f"{hub}cls_token"] * 2
+    positions = "encoder.pos_embedding"
+    yield f"{positions}.positions", positions, positions, "pos_embed", *[f"{hub}position_embeddings"] * 2
+    yield (
+        "conv_proj.*",
+        "conv_proj.*",
+        "conv_proj.*",
+        "patch_embed.proj.*",
+        *[f"{hub}patch_embeddings.projection.*"] * 2,
+    )
+    for ours, mine, legacy, timm, before, now in (
+        ("ln_1", "ln_1", "ln_1", "norm1", "layernorm_before", "layernorm_before"),
+        (
+            "self_attention.out",
+            *["self_attention.out_proj"] * 2,
+            "attn.proj",
+            "attention.output.dense",
+            "attention.o_proj",
+        ),
+        ("ln_2", "ln_2", "ln_2", "norm2", "layernorm_after", "layernorm_after"),
+        ("mlp.0", "mlp.0", "mlp.linear_1", "mlp.fc1", "intermediate.dense", "mlp.fc1"),
+        ("mlp.3", "mlp.3", "mlp.linear_2", "mlp.fc2", "output.dense", "mlp.fc2"),
+    ):
+        yield (
+            f"{block}{ours}.*",
+            *(f"{block}{each}.*" for each in (mine, legacy)),
+            f"blocks.*.{timm}.*",
+            f"{old}{before}.*",
+            f"{new}{now}.*",
+        )
+    for leaf in ("weight", "bias"):
+        attention = f"{block}self_attention."
+        yield (
+            [f"{attention}{each}.{leaf}" for each in ("query", "key", "value")],
+            *[f"{attention}in_proj_{leaf}"] * 2,
+            f"blocks.*.attn.qkv.{leaf}",
+            [f"{old}attention.attention.{each}.{leaf}" for each in ("query", "key", "value")],
+            [f"{new}attention.{each}_proj.{leaf}" for each in "qkv"],
+        )
+    yield "encoder.ln.*", "encoder.ln.*", "encoder.ln.*", "norm.*", *["vit.layernorm.*"] * 2
+    yield "heads.head.*", "heads.head.*", "heads.head.*", "head.*", *["classifier.*"] * 2
+
+
+def _convnext_rows():
+    """torchvision, timm, transformers, and the files of the paper's authors."""
+    hub = "convnext."
+    yield (
+        "features.0.0.*",
+        "features.0.0.*",
+        "stem.0.*",
+        f"{hub}embeddings.patch_embeddings.*",
+        "downsample_layers.0.0.*",
+    )
+    yield "features.0.1.*", "features.0.1.*", "stem.1.*", f"{hub}embeddings.layernorm.*", "downsample_layers.0.1.*"
+    for stage in (0, 1, 2, 3):
+        place, there = f"features.{2 * stage}.*.*", f"{hub}encoder.stages.{stage}."
+        if stage:
+            authors = f"downsample_layers.{stage}.*.*"
+            yield place, place, f"stages.{stage}.downsample.*.*", f"{there}downsampling_layer.*.*", authors
+        ours, timm = f"features.{2 * stage + 1}.*.", f"stages.{stage}.blocks.*."
+        there, authors = f"{there}layers.*.", f"stages.{stage}.*."
+        for mine, his, theirs, first in (
+            ("block.0", "conv_dw", "dwconv", "dwconv"),
+            ("block.2", "norm", "layernorm", "norm"),
+            ("block.3", "mlp.fc1", "pwconv1", "pwconv1"),
+            ("block.5", "mlp.fc2", "pwconv2", "pwconv2"),
+        ):
+            yield f"{ours}{mine}.*", f"{ours}{mine}.*", f"{timm}{his}.*", f"{there}{theirs}.*", f"{authors}{first}.*"
+        scale = f"{ours}layer_scale", (-1, 1, 1)
+        yield f"{ours}layer_scale.weight", scale, f"{timm}gamma", f"{there}layer_scale_parameter", f"{authors}gamma"
+    yield "classifier.0.*", "classifier.0.*", "head.norm.*", f"{hub}layernorm.*", "norm.*"
+    yield "classifier.2.*", "classifier.2.*", "head.fc.*", "classifier.*", "head.*"
+
+
+_HUB = {"epsilon": 1e-12}  # of transformers, unless its config says another
+LAYOUTS = (  # of each family the first is what `save` writes
+    *_layouts(RESNET, {"torchvision": {}, "transformers": {}}, _resnet_rows()),
+    *_layouts(
+        VIT,
+        {"torchvision": {}, "an older torchvision": {}, "timm": {}, "transformers": _HUB, "transformers 5": _HUB},
+        _vit_rows(),
+    ),
+    *_layouts(CONVNEXT, {"torchvision": {}, "timm": {}, "transformers": _HUB, "the authors": {}}, _convnext_rows()),
+)
+
+
+ARCHITECTURES = {name: make for family in FAMILIES for name, make in family.architectures.items()}
+
+
+def closest(names: Iterable[str], architecture: str | None = None) -> Layout:
+    """The layout that knows most of the names, among those of the architecture if there is one."""
+    names = list(names)
+    fitting = [each for each in LAYOUTS if architecture is None or architecture in each.family.architectures]
+    return min(fitting, key=lambda layout: len(layout.unknown(names)))
