@@ -1,16 +1,16 @@
 """What the tensors do not say: how images are prepared, and what the classes are called.
 
-It comes from the table of registered models, from the header that `save` wrote, or from timm's `config.json`; what none
-of them says is guessed from the module: 1000 classes are ImageNet's, a CIFAR stem is CIFAR's. All of it is text from
-anybody's file, so each value is given its type here.
+It comes from the table of registered models, from the header that `save` wrote, or from the `config.json` of timm or
+transformers; what none of them says is guessed from the module: 1000 classes are ImageNet's, a CIFAR stem is CIFAR's.
+All of it is text from anybody's file, so each value is given its type here.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import flax.linen as nn
+
 from jaxcam.image import Preprocess
-from jaxcam.models.resnet import ARCHITECTURES, ResNet
 
 IMAGENET = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = Preprocess(32, 32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
@@ -18,28 +18,37 @@ CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 IMAGENET_LABELS = Path(__file__).parents[1] / "assets" / "imagenet_labels.txt"
 
 
-def preprocess(module: ResNet, fields: Mapping) -> Preprocess:
+def preprocess(module: nn.Module, fields: Mapping) -> Preprocess:
     """The given fields of a `Preprocess`, completed by those of the data set that the module looks made for."""
-    usual = CIFAR10 if module.stem == "cifar" and module.num_classes != 1000 else IMAGENET
-    crop = fields.get("crop", usual.crop)
+    usual = CIFAR10 if _is_for_cifar(module) and module.num_classes != 1000 else IMAGENET
+    crop = fields.get("crop", getattr(module, "image_size", usual.crop))
     resize = fields.get("resize", crop * usual.resize // usual.crop)
     return Preprocess(resize, crop, fields.get("mean", usual.mean), fields.get("std", usual.std))
 
 
-def labels(module: ResNet, labels: Iterable[str] | None, name: str) -> tuple[str, ...]:
+def _is_for_cifar(module: nn.Module) -> bool:
+    return getattr(module, "stem", None) == "cifar"
+
+
+def labels(module: nn.Module, labels: Iterable[str] | None, name: str) -> tuple[str, ...]:
     if labels is not None:
         if len(labels := tuple(labels)) != module.num_classes:
             raise ValueError(f"{name} names {len(labels)} labels, but its weights have {module.num_classes} classes.")
         return labels
     if module.num_classes == 1000:
         return tuple(IMAGENET_LABELS.read_text(encoding="utf-8").splitlines())
-    if module.num_classes == 10 and module.stem == "cifar":
+    if module.num_classes == 10 and _is_for_cifar(module):
         return CIFAR10_LABELS
     return tuple(f"class {index}" for index in range(module.num_classes))
 
 
 def config_facts(config: dict) -> dict:
-    """What timm's `config.json` says: the same fields at its top level or, in newer ones, in `pretrained_cfg`."""
+    """What a `config.json` says, of transformers where it has a `model_type`, else of timm."""
+    return _of_transformers(config) if "model_type" in config else _of_timm(config)
+
+
+def _of_timm(config: dict) -> dict:
+    """The same fields at its top level or, in newer ones, in `pretrained_cfg`."""
     levels = [config.get("pretrained_cfg") or {}, config]
     config = {key: value for level in levels for key, value in level.items() if value is not None}
     fields = {key: config[key] for key in ("mean", "std") if key in config}
@@ -47,17 +56,72 @@ def config_facts(config: dict) -> dict:
         fields["crop"] = config["input_size"][-1]
         if "crop_pct" in config:
             fields["resize"] = fields["crop"] / config["crop_pct"]
-    facts = {"preprocess": _fields(fields), "about": {}}
-    # "resnet50.a1_in1k" and "resnet18_cifar10" are a resnet50 and a resnet18; a "resnet50d" is neither.
-    found = re.match(r"resnet\d+(?=[._]|$)", config.get("architecture", ""))
-    if found and found[0] in ARCHITECTURES:
-        facts["architecture"] = found[0]
+    facts = {"preprocess": _fields(fields), "about": _note_of(config.get("interpolation", "bilinear"))}
+    if "architecture" in config:
+        facts["network"] = config["architecture"].lower()
     if "label_names" in config:
         described = config.get("label_descriptions", {})
         facts["labels"] = [str(described.get(label, label)) for label in config["label_names"]]
-    if config.get("interpolation", "bilinear") != "bilinear":
-        facts["about"]["note"] = f"made for {config['interpolation']} resizing; resized bilinearly here"
     return facts
+
+
+ACTIVATIONS = {"resnet": "relu", "vit": "gelu", "convnext": "gelu"}  # of transformers' model types
+
+
+def _of_transformers(config: dict) -> dict:
+    """Labels, and what no tensor shows: the epsilon, the number of heads, which convolution has the stride."""
+    kind = config["model_type"]
+    activation = config.get("hidden_act", ACTIVATIONS.get(kind))
+    if activation != ACTIVATIONS.get(kind, activation):
+        raise ValueError(f"hidden_act is {activation!r}; jaxcam's {kind} has {ACTIVATIONS[kind]!r}")
+    if config.get("downsample_in_first_stage"):
+        raise ValueError("downsample_in_first_stage is true; jaxcam's ResNet has no stride in its first stage")
+    shown = {"epsilon": ("layer_norm_eps", float), "num_heads": ("num_attention_heads", int)}
+    found = {ours: convert(config[theirs]) for ours, (theirs, convert) in shown.items() if theirs in config}
+    if config.get("downsample_in_bottleneck"):
+        found["stride_on"] = "conv1"
+    facts = {"config": found}
+    labels = {int(index): str(label) for index, label in config.get("id2label", {}).items()}
+    if sorted(labels) == list(range(len(labels))) and any(f"LABEL_{index}" != labels[index] for index in labels):
+        facts["labels"] = [labels[index] for index in range(len(labels))]
+    return facts
+
+
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+SQUASHED = "made for images resized to a square, whatever their shape; here the square in their centre is taken"
+
+
+def preprocessor_facts(config: dict) -> dict:
+    """What transformers' `preprocessor_config.json` says of the size, the mean and the interpolation."""
+    fields, about = {}, _note_of(RESAMPLING.get(config.get("resample"), "bilinear"))
+    if config.get("do_normalize", True):
+        fields = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
+    else:
+        fields = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    if config.get("do_resize", True) and "size" in config:
+        side = _side(config["size"])
+        if config.get("do_center_crop"):
+            fields |= {"resize": side, "crop": _side(config.get("crop_size", side))}
+        elif "crop_pct" in config and side < 384:  # at 384 and more its own code does not crop
+            fields |= {"resize": side / config["crop_pct"], "crop": side}
+        else:
+            fields |= {"resize": side, "crop": side}
+            about = {"note": "; ".join([*about.values(), SQUASHED])}
+    return {"preprocess": _fields(fields), "about": about}
+
+
+def _side(size) -> int:
+    """Of a square, whichever way it is written."""
+    if isinstance(size, Mapping):
+        sides = {int(value) for key, value in size.items() if key in ("shortest_edge", "height", "width")}
+        (size,) = sides
+    return int(size)
+
+
+def _note_of(interpolation: str) -> dict:
+    return (
+        {} if interpolation == "bilinear" else {"note": f"made for {interpolation} resizing; resized bilinearly here"}
+    )
 
 
 def header_facts(header: dict) -> dict:

@@ -62,6 +62,10 @@ class Family:
             return self.module(**fields)
         return self.architectures[architecture](**{name: fields[name] for name in self.open})
 
+    def matches(self, network: str) -> bool:
+        """Whether timm's name of a network, with or without its tag, is that of one of this family."""
+        return re.match(rf"({self.named})(?=[._]|$)", network) is not None
+
     def name_of(self, module: nn.Module) -> str | None:
         """The name of a module's architecture, where it has one."""
         opened = {name: getattr(module, name) for name in self.open}
@@ -78,7 +82,7 @@ class Layout:
     config: Mapping = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.library}'s {self.family.name}"
+        return f"{self.library}'{'' if self.library.endswith('s') else 's'} {self.family.name}"
 
     @cached_property
     def _theirs(self) -> list[tuple[re.Pattern, Rule]]:
@@ -374,7 +378,17 @@ ARCHITECTURES = {name: make for family in FAMILIES for name, make in family.arch
 
 
 def closest(names: Iterable[str], architecture: str | None = None) -> Layout:
-    """The layout that knows most of the names, among those of the architecture if there is one."""
+    """The layout that knows all the names, or else uses most of their words; of the architecture, if there is one."""
     names = list(names)
+    words = _words(names)
+
+    def distance(layout):
+        known = _words([rule.theirs for rule in layout.rules])
+        return bool(layout.unknown(names)), -len(words & known) / len(words | known)
+
     fitting = [each for each in LAYOUTS if architecture is None or architecture in each.family.architectures]
-    return min(fitting, key=lambda layout: len(layout.unknown(names)))
+    return min(fitting, key=distance)
+
+
+def _words(names: Iterable[str]) -> set[str]:
+    return {word for name in names for word in name.split(".") if not word.isdigit() and "*" not in word}
