@@ -108,6 +108,22 @@ def test_counts_are_the_libraries(architecture, parameters):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 
 
+@pytest.mark.parametrize("architecture", [
+    "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "vit_tiny_patch16", "vit_large_patch32", "convnext_tiny",
+])  # fmt: skip
+def test_the_tensors_show_the_architecture(architecture):
+    """Whether it is given or not, the module is the same."""
+    module = ARCHITECTURES[architecture]()
+    side = getattr(module, "image_size", 64)
+    variables = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    tensors = state_dict(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), variables))
+    layout = closest(tensors)
+    shapes = {key: tensor.shape for key, tensor in layout.ours(tensors).items()}
+    for given in (None, architecture):
+        assert layout.family.make(shapes, {}, given) == module
+    assert layout.family.name_of(module) == architecture
+
+
 # --- Wrappers and other files ----------------------------------------------------------------------------------------
 
 SMALL = "torchvision_convnext"

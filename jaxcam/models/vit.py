@@ -170,7 +170,7 @@ class ViT(nn.Module):
 _SIZES = {"tiny": (12, 192), "small": (12, 384), "base": (12, 768), "large": (24, 1024)}  # depth, width
 
 ARCHITECTURES: dict[str, Callable[..., ViT]] = {
-    f"vit_{size}_patch{patch}": partial(ViT, depth, width, HEADS[width], patch)
+    f"vit_{size}_patch{patch}": partial(ViT, depth=depth, width=width, num_heads=HEADS[width], patch_size=patch)
     for size, (depth, width) in _SIZES.items()
     for patch in (16, 32)
 }

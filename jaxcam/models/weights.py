@@ -121,6 +121,7 @@ def load(
     variables = variables_of(tensors, module, layout, f"{name} as {known or layout}")
     about = {"source": str(found.path), "sha256": sha256, **facts.get("about", {})}
     about |= {"weights": averaged} if averaged else {}
+    about["architecture"] = layout.family.name_of(module) or layout.family.name
     preprocess = _labels.preprocess(module, facts.get("preprocess", {}))
     labels = _labels.labels(module, facts.get("labels"), name)
     return Classifier(module, variables, preprocess, labels, module.layer, name, about)
