@@ -48,6 +48,7 @@ INSIDE = {
     "models": [
         ["resnet", "vit", "_pickle", "_download"],
         ["convnext", "_labels"],
+        ["_families"],
         ["layouts"],
         ["_convert"],
         ["_read"],

@@ -109,7 +109,8 @@ def test_counts_are_the_libraries(architecture, parameters):
 
 
 @pytest.mark.parametrize("architecture", [
-    "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "vit_tiny_patch16", "vit_large_patch32", "convnext_tiny",
+    "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "vit_tiny_patch16", "vit_large_patch32",
+    "convnext_tiny",
 ])  # fmt: skip
 def test_the_tensors_show_the_architecture(architecture):
     """Whether it is given or not, the module is the same."""

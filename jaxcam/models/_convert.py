@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxcam.models.layouts import FAMILIES, LAYOUTS, Layout
+from jaxcam.models._families import FAMILIES
+from jaxcam.models.layouts import LAYOUTS, Layout
 
 LEAVES = {  # Flax's collection and leaf, and PyTorch's word for it
     ("params", "kernel"): "weight",

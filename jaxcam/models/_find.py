@@ -16,7 +16,7 @@ from pathlib import Path
 from jaxcam._errors import unknown
 from jaxcam.image import Preprocess
 from jaxcam.models import _download, _labels
-from jaxcam.models._labels import CIFAR10, IMAGENET
+from jaxcam.models._families import CIFAR10, IMAGENET
 from jaxcam.models._read import ORBAX
 
 ASSETS = Path(__file__).parents[1] / "assets"

@@ -6,28 +6,21 @@ All of it is text from anybody's file, so each value is given its type here.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import flax.linen as nn
 
 from jaxcam.image import Preprocess
 
-IMAGENET = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-CIFAR10 = Preprocess(32, 32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET_LABELS = Path(__file__).parents[1] / "assets" / "imagenet_labels.txt"
 
 
-def preprocess(module: nn.Module, fields: Mapping) -> Preprocess:
-    """The given fields of a `Preprocess`, completed by those of the data set that the module looks made for."""
-    usual = CIFAR10 if _is_for_cifar(module) and module.num_classes != 1000 else IMAGENET
-    crop = fields.get("crop", getattr(module, "image_size", usual.crop))
-    resize = fields.get("resize", crop * usual.resize // usual.crop)
-    return Preprocess(resize, crop, fields.get("mean", usual.mean), fields.get("std", usual.std))
-
-
-def _is_for_cifar(module: nn.Module) -> bool:
-    return getattr(module, "stem", None) == "cifar"
+def preprocess(usual: Preprocess, fields: Mapping) -> Preprocess:
+    """The given fields of a `Preprocess`, completed by those that are usual for the module."""
+    crop = fields.get("crop", usual.crop)
+    return replace(usual, **{"crop": crop, "resize": crop * usual.resize // usual.crop, **fields})
 
 
 def labels(module: nn.Module, labels: Iterable[str] | None, name: str) -> tuple[str, ...]:
@@ -37,7 +30,7 @@ def labels(module: nn.Module, labels: Iterable[str] | None, name: str) -> tuple[
         return labels
     if module.num_classes == 1000:
         return tuple(IMAGENET_LABELS.read_text(encoding="utf-8").splitlines())
-    if module.num_classes == 10 and _is_for_cifar(module):
+    if module.num_classes == 10 and getattr(module, "stem", None) == "cifar":
         return CIFAR10_LABELS
     return tuple(f"class {index}" for index in range(module.num_classes))
 

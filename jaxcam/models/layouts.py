@@ -2,22 +2,20 @@
 
 A tensor has a name of our own: the path of its module, and PyTorch's word for what it is, `layer4.1.conv2.weight`. A
 layout is a list of rules, each of which says what a library calls some of them; `*` stands for the same part of a name
-on both sides. `load` looks for the layout that knows all names of a file, reads the rules forwards, and reads the sizes
-of the module off the tensors; `save` and the checks read the rules backwards.
+on both sides. `load` looks for the layout that knows all names of a file and reads the rules forwards; `save` and the
+checks read them backwards.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam.models import convnext, resnet, vit
+from jaxcam.models._families import CONVNEXT, RESNET, VIT, Family
 
 
 class Rule(NamedTuple):
@@ -32,44 +30,6 @@ class Rule(NamedTuple):
     theirs: str
     ours: tuple[str, ...]
     shape: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Family:
-    """One class of modules.
-
-    Attributes:
-      name: what people call it.
-      module: the class.
-      architectures: those of its sizes that have a name.
-      fields: `(shapes, config) -> fields` of the module, read off the shapes of the tensors by our names, and off what
-        a config says that no tensor shows.
-      open: the fields that an architecture's name leaves to the tensors.
-      named: a pattern of the names that timm gives to exactly this class; its other networks may have the same tensors.
-    """
-
-    name: str
-    module: type[nn.Module]
-    architectures: Mapping[str, Callable[..., nn.Module]]
-    fields: Callable[[Mapping[str, tuple], Mapping], dict]
-    open: tuple[str, ...]
-    named: str
-
-    def make(self, shapes: Mapping[str, tuple], config: Mapping, architecture: str | None) -> nn.Module:
-        """The module that the tensors show, as far as the architecture leaves it to them."""
-        fields = self.fields(shapes, config)
-        if architecture is None:
-            return self.module(**fields)
-        return self.architectures[architecture](**{name: fields[name] for name in self.open})
-
-    def matches(self, network: str) -> bool:
-        """Whether timm's name of a network, with or without its tag, is that of one of this family."""
-        return re.match(rf"({self.named})(?=[._]|$)", network) is not None
-
-    def name_of(self, module: nn.Module) -> str | None:
-        """The name of a module's architecture, where it has one."""
-        opened = {name: getattr(module, name) for name in self.open}
-        return next((name for name, make in self.architectures.items() if make(**opened) == module), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,92 +115,6 @@ def _cut(tensor, count: int, shape: tuple[int, ...] | None) -> list:
 
 def _module_of(array):
     return np if isinstance(array, np.ndarray) else jnp
-
-
-# --- What the tensors show -------------------------------------------------------------------------------------------
-
-
-def _axis(shapes, name: str, axis: int, usual: int) -> int:
-    """The length of a tensor's axis, or the usual one where there is no such tensor."""
-    shape = shapes.get(name, ())
-    return shape[axis] if len(shape) > axis and shape[axis] else usual
-
-
-def _count(shapes, prefix: str) -> int:
-    """How many blocks have names `prefix0`, `prefix1`, ..."""
-    numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
-    return len([number for number in numbers if number.isdigit()])
-
-
-def _resnet_fields(shapes, config) -> dict:
-    width = _axis(shapes, "conv1.weight", 0, 64)
-    inner = _axis(shapes, "layer1.0.conv2.weight", 0, width)
-    return {
-        "stage_sizes": tuple(_count(shapes, f"layer{stage}.") for stage in (1, 2, 3, 4)),
-        "block": resnet.Bottleneck if "layer1.0.conv3.weight" in shapes else resnet.BasicBlock,
-        "num_classes": _axis(shapes, "fc.weight", 0, 1000),
-        "width": width,
-        "stem": "cifar" if shapes.get("conv1.weight", ())[2:] == (3, 3) else "imagenet",
-        "groups": max(1, inner // _axis(shapes, "layer1.0.conv2.weight", 1, inner)),
-        "widening": max(1, inner // width),
-        "stride_on": config.get("stride_on", "conv2"),
-    }
-
-
-def _vit_fields(shapes, config) -> dict:
-    block = "encoder.layers.encoder_layer_"
-    width = _axis(shapes, "conv_proj.weight", 0, 768)
-    patch = _axis(shapes, "conv_proj.weight", 2, 16)
-    hidden = _axis(shapes, f"{block}0.mlp.0.weight", 0, 4 * width)
-    return {
-        "depth": _count(shapes, block),
-        "width": width,
-        "num_heads": config.get("num_heads") or vit.HEADS.get(width, max(1, width // 64)),
-        "patch_size": patch,
-        "num_classes": _axis(shapes, "heads.head.weight", 0, 1000),
-        "image_size": patch * math.isqrt(_axis(shapes, "encoder.pos_embedding.positions", 1, 197) - 1),
-        "mlp_features": None if hidden == 4 * width else hidden,
-        "epsilon": config.get("epsilon", 1e-6),
-    }
-
-
-def _convnext_fields(shapes, config) -> dict:
-    return {
-        "stage_sizes": tuple(_count(shapes, f"features.{place}.") for place in (1, 3, 5, 7)),
-        "widths": tuple(
-            _axis(shapes, name, 0, 1)
-            for name in ("features.0.0.weight", *(f"features.{place}.1.weight" for place in (2, 4, 6)))
-        ),
-        "num_classes": _axis(shapes, "classifier.2.weight", 0, 1000),
-        "head_epsilon": config.get("epsilon", 1e-6),
-    }
-
-
-RESNET = Family(
-    name="ResNet",
-    module=resnet.ResNet,
-    architectures=resnet.ARCHITECTURES,
-    fields=_resnet_fields,
-    open=("width", "stem", "num_classes", "stride_on"),
-    named=r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d?",
-)
-VIT = Family(
-    name="ViT",
-    module=vit.ViT,
-    architectures=vit.ARCHITECTURES,
-    fields=_vit_fields,
-    open=("num_heads", "num_classes", "image_size", "epsilon"),
-    named=r"(vit|deit3?)_\w+_patch\d+(_\d+)?",
-)
-CONVNEXT = Family(
-    name="ConvNeXt",
-    module=convnext.ConvNeXt,
-    architectures=convnext.ARCHITECTURES,
-    fields=_convnext_fields,
-    open=("num_classes", "head_epsilon"),
-    named=r"convnext_(tiny|small|base|large|xlarge)\w*",
-)
-FAMILIES = (RESNET, VIT, CONVNEXT)
 
 
 # --- The table -------------------------------------------------------------------------------------------------------
@@ -372,9 +246,6 @@ LAYOUTS = (  # of each family the first is what `save` writes
     ),
     *_layouts(CONVNEXT, {"torchvision": {}, "timm": {}, "transformers": _HUB, "the authors": {}}, _convnext_rows()),
 )
-
-
-ARCHITECTURES = {name: make for family in FAMILIES for name, make in family.architectures.items()}
 
 
 def closest(names: Iterable[str], architecture: str | None = None) -> Layout:

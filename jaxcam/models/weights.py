@@ -28,8 +28,9 @@ from jaxcam._errors import unknown
 from jaxcam.image import Preprocess
 from jaxcam.models import _labels, _read
 from jaxcam.models._convert import grouped, state_dict, variables_of
+from jaxcam.models._families import ARCHITECTURES, FAMILIES
 from jaxcam.models._find import ASSETS, Found, find, recognised
-from jaxcam.models.layouts import ARCHITECTURES, FAMILIES, Layout, closest
+from jaxcam.models.layouts import Layout, closest
 from jaxcam.taps import Tap, tap
 
 
@@ -122,7 +123,7 @@ def load(
     about = {"source": str(found.path), "sha256": sha256, **facts.get("about", {})}
     about |= {"weights": averaged} if averaged else {}
     about["architecture"] = layout.family.name_of(module) or layout.family.name
-    preprocess = _labels.preprocess(module, facts.get("preprocess", {}))
+    preprocess = _labels.preprocess(layout.family.preprocess(module), facts.get("preprocess", {}))
     labels = _labels.labels(module, facts.get("labels"), name)
     return Classifier(module, variables, preprocess, labels, module.layer, name, about)
 
