@@ -252,12 +252,17 @@ def test_saving_what_is_not_finite_is_an_error_and_writes_nothing(tmp_path):
         lambda state: {"model": state},
         lambda state: {f"module.{key}": value for key, value in state.items()},
         lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {"model": {"conv1.weight": None}, "ema": {"decay": 0.9}, "state_dict": state},
+        lambda state: {
+            "model": dict.fromkeys(state) | dict(list(state.items())[:1]),
+            "model_ema": {f"module.{key}": value for key, value in state.items()} | {"n_averaged": 5},
+        },
         lambda state: {
             key: Call(Name("torch._utils", "_rebuild_parameter"), value, True, HOOKS) for key, value in state.items()
         },
         lambda state: Call(Name("collections", "OrderedDict"), tuple(state.items()), state={"_metadata": {"": 1}}),
     ],
-    ids=["state_dict", "model", "module.", "both", "parameters", "OrderedDict"],
+    ids=["state_dict", "model", "module.", "both", "others", "average", "parameters", "OrderedDict"],
 )
 def test_wrapped_state_dicts(tmp_path, tensors, wrap):
     counters = {"bn1.num_batches_tracked": np.array(7), "layer1.0.bn1.num_batches_tracked": np.array(7)}

@@ -26,16 +26,8 @@ DTYPES = {  # of safetensors
 }
 # What training scripts call the state dict in a checkpoint, and what stands before each name in it; averages over the
 # training, which are what one evaluates, come first.
-WRAPPERS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema_model",
-    "ema",
-    "state_dict",
-    "model_state_dict",
-    "model",
-)
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+WRAPPERS += ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "weights")
 PREFIXES = ("model_ema.", "ema_model.", "ema.", "module.", "_orig_mod.", "model.", "net.", "network.")
 AVERAGED = "the checkpoint's moving average ({})"
 UNUSED = ("num_batches_tracked", "n_averaged")  # counters
@@ -58,7 +50,7 @@ def read(data: bytes, name: str) -> tuple[Any, dict]:
 def unwrapped(state: Any, name: str) -> tuple[dict[str, Any], str | None]:
     """The state dict in what a file holds, without prefixes and counters; and which average it is, if it is one."""
     averaged = None
-    while isinstance(state, dict) and (found := [key for key in WRAPPERS if isinstance(state.get(key), dict)]):
+    while isinstance(state, dict) and (found := [key for key in WRAPPERS if _holds_tensors(state.get(key))]):
         wrapper = found[0]
         state = state[wrapper]
         averaged = averaged or (wrapper if "ema" in wrapper else None)
@@ -70,6 +62,11 @@ def unwrapped(state: Any, name: str) -> tuple[dict[str, Any], str | None]:
         averaged = averaged or (prefix if "ema" in prefix else None)
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return state, AVERAGED.format(averaged) if averaged else None
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether it is a dict that has a tensor, at some depth."""
+    return isinstance(value, dict) and any(hasattr(each, "shape") or _holds_tensors(each) for each in value.values())
 
 
 def _read_msgpack(data: bytes, name: str) -> dict[str, np.ndarray]:

@@ -74,6 +74,9 @@ class Classifier:
         return tap(self.module, self.variables, layer or self.layer, **options)
 
 
+ASSUMED = "as usual for such a model; nothing beside the tensors says how images are prepared"
+
+
 # --- The pipeline -----------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +125,7 @@ def load(
     variables = variables_of(tensors, module, layout, f"{name} as {known or layout}")
     about = {"source": str(found.path), "sha256": sha256, **facts.get("about", {})}
     about |= {"weights": averaged} if averaged else {}
+    about |= {} if facts.get("preprocess") else {"preprocess": ASSUMED}
     about["architecture"] = layout.family.name_of(module) or layout.family.name
     preprocess = _labels.preprocess(layout.family.preprocess(module), facts.get("preprocess", {}))
     labels = _labels.labels(module, facts.get("labels"), name)
