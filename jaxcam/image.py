@@ -23,7 +23,14 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jaxcam._errors import unknown
+
 ASSETS = Path(__file__).parent / "assets"
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 VIEW_SIDE = 640  # pixels: enough for any figure
 SLACK = 1e-3  # by which floats may leave [0, 1]: other people's resizing overshoots
 UNREADABLE = {
@@ -83,18 +90,20 @@ def open_image(path: str | os.PathLike) -> Image.Image:
 class Preprocess:
     """What a classifier expects of its images: short side to `resize`, centre `crop`, `(x - mean) / std`.
 
-    Resizing is bilinear and antialiased, with torchvision's rounding of sizes and offsets: a uint8 image comes out
-    bit for bit as from `Resize`, `CenterCrop`, `ToTensor` and `Normalize` there. Floating-point images are resized in
-    float32 by the same filter.
+    Resizing is antialiased, with torchvision's rounding of sizes and offsets: a uint8 image comes out bit for bit as
+    from `Resize`, `CenterCrop`, `ToTensor` and `Normalize` there. Floating-point images are resized in float32 by the
+    same filter, and clipped to [0, 1] where it overshoots. A crop of the share `crop / resize` that is resized
+    afterwards, as TensorFlow's models are described, is the same up to rounding and the filter's reach at the edge.
 
     Attributes:
       resize: the short side after resizing, in pixels.
       crop: the side of the square that is cut from the centre, in pixels, at most `resize`.
       mean: per channel (RGB), of images in [0, 1].
       std: per channel (RGB), of images in [0, 1].
+      interpolation: `"bilinear"`, `"bicubic"` or `"lanczos"`.
 
     Raises:
-      ValueError: `crop` exceeds `resize`, or a size or standard deviation is not positive.
+      ValueError: `crop` exceeds `resize`, a size or standard deviation is not positive, or an unknown interpolation.
 
     Example:
       >>> preprocess = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -106,12 +115,15 @@ class Preprocess:
     crop: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str = "bilinear"
 
     def __post_init__(self):
         if not 0 < self.crop <= self.resize:
             raise ValueError(f"crop is {self.crop} and resize is {self.resize}; they must satisfy 0 < crop <= resize.")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; every channel's must be positive.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
 
     def __call__(self, images: Any) -> Float[Array, "n h w 3"]:
         """The normalised batch `float32[n, crop, crop, 3]` of one image, a list of images, or an array `[n, h, w, 3]`.
@@ -160,8 +172,9 @@ class Preprocess:
     def _resized(self, image, name) -> np.ndarray:
         planes, top, left, (width, height) = self._layout(image, name)
         box = left, top, left + self.crop, top + self.crop
-        pixels = np.dstack([plane.resize((width, height), Image.Resampling.BILINEAR).crop(box) for plane in planes])
-        return pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
+        kind = INTERPOLATIONS[self.interpolation]
+        pixels = np.dstack([plane.resize((width, height), kind).crop(box) for plane in planes])
+        return pixels / np.float32(255) if pixels.dtype == np.uint8 else np.clip(pixels, 0, 1)
 
     def _region(self, image, name) -> np.ndarray:
         planes, top, left, (width, height) = self._layout(image, name)

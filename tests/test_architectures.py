@@ -29,6 +29,8 @@ MODELS = [name for name, tensors in NAMES.items() if all(tensors.values())]
 REFUSED = [name for name in NAMES if name not in MODELS]
 CONFIGS = {  # what `config.json` says besides
     "transformers_resnet_v1": {"model_type": "resnet", "downsample_in_bottleneck": True},
+    "timm_tf_efficientnet_lite0": {"architecture": "tf_efficientnet_lite0"},
+    "timm_tf_efficientnet_b0": {"architecture": "tf_efficientnet_b0"},
     "transformers_vit": {"model_type": "vit", "layer_norm_eps": 1e-12, "num_attention_heads": 2},
 }
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -209,10 +211,21 @@ def test_other_networks_are_refused_in_a_sentence(tmp_path, name):
         "timm_resnet50d": ("torchvision's ResNet", "'conv1.0.weight'"),
         "timm_deit_distilled": ("timm's ViT", "'dist_token'"),
         "timm_convnextv2": ("timm's ConvNeXt", "'stages.0.blocks.0.mlp.grn.bias'"),
-        "timm_efficientnet_b0": ("", "'blocks.0.0.bn1.bias'"),
+        "timm_mobilenetv3": ("timm's EfficientNet", "'blocks.5.0.conv.weight'"),
         "transformers_deit_distilled": ("transformers' ViT", "'deit.embeddings.cls_token'"),
     }[name]
     assert library in message and odd in message
+
+
+def test_timms_efficientnets_must_be_named(tmp_path):
+    """Those that timm trained pad otherwise, and have the same tensors."""
+    name = "timm_tf_efficientnet_lite0"
+    save_file(tensors_of(name), tmp_path / "w.safetensors")
+    assert "pass architecture=, such as 'efficientnet_lite0'" in refused(tmp_path / "w.safetensors")
+    assert load(tmp_path / "w.safetensors", architecture="efficientnet_lite0").module.num_classes == CLASSES
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "efficientnet_lite0"}))
+    save_file(tensors_of(name), tmp_path / "model.safetensors")
+    assert "is a 'efficientnet_lite0', says its config.json" in refused(tmp_path / "model.safetensors")
 
 
 def test_a_prefix_too_many_is_a_short_sentence(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 
 from jaxcam.image import Preprocess
-from jaxcam.models import convnext, resnet, vit
+from jaxcam.models import convnext, efficientnet, resnet, vit
 
 IMAGENET = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = Preprocess(32, 32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
@@ -121,6 +121,34 @@ def _convnext_fields(shapes, config) -> dict:
     }
 
 
+def _efficientnet_fields(shapes, config) -> dict:
+    """Strides do not show; they are those of all variants."""
+    stages, inputs = [], _axis(shapes, "stem.conv.weight", 0, 32)
+    for index, (_, stride, *_) in enumerate(efficientnet.STAGES[: _count(shapes, "blocks.")]):
+        block = f"blocks.{index}.0"
+        wide = _axis(shapes, f"{block}.depthwise.conv.weight", 0, inputs)
+        features = _axis(shapes, f"{block}.project.conv.weight", 0, inputs)
+        kernel = _axis(shapes, f"{block}.depthwise.conv.weight", 2, 3)
+        stages.append((kernel, stride, max(1, wide // inputs), features, _count(shapes, f"blocks.{index}.")))
+        inputs = features
+    squeeze = any(".squeeze_excite." in name for name in shapes)
+    return {
+        "stages": tuple(stages),
+        "num_classes": _axis(shapes, "fc.weight", 0, 1000),
+        "stem": _axis(shapes, "stem.conv.weight", 0, 32),
+        "head": _axis(shapes, "head.conv.weight", 0, 1280),
+        "squeeze": 0.25 if squeeze else 0.0,
+        "activation": nn.swish if squeeze else nn.relu6,
+    }
+
+
+def _efficientnet_preprocess(module) -> Preprocess:
+    """TensorFlow's: a margin of 16 pixels all around, and for the Lite variants pixels from about -1 to 1."""
+    *_, side = efficientnet.VARIANTS.get(EFFICIENTNET.name_of(module), (224,))
+    lite = {} if module.squeeze else {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    return replace(IMAGENET, resize=side + 32, crop=side, interpolation="bicubic", **lite)
+
+
 RESNET = Family(
     name="ResNet",
     module=resnet.ResNet,
@@ -139,6 +167,15 @@ VIT = Family(
     preprocess=_vit_preprocess,
     named=r"(vit|deit3?)_\w+_patch\d+(_\d+)?",
 )
+EFFICIENTNET = Family(
+    name="EfficientNet",
+    module=efficientnet.EfficientNet,
+    architectures=efficientnet.ARCHITECTURES,
+    fields=_efficientnet_fields,
+    open=("num_classes",),
+    preprocess=_efficientnet_preprocess,
+    named=r"tf_efficientnet_(b|lite)\d",
+)
 CONVNEXT = Family(
     name="ConvNeXt",
     module=convnext.ConvNeXt,
@@ -148,5 +185,5 @@ CONVNEXT = Family(
     preprocess=lambda module: IMAGENET,
     named=r"convnext_(tiny|small|base|large|xlarge)\w*",
 )
-FAMILIES = (RESNET, VIT, CONVNEXT)
+FAMILIES = (RESNET, EFFICIENTNET, VIT, CONVNEXT)
 ARCHITECTURES = {name: make for family in FAMILIES for name, make in family.architectures.items()}

@@ -7,7 +7,7 @@ checks read them backwards.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam.models._families import CONVNEXT, RESNET, VIT, Family
+from jaxcam.models._families import CONVNEXT, EFFICIENTNET, RESNET, VIT, Family
 
 
 class Rule(NamedTuple):
     """What a library calls a tensor; `*` stands for one part of a dotted name, or a piece of it.
+
+    `#` stands for a block: its number among all blocks in their name, its stage and its place there in ours.
 
     Attributes:
       theirs: the name in the file.
@@ -34,23 +36,34 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The names that a library gives to the tensors of a family, and what its modules have in common."""
+    """The names that a library gives to the tensors of a family.
+
+    Attributes:
+      library: whose names they are.
+      family: of the modules.
+      rules: one or several for each tensor.
+      config: what no tensor shows and all these modules have in common.
+      named: whether the module's name must be known, because the library has others with the same tensors.
+      stages: the tensors' stages of all blocks in a row, where they are numbered through: `#` in the rules.
+    """
 
     library: str
     family: Family
     rules: tuple[Rule, ...]
     config: Mapping = field(default_factory=dict)
+    named: bool = False
+    stages: Callable[[Mapping[str, Any]], list[int]] = lambda tensors: []
 
     def __str__(self) -> str:
         return f"{self.library}'{'' if self.library.endswith('s') else 's'} {self.family.name}"
 
     @cached_property
     def _theirs(self) -> list[tuple[re.Pattern, Rule]]:
-        return [(_pattern(rule.theirs), rule) for rule in self.rules]
+        return [(_pattern(rule.theirs, r"(\d+)"), rule) for rule in self.rules]
 
     @cached_property
     def _ours(self) -> list[tuple[re.Pattern, Rule]]:
-        return [(_pattern(name), rule) for rule in self.rules for name in rule.ours]
+        return [(_pattern(name, r"(\d+\.\d+)"), rule) for rule in self.rules for name in rule.ours]
 
     def unknown(self, names: Iterable[str]) -> list[str]:
         """Those of the file's names that the layout does not have."""
@@ -62,10 +75,12 @@ class Layout:
 
     def ours(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """The file's tensors by our names, without those that the layout does not know."""
-        found = {}
+        stages, found = self.stages(tensors), {}
+        places = {str(n): f"{stage}.{stages[:n].count(stage)}" for n, stage in enumerate(stages)}
         for name, tensor in tensors.items():
             if match := _match(self._theirs, name):
                 rule, parts = match
+                parts = _placed(rule.theirs, parts, places)
                 names = [_filled(each, parts) for each in rule.ours]
                 found |= dict(zip(names, _cut(tensor, len(names), rule.shape), strict=True))
         return found
@@ -77,6 +92,8 @@ class Layout:
           KeyError: the layout does not know one of them.
         """
         found, rest = {}, dict(tensors)
+        blocks = {match[1] for name in rest if (match := _BLOCK.match(name))}
+        numbers = {place: str(n) for n, place in enumerate(sorted(blocks, key=_stage_and_block))}
         while rest:
             name = next(iter(rest))
             match = _match(self._ours, name)
@@ -85,12 +102,30 @@ class Layout:
             rule, parts = match
             pieces = [rest.pop(_filled(each, parts)) for each in rule.ours]
             tensor = pieces[0] if len(pieces) == 1 else _module_of(pieces[0]).concatenate(pieces)
-            found[_filled(rule.theirs, parts)] = tensor if rule.shape is None else tensor.reshape(rule.shape)
+            name = _filled(rule.theirs, _placed(rule.theirs, parts, numbers))
+            found[name] = tensor if rule.shape is None else tensor.reshape(rule.shape)
         return found
 
 
-def _pattern(template: str) -> re.Pattern:
-    return re.compile("([^.]+)".join(map(re.escape, template.split("*"))))
+_WILD = re.compile("[*#]")
+_BLOCK = re.compile(r"blocks\.(\d+\.\d+)\.")
+
+
+def _stage_and_block(place: str) -> tuple[int, ...]:
+    return tuple(map(int, place.split(".")))
+
+
+def _pattern(template: str, block: str) -> re.Pattern:
+    wild = {"*": "([^.]+)", "#": block}
+    return re.compile("".join(wild.get(each, re.escape(each)) for each in re.split("([*#])", template)))
+
+
+def _placed(template: str, parts: Iterable[str], places: Mapping[str, str]) -> list[str]:
+    """The parts of a name, with the place of the block in that of its number, or the other way round."""
+    return [
+        places.get(part, part) if wild == "#" else part
+        for wild, part in zip(_WILD.findall(template), parts, strict=True)
+    ]
 
 
 def _match(patterns, name: str) -> tuple[Rule, tuple[str, ...]] | None:
@@ -101,7 +136,7 @@ def _match(patterns, name: str) -> tuple[Rule, tuple[str, ...]] | None:
 
 
 def _filled(template: str, parts: Iterable[str]) -> str:
-    first, *rest = template.split("*")
+    first, *rest = _WILD.split(template)
     return first + "".join(part + each for part, each in zip(parts, rest, strict=True))
 
 
@@ -128,9 +163,9 @@ def _layouts(family: Family, libraries: Mapping[str, Mapping], rows: Iterable[tu
     """
     rows = list(rows)
     layouts = []
-    for column, (library, config) in enumerate(libraries.items(), 1):
+    for column, (library, options) in enumerate(libraries.items(), 1):
         rules = [rule for row in rows for rule in _rules(row[0], row[column])]
-        layouts.append(Layout(library, family, tuple(rules), config))
+        layouts.append(Layout(library, family, tuple(rules), **options))
     return tuple(layouts)
 
 
@@ -236,7 +271,56 @@ def _convnext_rows():
     yield "classifier.2.*", "classifier.2.*", "head.fc.*", "classifier.*", "head.*"
 
 
-_HUB = {"epsilon": 1e-12}  # of transformers, unless its config says another
+_EFFICIENTNET_PYTORCH = (  # a part of a block here, and there
+    ("expand.conv.weight", "_expand_conv.weight"),
+    ("expand.bn.*", "_bn0.*"),
+    ("depthwise.conv.weight", "_depthwise_conv.weight"),
+    ("depthwise.bn.*", "_bn1.*"),
+    ("squeeze_excite.reduce.*", "_se_reduce.*"),
+    ("squeeze_excite.expand.*", "_se_expand.*"),
+    ("project.conv.weight", "_project_conv.weight"),
+    ("project.bn.*", "_bn2.*"),
+)
+
+
+def _efficientnet_rows():
+    """This package and timm, which numbers the convolutions of a block, and so counts otherwise in the first stage."""
+    stem = ("stem.conv.weight", "conv_stem.weight"), ("stem.bn.*", "bn1.*")
+    head = ("head.conv.weight", "conv_head.weight"), ("head.bn.*", "bn2.*"), ("fc.*", "classifier.*")
+    yield from ((ours, ours, theirs) for ours, theirs in (*stem, *head))
+    for stage in range(7):
+        expand, rest = ["conv_pw", "bn1"], ["conv_dw", "bn2", "conv_pwl", "bn3"]
+        if stage == 0:
+            expand, rest = [], ["conv_dw", "bn1", "conv_pw", "bn2"]
+        names = [f"{each}.weight" if "conv" in each else f"{each}.*" for each in expand + rest]
+        parts = [part for part, _ in _EFFICIENTNET_PYTORCH if "squeeze" not in part][-len(names) :]
+        squeeze = ("squeeze_excite.reduce.*", "se.conv_reduce.*"), ("squeeze_excite.expand.*", "se.conv_expand.*")
+        for part, theirs in (*zip(parts, names, strict=True), *squeeze):
+            ours = f"blocks.{stage}.*.{part}"
+            yield ours, ours, f"blocks.{stage}.*.{theirs}"
+
+
+def _efficientnet_pytorch_rows():
+    stem = ("stem.conv.weight", "_conv_stem.weight"), ("stem.bn.*", "_bn0.*")
+    head = ("head.conv.weight", "_conv_head.weight"), ("head.bn.*", "_bn1.*"), ("fc.*", "_fc.*")
+    yield from (*stem, *head)
+    yield from ((f"blocks.#.{ours}", f"_blocks.#.{theirs}") for ours, theirs in _EFFICIENTNET_PYTORCH)
+
+
+def _efficientnet_stages(tensors: Mapping[str, Any]) -> list[int]:
+    """The stage of each block: a new one begins where the kernel, the features or the expansion are others."""
+    stages, last = [], None
+    while (name := f"_blocks.{len(stages)}.") + "_project_conv.weight" in tensors:
+        kernel, features = (
+            getattr(tensors.get(f"{name}_{part}_conv.weight"), "shape", ()) for part in ("depthwise", "project")
+        )
+        kind = kernel[2:], features[:1], f"{name}_expand_conv.weight" in tensors
+        stages.append(stages[-1] + (kind != last) if stages else 0)
+        last = kind
+    return stages
+
+
+_HUB = {"config": {"epsilon": 1e-12}}  # of transformers, unless its config says another
 LAYOUTS = (  # of each family the first is what `save` writes
     *_layouts(RESNET, {"torchvision": {}, "transformers": {}}, _resnet_rows()),
     *_layouts(
@@ -244,6 +328,8 @@ LAYOUTS = (  # of each family the first is what `save` writes
         {"torchvision": {}, "an older torchvision": {}, "timm": {}, "transformers": _HUB, "transformers 5": _HUB},
         _vit_rows(),
     ),
+    *_layouts(EFFICIENTNET, {"jaxcam": {}, "timm": {"named": True}}, _efficientnet_rows()),
+    *_layouts(EFFICIENTNET, {"efficientnet_pytorch": {"stages": _efficientnet_stages}}, _efficientnet_pytorch_rows()),
     *_layouts(CONVNEXT, {"torchvision": {}, "timm": {}, "transformers": _HUB, "the authors": {}}, _convnext_rows()),
 )
 

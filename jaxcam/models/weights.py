@@ -182,6 +182,11 @@ def _layout(tensors: Mapping, architecture: str | None, network: str | None, nam
             f"{name} is a {network!r}, says its config.json, which jaxcam does not have, though its tensors have the "
             f"names of {layout}. If it is one, pass architecture=, such as {next(iter(layout.family.architectures))!r}."
         )
+    if architecture is None and network is None and layout.named:
+        raise ValueError(
+            f"{name} has the names of {layout}, and {layout.library} has other networks with the same tensors. If it "
+            f"is one of jaxcam's, pass architecture=, such as {next(iter(layout.family.architectures))!r}."
+        )
     return layout
 
 

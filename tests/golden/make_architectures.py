@@ -66,6 +66,13 @@ MODELS = {
         lambda: transformers_resnet(layer_type="basic", hidden_sizes=[8, 16, 32, 64]),
         {f"resnet.encoder.stages.{index}": f"layer{index + 1}" for index in range(4)},
     ),
+    **{
+        f"timm_{name}": (
+            lambda name=name: timm.create_model(name, num_classes=NUM_CLASSES),
+            {"blocks.0": "blocks.0", "blocks.1.1": "blocks.1.1", "blocks.4": "blocks.4", "bn2": "head"},
+        )
+        for name in ("tf_efficientnet_lite0", "tf_efficientnet_b0")
+    },
     "torchvision_vit": (
         lambda: TorchvisionViT(SIZE, 16, 2, 2, 128, 192, num_classes=NUM_CLASSES),
         {
@@ -136,7 +143,7 @@ REFUSED = {
     "timm_resnet50d": lambda: timm.create_model("resnet50d"),
     "timm_deit_distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224"),
     "timm_convnextv2": lambda: timm.create_model("convnextv2_atto"),
-    "timm_efficientnet_b0": lambda: timm.create_model("efficientnet_b0"),
+    "timm_mobilenetv3": lambda: timm.create_model("mobilenetv3_small_050"),
     "transformers_deit_distilled": lambda: vit(transformers.DeiTForImageClassification, transformers.DeiTConfig),
 }
 
