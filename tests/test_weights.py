@@ -929,9 +929,8 @@ def test_timms_config(online, tensors, nested):
     }
     put_repository(online, "someone/model", tensors, config, "model.safetensors")
     classifier = load("hf:someone/model@v1.0")
-    assert classifier.preprocess == Preprocess(33, 30, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    assert classifier.preprocess == Preprocess(33, 30, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), "bicubic")
     assert classifier.labels[:4] == ("n0", "n1", "n2", "three")
-    assert "bicubic" in classifier.about["note"]
     assert ("HEAD", "/someone/model/resolve/v1.0/model.safetensors") in online.requests
 
 
@@ -1030,16 +1029,16 @@ def test_shards_that_are_missing_or_differ(tensors, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config, resize, crop, note",
+    "config, resize, crop, interpolation",
     [
-        ({"size": 224, "crop_pct": 0.875, "resample": 2}, 256, 224, None),  # microsoft/resnet-50
-        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}, 256, 224, "bicubic"),
-        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 384, 384, "square"),
-        ({"size": {"height": 224, "width": 224}, "do_resize": True}, 224, 224, "square"),  # google/vit-base-patch16-224
-        ({"size": 256, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}, 256, 224, None),  # DeiT
+        ({"size": 224, "crop_pct": 0.875, "resample": 3}, 256, 224, "bicubic"),  # microsoft/resnet-50
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 1}, 256, 224, "lanczos"),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 384, 384, "bilinear"),
+        ({"size": {"height": 224, "width": 224}, "resample": 2}, 224, 224, "bilinear"),  # google/vit-base-patch16-224
+        ({"size": 256, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}, 256, 224, "bilinear"),
     ],
 )
-def test_the_configurations_of_transformers(online, tensors, config, resize, crop, note):
+def test_the_configurations_of_transformers(online, tensors, config, resize, crop, interpolation):
     labels = {str(index): f"n{index}" for index in range(10)}
     put_repository(online, "someone/model", tensors, {"model_type": "resnet", "id2label": labels})
     config = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]} | config
@@ -1048,7 +1047,8 @@ def test_the_configurations_of_transformers(online, tensors, config, resize, cro
     assert classifier.labels == tuple(labels.values())
     assert (classifier.preprocess.resize, classifier.preprocess.crop) == (resize, crop)
     assert (classifier.preprocess.mean, classifier.preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert note is None or note in classifier.about["note"]
+    assert classifier.preprocess.interpolation == interpolation
+    assert ("square" in classifier.about.get("note", "")) == (resize == crop)
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,12 @@ def _of_timm(config: dict) -> dict:
     """The same fields at its top level or, in newer ones, in `pretrained_cfg`."""
     levels = [config.get("pretrained_cfg") or {}, config]
     config = {key: value for level in levels for key, value in level.items() if value is not None}
-    fields = {key: config[key] for key in ("mean", "std") if key in config}
+    fields = {key: config[key] for key in ("mean", "std", "interpolation") if key in config}
     if "input_size" in config:
         fields["crop"] = config["input_size"][-1]
         if "crop_pct" in config:
             fields["resize"] = fields["crop"] / config["crop_pct"]
-    facts = {"preprocess": _fields(fields), "about": _note_of(config.get("interpolation", "bilinear"))}
+    facts = {"preprocess": _fields(fields)}
     if "architecture" in config:
         facts["network"] = config["architecture"].lower()
     if "label_names" in config:
@@ -80,17 +80,19 @@ def _of_transformers(config: dict) -> dict:
     return facts
 
 
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
 SQUASHED = "made for images resized to a square, whatever their shape; here the square in their centre is taken"
 
 
 def preprocessor_facts(config: dict) -> dict:
     """What transformers' `preprocessor_config.json` says of the size, the mean and the interpolation."""
-    fields, about = {}, _note_of(RESAMPLING.get(config.get("resample"), "bilinear"))
+    fields, about = {}, {}
     if config.get("do_normalize", True):
         fields = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
     else:
         fields = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    if "resample" in config:
+        fields["interpolation"] = RESAMPLING[config["resample"]]
     if config.get("do_resize", True) and "size" in config:
         side = _side(config["size"])
         if config.get("do_center_crop"):
@@ -99,7 +101,7 @@ def preprocessor_facts(config: dict) -> dict:
             fields |= {"resize": side / config["crop_pct"], "crop": side}
         else:
             fields |= {"resize": side, "crop": side}
-            about = {"note": "; ".join([*about.values(), SQUASHED])}
+            about = {"note": SQUASHED}
     return {"preprocess": _fields(fields), "about": about}
 
 
@@ -109,12 +111,6 @@ def _side(size) -> int:
         sides = {int(value) for key, value in size.items() if key in ("shortest_edge", "height", "width")}
         (size,) = sides
     return int(size)
-
-
-def _note_of(interpolation: str) -> dict:
-    return (
-        {} if interpolation == "bilinear" else {"note": f"made for {interpolation} resizing; resized bilinearly here"}
-    )
 
 
 def header_facts(header: dict) -> dict:
@@ -127,6 +123,8 @@ def header_facts(header: dict) -> dict:
 def _fields(given: Mapping) -> dict:
     """The given fields of a `Preprocess`, with the types that they must have."""
     fields = {key: int(given[key]) for key in ("resize", "crop") if key in given}
+    if "interpolation" in given:
+        fields["interpolation"] = str(given["interpolation"])
     for key in ("mean", "std"):
         if key in given:
             red, green, blue = map(float, given[key])
