@@ -44,7 +44,7 @@ class Layout:
       rules: one or several for each tensor.
       config: what no tensor shows and all these modules have in common.
       named: whether the module's name must be known, because the library has others with the same tensors.
-      stages: the tensors' stages of all blocks in a row, where they are numbered through: `#` in the rules.
+      stages: of the file's tensors, the stage of each block, where blocks are numbered through: for `#` in the rules.
     """
 
     library: str
@@ -158,8 +158,7 @@ def _module_of(array):
 def _layouts(family: Family, libraries: Mapping[str, Mapping], rows: Iterable[tuple]) -> tuple[Layout, ...]:
     """One layout for each column: a row has our names, and then what each library calls them.
 
-    An entry is a name; a name and the shape that the tensor has in the file; a list of names, one for each of ours; or
-    `None`, where another row has it.
+    An entry is a name, a name and the shape that the tensor has in the file, or a list of names, one for each of ours.
     """
     rows = list(rows)
     layouts = []
@@ -175,7 +174,7 @@ def _rules(ours, theirs) -> list[Rule]:
         return [Rule(name, (each,)) for name, each in zip(theirs, ours, strict=True)]
     if isinstance(theirs, tuple):
         return [Rule(theirs[0], ours, theirs[1])]
-    return [] if theirs is None else [Rule(theirs, ours)]
+    return [Rule(theirs, ours)]
 
 
 def _resnet_rows():

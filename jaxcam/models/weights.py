@@ -28,7 +28,7 @@ from jaxcam._errors import unknown
 from jaxcam.image import Preprocess
 from jaxcam.models import _labels, _read
 from jaxcam.models._convert import grouped, state_dict, variables_of
-from jaxcam.models._families import ARCHITECTURES, FAMILIES
+from jaxcam.models._families import ARCHITECTURES
 from jaxcam.models._find import ASSETS, Found, find, recognised
 from jaxcam.models.layouts import Layout, closest
 from jaxcam.taps import Tap, tap
@@ -85,9 +85,9 @@ def load(
 ) -> Classifier:
     """Loads a classifier by registered name, from a local file or from the Hugging Face hub.
 
-    The names of the tensors say whose they are (ResNet, ResNeXt, ViT, DeiT, ConvNeXt of torchvision, timm or
-    transformers) and the tensors how deep and wide the network is, how many classes it has, and what its stem is: a 3x3
-    `conv1` is CIFAR's (stride 1, no max-pool). What training wraps around a state dict is taken off; of a checkpoint
+    The names of the tensors say whose they are (ResNet, ResNeXt, EfficientNet, ViT, DeiT, ConvNeXt of torchvision, timm
+    or transformers), and their shapes how deep and wide the network is, how many classes it has, and what its stem is:
+    a 3x3 `conv1` is CIFAR's (stride 1, no max-pool). What training wraps around a state dict is taken off; of a checkpoint
     with a moving average, that is what is loaded, and `about["weights"]` says so.
 
     Args:
@@ -177,7 +177,7 @@ def _layout(tensors: Mapping, architecture: str | None, network: str | None, nam
             f"{name} is of no known layout. Most like it is {layout}, in which {len(odd)} of its {len(tensors)} names "
             f"have no place: {first}{', ...' if len(odd) > 3 else ''}."
         )
-    if architecture is None and network is not None and not any(each.matches(network) for each in FAMILIES):
+    if architecture is None and network is not None and not layout.family.matches(network):
         raise ValueError(
             f"{name} is a {network!r}, says its config.json, which jaxcam does not have, though its tensors have the "
             f"names of {layout}. If it is one, pass architecture=, such as {next(iter(layout.family.architectures))!r}."
@@ -196,11 +196,11 @@ def _layout(tensors: Mapping, architecture: str | None, network: str | None, nam
 def save(
     path: str | os.PathLike, variables: Mapping, *, dtype: Any = np.float32, metadata: Mapping | None = None
 ) -> None:
-    """Writes variables as safetensors in torchvision's layout: torch, timm and `load` read the file.
+    """Writes variables as safetensors, in torchvision's layout where it has the network: `load` and torch read the file.
 
     Args:
       path: is replaced only when the whole file is written.
-      variables: of a `ResNet`, or of any module whose submodules are named as in PyTorch.
+      variables: of a module of this package, or of any whose submodules are named as in PyTorch.
       dtype: of the tensors in the file; `load` gives float32 again.
       metadata: goes into the header as JSON. `load` uses `"architecture"`, `"preprocess"` (a `Preprocess`) and
         `"labels"`; the rest comes back in `Classifier.about`.
