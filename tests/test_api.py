@@ -47,7 +47,7 @@ INSIDE = {
     ],
     "models": [
         ["resnet", "vit", "_pickle", "_download"],
-        ["convnext", "_labels"],
+        ["convnext", "efficientnet", "_labels"],
         ["_families"],
         ["layouts"],
         ["_convert"],
