@@ -49,7 +49,7 @@ INSIDE = {
         ["resnet", "vit", "_pickle", "_download"],
         ["convnext", "efficientnet", "_labels"],
         ["_families"],
-        ["layouts"],
+        ["layouts", "_table"],
         ["_convert"],
         ["_read"],
         ["_find"],
@@ -262,6 +262,8 @@ def public_functions():
         "data",
         "models.weights",
         "models.resnet",
+        "models.efficientnet",
+        "models.layouts",
     ]
     for folder in ("attribution", "metrics"):
         modules += [f"{folder}.{path.stem}" for path in sorted((PACKAGE / folder).glob("[a-z]*.py"))]

@@ -54,6 +54,19 @@ def test_pixels_are_torchvisions(height, width, resize, crop, pixels, total):
         assert (whole * (1 + np.arange(whole.size).reshape(whole.shape) % 97)).sum() == total
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_interpolations_are_pillows(interpolation):
+    preprocess = Preprocess(48, 40, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation)
+    image = pattern(97, 64)
+    resized = Image.fromarray(image).resize((48, 72), Image.Resampling[interpolation.upper()])
+    expected = np.asarray(resized.crop((4, 16, 44, 56)), np.float32) / 255
+    np.testing.assert_array_equal(preprocess(image)[0], expected)
+    from_floats = np.asarray(preprocess(image / 255)[0])
+    assert from_floats.min() >= 0 and from_floats.max() <= 1  # clipped where the filter overshoots
+    image = np.uint8(image / 4 + 96)  # where it does not
+    assert 0 < np.abs(preprocess(image / 255) - preprocess(image)).max() < 1.5 / 255
+
+
 def test_normalisation_is_torchvisions():
     batch = Preprocess(48, 40, MEAN, STD)(pattern(97, 64))
     # From torchvision 0.28.0: Resize(48), CenterCrop(40), ToTensor(), Normalize(MEAN, STD) of pattern(97, 64).

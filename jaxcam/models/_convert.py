@@ -28,7 +28,7 @@ def _name(path: tuple[str, ...]) -> str:
     """`("params", "layer1", "0", "conv1", "kernel")` -> `"layer1.0.conv1.weight"`."""
     collection, *modules, leaf = path
     if (collection, leaf) not in LEAVES:
-        raise ValueError(f"The variable {'/'.join(path)} has no counterpart in a torchvision state dict.")
+        raise ValueError(f"The variable {'/'.join(path)} has no counterpart in a PyTorch state dict.")
     return ".".join([*modules, LEAVES[collection, leaf]])
 
 
@@ -51,17 +51,25 @@ def _by_our_names(variables: Mapping) -> dict:
     return {_name(path): _as_in_torch(path, leaf) for path, leaf in flat.items()}
 
 
-def state_dict(variables: Mapping) -> dict[str, np.ndarray]:
-    """Flax variables under torchvision's names and in its layout: kernels `[..., in, out]` become `[out, in, ...]`.
+def state_dict(variables: Mapping, layout: Layout | None = None) -> dict[str, np.ndarray]:
+    """Flax variables under PyTorch's names and in its layout: kernels `[..., in, out]` become `[out, in, ...]`.
+
+    Args:
+      variables: of a module of this package, or of any whose submodules are named as in PyTorch.
+      layout: whose names the tensors get, one of `jaxcam.models.layouts.LAYOUTS`; by default torchvision's where it has
+        the network, else the module's own.
 
     Raises:
-      ValueError: a variable has no counterpart in torchvision.
+      ValueError: a variable has no counterpart in PyTorch.
+      KeyError: a variable has none in the layout.
 
     Example:
       >>> list(state_dict({"params": {"fc": {"kernel": np.zeros((512, 10))}}}).items())[0][1].shape
       (10, 512)
     """
     tensors = _by_our_names(jax.tree.map(np.asarray, dict(variables)))
+    if layout is not None:
+        return layout.theirs(tensors)
     for family in FAMILIES:
         layout = next(each for each in LAYOUTS if each.family is family)
         if layout.has_all(tensors):

@@ -142,10 +142,10 @@ def _efficientnet_fields(shapes, config) -> dict:
     }
 
 
-def _efficientnet_preprocess(module) -> Preprocess:
+def efficientnet_preprocess(architecture: str | None) -> Preprocess:
     """TensorFlow's: a margin of 16 pixels all around, and for the Lite variants pixels from about -1 to 1."""
-    *_, side = efficientnet.VARIANTS.get(EFFICIENTNET.name_of(module), (224,))
-    lite = {} if module.squeeze else {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    *_, side = efficientnet.VARIANTS.get(architecture, (224,))
+    lite = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3} if "lite" in (architecture or "") else {}
     return replace(IMAGENET, resize=side + 32, crop=side, interpolation="bicubic", **lite)
 
 
@@ -173,7 +173,7 @@ EFFICIENTNET = Family(
     architectures=efficientnet.ARCHITECTURES,
     fields=_efficientnet_fields,
     open=("num_classes",),
-    preprocess=_efficientnet_preprocess,
+    preprocess=lambda module: efficientnet_preprocess(EFFICIENTNET.name_of(module)),
     named=r"tf_efficientnet_(b|lite)\d",
 )
 CONVNEXT = Family(

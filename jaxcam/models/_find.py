@@ -1,4 +1,4 @@
-"""Where a model's files are: in this package, in a local file or folder, in a cache, on a hub.
+"""Where a model's files are: in this package or another, in a local file or folder, in a cache, on a hub.
 
 What is found is a list of files with the digits that their sha256 must begin with, and what is known of the model
 beside its tensors: from the table of registered models, or from the configurations that lie beside the weights.
@@ -6,6 +6,7 @@ beside its tensors: from the table of registered models, or from the configurati
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import re
 from collections.abc import Iterable
@@ -14,73 +15,15 @@ from functools import partial
 from pathlib import Path
 
 from jaxcam._errors import unknown
-from jaxcam.image import Preprocess
 from jaxcam.models import _download, _labels
-from jaxcam.models._families import CIFAR10, IMAGENET
 from jaxcam.models._read import ORBAX
+from jaxcam.models._table import MODELS, Registered
 
 ASSETS = Path(__file__).parents[1] / "assets"
 INDEX = ".index.json"  # of a model in several files
 HUB_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".msgpack")
 CONFIGS = {"config.json": _labels.config_facts, "preprocessor_config.json": _labels.preprocessor_facts}
-
-
-@dataclass(frozen=True)
-class Registered:
-    """One row of the table of models that have a name.
-
-    Attributes:
-      name: what `load` takes.
-      architecture: a key of `ARCHITECTURES`.
-      data: what the model was trained on.
-      top1: accuracy in percent on the test or validation images, where known.
-      licence: of the weights.
-      preprocess: what these weights expect of an image.
-      file: torchvision's file, whose name ends in the first digits of its sha256; or the file in this package.
-      repository: the same weights on the Hugging Face hub; None for a file in this package.
-    """
-
-    name: str
-    architecture: str
-    data: str
-    top1: float | None
-    licence: str
-    preprocess: Preprocess
-    file: str
-    repository: str | None
-
-    @property
-    def sha256(self) -> str:
-        """The digits of the sha256 that the file's name promises."""
-        found = re.search(r"-([0-9a-f]{8,64})\.pth$", self.file)
-        return found[1] if found else ""
-
-
-def _table() -> dict[str, Registered]:
-    rows = [  # architecture, tag on the hub, torchvision's file, top-1, resize; V1 before V2
-        ("resnet18", "tv", "resnet18-f37072fd.pth", 69.758, 256),
-        ("resnet34", "tv", "resnet34-b627a593.pth", 73.314, 256),
-        ("resnet50", "tv", "resnet50-0676ba61.pth", 76.130, 256),
-        ("resnet50", "tv2", "resnet50-11ad3fa6.pth", 80.858, 232),
-        ("resnet101", "tv", "resnet101-63fe2227.pth", 77.374, 256),
-        ("resnet101", "tv2", "resnet101-cd907fc2.pth", 81.886, 232),
-        ("resnet152", "tv", "resnet152-394f9c45.pth", 78.312, 256),
-        ("resnet152", "tv2", "resnet152-f82ba261.pth", 82.284, 232),
-    ]
-    bundled = Registered(
-        "resnet18_cifar10", "resnet18", "CIFAR-10", None, "MIT", CIFAR10, "resnet18_cifar10.safetensors", None
-    )
-    short, tagged = {}, {}
-    for architecture, tag, file, top1, resize in rows:
-        name, preprocess = f"{architecture}.{tag}_in1k", dataclasses.replace(IMAGENET, resize=resize)
-        row = Registered(name, architecture, "ImageNet-1k", top1, "BSD-3-Clause", preprocess, file, f"timm/{name}")
-        tagged[name] = row
-        short[architecture] = dataclasses.replace(row, name=architecture)  # the later row wins: V2 where there is one
-    return {bundled.name: bundled} | short | tagged
-
-
-MODELS = _table()
 
 
 def models() -> dict[str, Registered]:
@@ -91,7 +34,7 @@ def models() -> dict[str, Registered]:
       (80.858, 'timm/resnet50.tv2_in1k')
     """
     return {
-        name: row if row.repository else dataclasses.replace(row, top1=_recorded(row).get("top1"))
+        name: row if row.top1 is not None else dataclasses.replace(row, top1=_recorded(row).get("top1"))
         for name, row in MODELS.items()
     }
 
@@ -103,6 +46,7 @@ class Found:
     parts: tuple[tuple[Path, str], ...]
     facts: dict = field(default_factory=dict)  # architecture, network, preprocess (some fields), labels, config, about
     names: tuple[str, ...] | None = None  # of all tensors, where an index lists them
+    remedy: str = ""  # what to do where a file is damaged, if deleting it is not it
 
     @property
     def path(self) -> Path:
@@ -134,7 +78,7 @@ def find(name: str, architecture: str | None) -> Found:
 
 
 def recognised(filename: str, sha256: str) -> dict:
-    """What is known of a file that is one of torchvision's, by content or, if converted, by name."""
+    """What is known of a file that is a registered model's, by content or, if converted, by name."""
     for row in MODELS.values():
         if row.sha256 and (filename == row.file or sha256.startswith(row.sha256)):
             return _row_facts(row)
@@ -211,10 +155,14 @@ def _facts_of(configs: dict[str, Path]) -> dict:
 
 def _registered(row: Registered) -> Found:
     facts = _row_facts(row)
+    if row.package:
+        facts["about"]["source"] = row.package
+        remedy = f"Run pip install --force-reinstall {row.package}"
+        return Found(((_installed(row), row.sha256),), facts, remedy=remedy)
     if row.repository is None:
         recorded = _recorded(row)
         facts["about"] |= {"source": "part of jaxcam", **recorded}
-        return Found(((ASSETS / row.file, recorded.get("sha256", "")),), facts)
+        return Found(((ASSETS / row.file, recorded.get("sha256", "")),), facts, remedy="Install jaxcam again")
     # All caches come before all networks.
     sources = [
         partial(_download.hub_cached, row.repository, HUB_FILES, "main"),
@@ -236,6 +184,16 @@ def _registered(row: Registered) -> Found:
             )
             return Found(((path, sha256),), facts)
     raise _download.unavailable(row.name, problems)
+
+
+def _installed(row: Registered) -> Path:
+    """The file of a package that holds little else: found where the package lies, which is not imported."""
+    distribution = row.package.partition("==")[0]
+    spec = importlib.util.find_spec(distribution.replace("-", "_"))
+    for folder in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(folder) / "models" / row.file).is_file():
+            return path
+    raise FileNotFoundError(f"{row.name} needs the package {distribution}. Run pip install {row.package}.")
 
 
 def _recorded(row: Registered) -> dict:

@@ -29,7 +29,7 @@ from jaxcam.image import Preprocess
 from jaxcam.models import _labels, _read
 from jaxcam.models._convert import grouped, state_dict, variables_of
 from jaxcam.models._families import ARCHITECTURES
-from jaxcam.models._find import ASSETS, Found, find, recognised
+from jaxcam.models._find import Found, find, recognised
 from jaxcam.models.layouts import Layout, closest
 from jaxcam.taps import Tap, tap
 
@@ -92,9 +92,9 @@ def load(
 
     Args:
       name_or_path: a name of `models()`; the path of a `.safetensors` file, of a state dict that `torch.save` wrote
-        (`.pth`, `.bin`), of variables in Flax's `.msgpack`, or of a folder with such a file, with shards and their
-        index, or with an Orbax checkpoint of variables or of `jaxcam.train`; or `"hf:owner/repo"`,
-        `"hf:owner/repo@revision"`.
+        (`.pth`, `.bin`, of any version of PyTorch since 0.2), or of variables in Flax's `.msgpack`; that of a folder
+        with such a file, with shards and their index, or with an Orbax checkpoint of variables or of `jaxcam.train`;
+        or `"hf:owner/repo"`, `"hf:owner/repo@revision"`.
       architecture: a key of `ARCHITECTURES` that the tensors must be; it may be left out.
       num_classes: checked against the weights, if given.
 
@@ -141,10 +141,9 @@ def _contents(found: Found) -> tuple[dict, dict, str, str | None]:
         data = path.read_bytes()
         digests.append(hashlib.sha256(data).hexdigest())
         if not digests[-1].startswith(promised):
-            bundled = path.parent == ASSETS
             raise ValueError(
                 f"{path} is truncated or altered: its sha256 is {digests[-1]}, and should begin with {promised}. "
-                f"{'Install jaxcam again' if bundled else f'Delete {os.path.realpath(path)} and load it again'}."
+                f"{found.remedy or f'Delete {os.path.realpath(path)} and load it again'}."
             )
         state, header = _read.read(data, str(path))
         if len(found.parts) == 1:
