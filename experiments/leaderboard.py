@@ -146,6 +146,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.smoke:
         args.images, args.epochs, args.twin_epochs, args.methods = 4, 1, 1, ["grad_cam@layer3", "saliency"]
+        args.rerun_on = ["shapes"]
     cases = {"shapes": shapes_case(args), "cifar10": cifar10_case(args)}
     settings = {"images": args.images}
     rows = []

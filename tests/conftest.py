@@ -1,8 +1,14 @@
 """Eight fake CPU devices, float32 with full precision, and what several test files share."""
 
+import gc
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most programs of the tests compile longer than they run: XLA's older emitter of loops takes a quarter of the time, and
+# small programs are not worth splitting.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+) + os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -10,27 +16,27 @@ import jax
 import jaxtyping
 import pytest
 
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)
+
 # The files that take longest, first, so that both workers are busy to the end; a file is the work of one worker.
 LONG = ("test_methods", "test_experiments", "test_sharding", "test_modes", "test_space", "test_taps_frameworks")
+
+
+def pytest_collection_finish(session):
+    """A traced program is many small objects, which are not worth looking through after each thousand."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
-@pytest.fixture(autouse=True)
-def highest_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
 @pytest.fixture(autouse=True, scope="module")
-def compilation(request):
-    """Most tests compile longer than they run; a file whose programs run long is marked `optimized`.
-
-    Programs go when their file is done: each takes memory mappings, of which a process may have 65,530.
-    """
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("optimized") is None)
+def programs():
+    """They go when their file is done: each takes memory mappings, of which a process may have 65,530."""
     yield
     jax.clear_caches()
 

@@ -167,7 +167,10 @@ def random_variables(module, shape=(32, 32), seed=0):
     """Initial parameters, with BatchNorm statistics away from zero and one."""
     variables = jax.jit(module.init)(jax.random.key(seed), jnp.zeros((1, *shape, 3)))
     rng = np.random.default_rng(seed)
-    stats = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype), variables["batch_stats"])
+    low = {"mean": -0.5, "var": 0.5}
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.asarray(low[path[-1].key] + rng.uniform(0, 1, x.shape), x.dtype), variables["batch_stats"]
+    )
     return {"params": variables["params"], "batch_stats": stats}
 
 

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +21,6 @@ import jaxcam
 from jaxcam import _typing
 from jaxcam.attribution import METHODS
 from jaxcam.metrics import METRICS
-
-pytestmark = pytest.mark.optimized
 
 PACKAGE = pathlib.Path(jaxcam.__file__).parent
 
@@ -303,10 +302,10 @@ def examples():
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """What the examples take for given: those of the methods run in the setting that the first of them makes."""
-    classifier = jaxcam.load("resnet18_cifar10")
-    images = classifier.preprocess(jaxcam.sample())
-    model = classifier.tap()
+    """What the examples take for given, with a model that is quick to trace in place of the one that a user loads."""
+    images = jaxcam.load("resnet18_cifar10").preprocess(jaxcam.sample())
+    module = helpers.tiny_resnet()
+    model = jaxcam.tap(module, helpers.random_variables(module), "layer4")
     heatmaps = jaxcam.grad_cam(model, images)
     masks = jnp.zeros((1, 32, 32), bool).at[:, 8:24, 8:24].set(True)
     return {

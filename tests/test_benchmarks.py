@@ -9,8 +9,6 @@ import pytest
 from benchmarks import attribution, startup
 from experiments import _study
 
-pytestmark = pytest.mark.optimized
-
 
 def test_it_writes_times_floors_and_memory(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attribution.importlib.util, "find_spec", lambda name: None)  # as where they are not installed

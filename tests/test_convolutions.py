@@ -103,6 +103,10 @@ CASES = {
     "spread and strided": {"lhs_dilation": (2, 2), "window_strides": (2, 2)},
     "unpadded": {"padding": ((0, 0), (0, 0))},
     "cropped": {"lhs_dilation": (2, 2), "padding": ((-1, 2), (0, -1))},
+    "depthwise": {"feature_group_count": 4},
+    "depthwise and strided": {"feature_group_count": 4, "window_strides": (2, 3)},
+    "depthwise and spread": {"feature_group_count": 4, "lhs_dilation": (2, 3), "padding": ((-1, 2), (0, -1))},
+    "depthwise and dilated": {"feature_group_count": 4, "rhs_dilation": (2, 1), "padding": ((5, 6), (3, 4))},
     "precise": {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32},
 }
 
@@ -116,7 +120,8 @@ def test_every_kind_of_convolution(options, size):
     random = np.random.default_rng(size)
     sizes = {"N": 2, "H": 9, "W": 8, "C": 4}
     images = jnp.asarray(random.normal(size=[sizes[each] for each in numbers[0]]), jnp.float32)
-    sizes = {"H": size, "W": size, "I": 4 // options.get("feature_group_count", 1), "O": 6}
+    groups = options.get("feature_group_count", 1)
+    sizes = {"H": size, "W": size, "I": 4 // groups, "O": 4 if groups == 4 else 6}
     kernel = jnp.asarray(random.normal(size=[sizes[each] for each in numbers[1]]), jnp.float32)
     convolve = partial(jax.lax.conv_general_dilated, **options)
     result = jax.jit(fast(convolve))(images, kernel)
@@ -150,6 +155,22 @@ def test_a_1x1_convolution_is_a_matrix_product():
 
     text = jax.jit(fast(convolve)).lower(images, kernel).compile().as_text()
     assert " dot(" in text and " convolution(" not in text
+
+
+@on_cpu
+def test_a_depthwise_convolution_is_a_sum_of_shifted_images():
+    images, kernel = jnp.ones((2, 8, 6, 5), jnp.bfloat16), jnp.full((3, 3, 1, 5), 1 / 3, jnp.bfloat16)
+
+    def convolve(images, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (2, 2), "SAME", dimension_numbers=numbers, feature_group_count=5
+        )
+
+    program = jax.jit(fast(convolve)).lower(images, kernel).compile()
+    assert " convolution(" not in program.as_text()
+    assert program(images, kernel).dtype == jnp.bfloat16  # and yet summed in float32
+    np.testing.assert_array_equal(program(images, kernel)[:, :3, :2], jnp.bfloat16(9 * float(kernel[0, 0, 0, 0])))
 
 
 @on_cpu

@@ -11,8 +11,6 @@ from PIL import Image
 import jaxcam
 from experiments import _study, photos
 
-pytestmark = pytest.mark.optimized
-
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],

@@ -18,8 +18,6 @@ from golden import rebuild
 import jaxcam
 from jaxcam.models.resnet import ARCHITECTURES
 
-pytestmark = pytest.mark.optimized
-
 FOLDER = Path(__file__).parent / "golden"
 CASES = [(architecture, case) for architecture, cases in rebuild.CASES.items() for case in cases]
 

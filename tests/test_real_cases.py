@@ -5,12 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import jaxcam
 from jaxcam import score
+from jaxcam._engine import scan
 
-pytestmark = pytest.mark.optimized
 SIDE, CELL = 32, 4
 
 
@@ -73,7 +72,7 @@ def trained(module, loss, draw, num_steps, rate=5e-3):
         updates, state = optimizer.update(gradients, state)
         return (optax.apply_updates(variables, updates), state), value
 
-    run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
+    run = jax.jit(lambda carry, keys: scan(step, carry, keys))  # convolutions in the forms that are fast in a loop
     (variables, _), losses = run((variables, optimizer.init(variables)), jax.random.split(jax.random.key(1), num_steps))
     assert losses[-10:].mean() < 0.5 * losses[:10].mean()
     return variables

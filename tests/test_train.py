@@ -10,8 +10,6 @@ from helpers import tiny_resnet
 
 from jaxcam import train
 
-pytestmark = pytest.mark.optimized
-
 NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 

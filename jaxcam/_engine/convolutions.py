@@ -1,11 +1,12 @@
 """Convolutions in the forms for which XLA's CPU compiler has fast kernels.
 
 `fast` traces a function and runs its program again with other convolutions for the same results, so that any model
-gains, and its gradients with it. On a CPU, with jax 0.10 to 0.12: in loops only the layout `nhwc, hwio -> nhwc` has
-a fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix
-product that it is; the gradient of a strided convolution with a large kernel (the first one of a ResNet) spends its
-time on zeros, and that of one with few pixels on transposing the kernel; a large 3x3 convolution that is repeated can
-do with fewer multiplications; and a sum over pixels or channels draws the convolutions before it into one slow kernel.
+gains, and its gradients with it. On a CPU, with jax 0.10 to 0.12: in loops only the layout `nhwc, hwio -> nhwc` has a
+fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix product
+that it is; a depthwise one takes many times as long as its few multiplications; the gradient of a strided convolution
+with a large kernel (the first one of a ResNet) spends its time on zeros, and that of one with few pixels on transposing
+the kernel; a large 3x3 convolution that is repeated can do with fewer multiplications; and a sum over pixels or
+channels draws the convolutions before it into one slow kernel.
 Other devices have kernels for all of these, and recognise them by the form that they come in.
 """
 
@@ -116,6 +117,8 @@ def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
     plain = not (grouped or strided or max(params["rhs_dilation"]) > 1)
     if max(sizes) == 1 and not (grouped or (strided and (padded or max(spread) > 1))):
         result = _matrix_product(images, kernel, params)
+    elif params["feature_group_count"] == images.shape[-1] == kernel.shape[-1] and params["batch_group_count"] == 1:
+        result = _of_shifts(images, kernel, params)
     elif repeated and plain and max(spread) == 1 and sizes == (3, 3) and _is_large(images, kernel):
         result = _of_tiles(images, kernel, params)
     elif plain and dimension_numbers.rhs_spec[1] == last and _is_small(images, kernel):
@@ -148,6 +151,24 @@ def _matrix_product(images, kernel, params):
     result = jax.lax.dot_general(images, kernel.reshape(kernel.shape[-2:]), (channels, ((), ())), **options)
     zeros = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
     return jax.lax.pad(result, jnp.zeros((), result.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+
+
+def _of_shifts(images, kernel, params):
+    """A depthwise convolution: every channel by itself, one shifted copy of the images for each of its weights."""
+    sizes, options = kernel.shape[:-2], zip(params["padding"], params["lhs_dilation"], strict=True)
+    kind = params["preferred_element_type"] or images.dtype
+    zeros = [(low, high, d - 1) for (low, high), d in options]
+    images = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+    n, *pixels, channels = images.shape
+    steps, dilation = params["window_strides"], params["rhs_dilation"]
+    reach = [d * (size - 1) for d, size in zip(dilation, sizes, strict=True)]
+    result = 0
+    for weight in np.ndindex(*sizes):
+        first = [d * i for d, i in zip(dilation, weight, strict=True)]
+        last = [size - each + i for size, each, i in zip(pixels, reach, first, strict=True)]
+        seen = jax.lax.slice(images, (0, *first, 0), (n, *last, channels), (1, *steps, 1))
+        result += seen.astype(jnp.float32) * kernel[weight][0].astype(jnp.float32)
+    return result.astype(kind)
 
 
 def _of_products(images, kernel, params):
