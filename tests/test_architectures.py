@@ -20,8 +20,6 @@ import jaxcam
 from jaxcam.models import ARCHITECTURES, load, save, state_dict
 from jaxcam.models.layouts import LAYOUTS, closest
 
-pytestmark = pytest.mark.optimized
-
 FOLDER = Path(__file__).parent / "golden"
 SIZE, SEED, CLASSES = 48, 13, 7  # as in make_architectures.py
 NAMES = json.loads((FOLDER / "architectures.json").read_text())
