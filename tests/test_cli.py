@@ -24,6 +24,8 @@ from jaxcam.cli import _common
 from jaxcam.cli import explain as command
 from jaxcam.metrics import METRICS
 
+MODEL = ["--model", "resnet18_cifar10"]
+
 
 @pytest.fixture(autouse=True)
 def keep_no_programs(monkeypatch):
@@ -43,7 +45,7 @@ def quick(monkeypatch):
     """No method is run: for tests of what happens around them."""
 
     def explained(model, batch, name):
-        return np.ones(batch.images.shape[:3], np.float32), []
+        return np.ones((*batch.targets.shape, *batch.images.shape[1:3]), np.float32), []
 
     monkeypatch.setattr(command, "_explained", explained)
 
@@ -61,30 +63,45 @@ def test_all_methods_are_those_with_heatmaps_of_convolutional_models():
 
 
 def test_explain_with_no_arguments(tmp_path, monkeypatch, capsys):
-    """The bundled photograph, the bundled model, all methods, of which there are few here; no network."""
-    few = ["grad_cam", "saliency", "deep_feature_factorization", "attention_rollout"]
-    monkeypatch.setattr("jaxcam.attribution.METHODS", {name: METHODS[name] for name in few})
+    """The bundled photograph, the ImageNet model that comes with the package, a few methods; no network."""
+    monkeypatch.setattr(command, "USUAL", ("grad_cam", "saliency"))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["explain"]) == 0
-    folder, applicable = tmp_path / "jaxcam_output", set(few[:2])
-    expected = {f"chelsea_{method}.png" for method in applicable} | {"chelsea_panel.png", "chelsea.json"}
+    folder = tmp_path / "jaxcam_output"
+    expected = {f"chelsea_{each}.png" for each in ("grad_cam", "saliency", "panel")} | {"chelsea.json"}
     assert {path.name for path in folder.iterdir()} == expected
     report = json.loads((folder / "chelsea.json").read_text())
-    assert report["predictions"][0]["label"] == "cat" == report["target"]["label"]
-    assert sum(each["probability"] for each in report["predictions"]) == pytest.approx(1, abs=0.05)
-    assert report["layer"] == "layer4" and set(report["methods"]) == applicable
+    assert [each["label"] for each in report["targets"]] == ["tiger cat"] == [report["predictions"][0]["label"]]
+    assert 0.8 < sum(each["probability"] for each in report["predictions"]) < 1
+    assert report["layer"] == "head" and list(report["methods"]) == ["grad_cam", "saliency"]
     assert report["methods"]["grad_cam"] == {"score": "logit", "raw": False}
-    assert set(report["files"]) == {*applicable, "panel"}
-    assert size(folder / "chelsea_grad_cam.png") == (300, 300)  # what the model sees, at the photograph's resolution
+    assert set(report["files"]) == {"grad_cam", "saliency", "panel"}
+    width, height = size(folder / "chelsea_grad_cam.png")  # what the model sees, at the photograph's resolution
+    assert width == height and 224 < width <= 300
     assert min(size(folder / "chelsea_panel.png")) > 500
     captured = capsys.readouterr()
-    assert "cat" in captured.out and "explained" in captured.out and "jaxcam_output" in captured.out
+    assert "tiger cat" in captured.out and "explained" in captured.out and "jaxcam_output" in captured.out
     assert not captured.err
+
+
+def test_several_targets_stand_side_by_side(photo, tmp_path, capsys):
+    options = ["--method", "grad_cam", "saliency", "--target", "frog", "Cat", "6", "--output", str(tmp_path)]
+    assert cli.main(["explain", photo, *MODEL, *options]) == 0
+    report = json.loads((tmp_path / "photo.json").read_text())
+    assert [each["label"] for each in report["targets"]] == ["frog", "cat"]
+    assert set(report["files"]) == {"grad_cam_frog", "grad_cam_cat", "saliency_frog", "saliency_cat", "panel"}
+    classifier = jaxcam.load("resnet18_cifar10")
+    images, view = classifier.preprocess(photo), classifier.preprocess.view(photo)
+    for label, index in (("frog", 6), ("cat", 3)):
+        expected = jaxcam.plot.blend(view, jaxcam.grad_cam(classifier.tap(), images, index))[0]
+        with Image.open(tmp_path / report["files"][f"grad_cam_{label}"]) as image:
+            assert np.abs(np.asarray(image, int) - expected.astype(int)).max() <= 2
+    assert capsys.readouterr().out.count("explained") >= 3
 
 
 def test_cam_is_not_among_all_methods_of_another_layer(tmp_path):
     """It is defined for the last one alone."""
-    given = {"model": "resnet18_cifar10", "architecture": None, "target": None, "method": ["all"], "images": []}
+    given = {"model": "resnet18_cifar10", "architecture": None, "target": [], "method": ["all"], "images": []}
     for layer, expected in ((None, ["grad_cam", "cam"]), ("layer4", ["grad_cam", "cam"]), ("layer3", ["grad_cam"])):
         args = argparse.Namespace(**given, layer=layer, output=tmp_path, colormap="inferno")
         assert command._job(args, ["grad_cam", "cam"]).methods == expected
@@ -102,15 +119,15 @@ def test_a_heatmap_of_zeros_is_one_line_on_stderr(photo, tmp_path, monkeypatch, 
     second, third = (shutil.copy(photo, str(tmp_path / name)) for name in ("second.png", "third.png"))
     arguments = ["--method", "nothing", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(jaxcam, "explain", explained_eagerly)
-    assert cli.main(["explain", photo, second, third, *arguments]) == 0
+    assert cli.main(["explain", photo, second, third, *MODEL, *arguments]) == 0
     said = "nothing is zero everywhere. All gradients at 'layer4' are zero, and so are the heatmaps."
     assert capsys.readouterr().err.splitlines() == [f"jaxcam: {path}: {said}" for path in (second, third)]
-    assert cli.main(["explain", photo, *arguments]) == 0
+    assert cli.main(["explain", photo, *MODEL, *arguments]) == 0
     assert capsys.readouterr().err == "jaxcam: All gradients at 'layer4' are zero, and so are the heatmaps.\n"
 
 
 def explained_eagerly(model, images, targets, *, methods, percentile):
-    return {name: METHODS[name].function(model, images, targets) for name in methods}
+    return {name: METHODS[name].function(model, images, targets)[:, None] for name in methods}
 
 
 def test_what_the_library_warns_of_arrives(photo, tmp_path, monkeypatch, capsys):
@@ -118,7 +135,7 @@ def test_what_the_library_warns_of_arrives(photo, tmp_path, monkeypatch, capsys)
 
     parts = (lambda variables, images: images[:, ::8, ::8], lambda variables, activations: jnp.ones((1, 10)))
     monkeypatch.setattr(jaxcam.Classifier, "tap", lambda self, layer: jaxcam.tap(parts))
-    assert cli.main(["explain", photo, "--method", "grad_cam", "--output", str(tmp_path / "out")]) == 0
+    assert cli.main(["explain", photo, *MODEL, "--method", "grad_cam", "--output", str(tmp_path / "out")]) == 0
     captured = capsys.readouterr().err
     assert captured.startswith(f"jaxcam: {photo}: grad_cam is zero everywhere. All gradients at ")
     assert captured.count("\n") == 1 and "UserWarning" not in captured
@@ -127,20 +144,20 @@ def test_what_the_library_warns_of_arrives(photo, tmp_path, monkeypatch, capsys)
 def test_options(photo, tmp_path, capsys):
     output = tmp_path / "out"
     options = ["--method", "grad_cam", "saliency", "--target", "Frog", "--layer", "layer3", "--output", str(output)]
-    assert cli.main(["explain", photo, *options, "--colormap", "jet"]) == 0
+    assert cli.main(["explain", photo, *MODEL, *options, "--colormap", "jet"]) == 0
     report = json.loads((output / "photo.json").read_text())
-    assert report["target"]["index"] == 6 and report["target"]["label"] == "frog"
+    assert [(each["index"], each["label"]) for each in report["targets"]] == [(6, "frog")]
     assert report["layer"] == "layer3" and set(report["methods"]) == {"grad_cam", "saliency"}
     by_index = tmp_path / "by_index"
     options = ["--method", "grad_cam", "--target", "6", "--layer", "layer3", "--output", str(by_index)]
-    assert cli.main(["explain", photo, *options]) == 0
-    assert json.loads((by_index / "photo.json").read_text())["target"] == report["target"]
+    assert cli.main(["explain", photo, *MODEL, *options]) == 0
+    assert json.loads((by_index / "photo.json").read_text())["targets"] == report["targets"]
 
 
 def test_the_overlay_is_the_heatmap_of_that_class(photo, tmp_path):
     """The file holds what the functions give for the same image, target and layer."""
     options = ["--method", "grad_cam", "--target", "2", "--output", str(tmp_path / "out")]
-    assert cli.main(["explain", photo, *options]) == 0
+    assert cli.main(["explain", photo, *MODEL, *options]) == 0
     classifier = jaxcam.load("resnet18_cifar10")
     heatmaps = jaxcam.grad_cam(classifier.tap(), classifier.preprocess(photo), 2)
     expected = jaxcam.plot.blend(classifier.preprocess.view(photo), heatmaps)[0]
@@ -154,7 +171,7 @@ def test_files_of_one_name_do_not_overwrite_each_other(photo, tmp_path, quick):
     second = str(tmp_path / "other" / "photo.jpg")
     Image.new("RGB", (50, 50), "red").save(second)
     output = tmp_path / "out"
-    assert cli.main(["explain", photo, second, "--method", "saliency", "--output", str(output)]) == 0
+    assert cli.main(["explain", photo, second, *MODEL, "--method", "saliency", "--output", str(output)]) == 0
     assert json.loads((output / "photo.json").read_text())["image"] == photo
     assert json.loads((output / "photo-2.json").read_text())["image"] == second
 
@@ -166,13 +183,13 @@ def test_nothing_is_overwritten(photo, tmp_path, monkeypatch, capsys, quick):
     for name in names:
         shutil.copy(photo, name)
     run = ["--method", "grad_cam", "x_grad_cam", "--output"]
-    assert cli.main(["explain", "a.png", "a_x.png", names[-1], *run, "out"]) == 0
+    assert cli.main(["explain", "a.png", "a_x.png", names[-1], *MODEL, *run, "out"]) == 0
     files = [json.loads(path.read_text())["files"].values() for path in Path("out").glob("*.json")]
     assert len({file for each in files for file in each}) == 9 == len(list(Path("out").glob("*.png")))
     Path("a.json").write_text('{"shapes": []}')
     for image, message in (("b.png", "'b_grad_cam.png' is one of the images"), ("a.png", "'a.json' exists and is no")):
         shutil.copy(photo, image)
-        assert cli.main(["explain", image, "b_grad_cam.png", *run, "."]) == 2
+        assert cli.main(["explain", image, "b_grad_cam.png", *MODEL, *run, "."]) == 2
         assert message in capsys.readouterr().err
     assert Path("a.json").read_text() == '{"shapes": []}'
 
@@ -188,14 +205,14 @@ def test_files_are_whole_or_absent(photo, tmp_path, monkeypatch, capsys, quick):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    assert cli.main(["explain", photo, "--method", "saliency", "--output", str(folder)]) == 2
+    assert cli.main(["explain", photo, *MODEL, "--method", "saliency", "--output", str(folder)]) == 2
     assert re.search(r"jaxcam: Cannot write '.*photo_panel.png': No space left on device", capsys.readouterr().err)
     assert [path.name for path in folder.iterdir()] == ["photo_saliency.png"] and size(folder / "photo_saliency.png")
 
 
 def test_labels_are_no_markup(capsys):
     entry = {"index": 0, "label": "[bold]", "probability": 0.5}
-    command._print_report(Console(width=80), {"image": "[x].jpg", "predictions": [entry], "target": entry})
+    command._print_report(Console(width=80), {"image": "[x].jpg", "predictions": [entry], "targets": [entry]})
     assert "[bold]" in (shown := capsys.readouterr().out) and "[x].jpg" in shown
 
 
@@ -247,7 +264,8 @@ MISTAKES = [
 def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file where a folder is wanted")
-    assert cli.main(arguments) == 2
+    small = MODEL if "explain" in arguments and "--model" not in arguments else []
+    assert cli.main([*arguments[:1], *small, *arguments[1:]]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("jaxcam: ") and captured.err.count("\n") == 1
@@ -313,7 +331,7 @@ assert any("explain" in name for name in first), first
 jax.clear_caches()
 assert run() == first
 """
-    arguments = ["explain", photo, "--method", "saliency", "--output", str(tmp_path / "out")]
+    arguments = ["explain", photo, *MODEL, "--method", "saliency", "--output", str(tmp_path / "out")]
     environment = {**os.environ, "JAXCAM_CACHE": str(tmp_path / "own")}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(jaxcam.__file__).parents[1]), os.getenv("PYTHONPATH", "")])
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}

@@ -11,6 +11,8 @@ from jaxcam.cli import _results
 from jaxcam.cli._common import add_model, complain, keep_programs, progress, table
 
 BATCH = 16  # images explained at once
+# Without --method: of each idea one that takes no more than some forward and backward passes.
+USUAL = ("grad_cam", "layer_cam", "ablation_cam", "saliency", "guided_backprop", "integrated_gradients")
 
 
 def add(commands) -> None:
@@ -18,11 +20,11 @@ def add(commands) -> None:
     parser = commands.add_parser("explain", help="explain images: overlays, a panel and a JSON file for each")
     parser.set_defaults(run=run)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files (default: a bundled photograph)")
-    add_model(parser, "--model", default="resnet18_cifar10")
-    parser.add_argument("--method", nargs="+", default=["all"], metavar="NAME", help='methods, or "all" (the default)')
-    parser.add_argument(
-        "--target", metavar="INDEX_OR_LABEL", help="class to explain (default: each image's prediction)"
-    )
+    add_model(parser, "--model", default="efficientnet_lite0")
+    usual = f'methods, or "all" (default: {" ".join(USUAL)})'
+    parser.add_argument("--method", nargs="+", default=USUAL, metavar="NAME", help=usual)
+    classes = "classes to explain, side by side if several (default: each image's prediction)"
+    parser.add_argument("--target", nargs="+", default=(), metavar="INDEX_OR_LABEL", help=classes)
     parser.add_argument("--layer", metavar="PATH", help="layer for the CAM methods (default: the model's own)")
     parser.add_argument(
         "--output", type=Path, default=Path("jaxcam_output"), metavar="DIR", help="folder for the results"
@@ -36,7 +38,7 @@ class Job(NamedTuple):
     classifier: Any
     name: str  # of the model, as it was given
     layer: str
-    target: int | None
+    targets: list[int]  # none: what the model predicts
     methods: list[str]
     paths: list[str]
     names: list[str]  # of each image's files
@@ -52,7 +54,7 @@ class Batch(NamedTuple):
     images: Any
     views: Any
     probabilities: Any
-    targets: Any
+    targets: Any  # int[n, t]
 
 
 def run(args) -> None:
@@ -74,7 +76,7 @@ def run(args) -> None:
             for name in job.methods:
                 bar.update(task, description=name)
                 heatmaps[name], said = _explained(model, batch, name)
-                remarks += _remarks(batch.paths, name, heatmaps[name], said)
+                remarks += _remarks(job, batch, name, heatmaps[name], said)
                 bar.advance(task)
             for report in _written(job, batch, heatmaps):
                 _print_report(bar.console, report)
@@ -114,16 +116,22 @@ def _job(args, methods: list[str]) -> Job:
     import jaxcam
 
     classifier = jaxcam.load(args.model, architecture=args.architecture)
-    target = None if args.target is None else _class_index(args.target, classifier.labels)
+    targets = list(dict.fromkeys(_class_index(each, classifier.labels) for each in args.target))
     layer = args.layer or classifier.layer
     if "all" in args.method and layer != classifier.layer:
         methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
     paths = args.images or [str(jaxcam.sample())]
-    names = _results.unique_names(paths, methods)
-    _results.refuse_to_overwrite(args.output, paths, names, methods)
+    maps = [file for method in methods for file in _files_of(method, [classifier.labels[each] for each in targets])]
+    names = _results.unique_names(paths, maps)
+    _results.refuse_to_overwrite(args.output, paths, names, maps)
     for path in paths:
         jaxcam.image.open_image(path)
-    return Job(classifier, args.model, layer, target, methods, paths, names, args.output, args.colormap)
+    return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, args.colormap)
+
+
+def _files_of(method: str, labels: Sequence[str]) -> list[str]:
+    """What the files of a method's heatmaps are called: by the class, too, where there are several."""
+    return [f"{method}_{re.sub(r'[^0-9A-Za-z]+', '-', each)}" for each in labels] if len(labels) > 1 else [method]
 
 
 def _class_index(target: str, labels: Sequence[str]) -> int:
@@ -151,7 +159,7 @@ def _predicted(job: Job, model, part: slice) -> Batch:
     paths, preprocess = job.paths[part], job.classifier.preprocess
     images = preprocess(paths)
     probabilities = np.asarray(jax.jit(_probabilities)(model, images))
-    targets = probabilities.argmax(-1) if job.target is None else np.full(len(paths), job.target)
+    targets = np.tile(job.targets, (len(paths), 1)) if job.targets else probabilities.argmax(-1)[:, None]
     return Batch(paths, job.names[part], images, preprocess.view(paths), probabilities, targets)
 
 
@@ -162,7 +170,7 @@ def _probabilities(model, images):
 
 
 def _explained(model, batch: Batch, name: str) -> tuple[Any, list[str]]:
-    """The heatmaps of a method, and what the library warned of."""
+    """The heatmaps `[n, t, h, w]` of a method, and what the library warned of."""
     import numpy as np
 
     import jaxcam
@@ -173,17 +181,24 @@ def _explained(model, batch: Batch, name: str) -> tuple[Any, list[str]]:
     return np.asarray(found[name]), list(dict.fromkeys(str(each.message) for each in caught))
 
 
-def _remarks(paths: Sequence[str], name: str, heatmaps, said: Sequence[str]) -> list[str]:
+def _remarks(job: Job, batch: Batch, name: str, heatmaps, said: Sequence[str]) -> list[str]:
     """A sentence for each heatmap that is zero everywhere, with the reason where the library said one."""
-    zeros = [path for path, heat in zip(paths, heatmaps, strict=True) if not heat.any()]
-    return [" ".join([f"{path}: {name} is zero everywhere.", *said]) for path in zeros] or list(said)
+    zeros = []
+    for path, maps, targets in zip(batch.paths, heatmaps, batch.targets, strict=True):
+        for heat, target in zip(maps, targets, strict=True):
+            of_class = f" for {job.classifier.labels[target]}" if len(targets) > 1 else ""
+            zeros += [] if heat.any() else [" ".join([f"{path}: {name} is zero everywhere{of_class}.", *said])]
+    return zeros or list(said)
 
 
 def _written(job: Job, batch: Batch, heatmaps: dict):
     """Writes the files of each image, and gives its report."""
     for index, name in enumerate(batch.names):
         report = _report(job, batch, index)
-        own = {method: maps[index] for method, maps in heatmaps.items()}
+        labels = [each["label"] for each in report["targets"]]
+        own = {}
+        for method, maps in heatmaps.items():
+            own |= zip(_files_of(method, labels), maps[index], strict=True)
         _results.write(job.output, name, batch.views[index], own, report, job.colormap)
         yield report
 
@@ -201,7 +216,7 @@ def _report(job: Job, batch: Batch, index: int) -> dict:
         "model": job.name,
         "layer": job.layer,
         "predictions": [entry(index) for index in probabilities.argsort()[::-1][:5]],
-        "target": entry(batch.targets[index]),
+        "targets": [entry(each) for each in batch.targets[index]],
         "methods": {name: _settings(METHODS[name].function) for name in job.methods},
     }
 
@@ -221,9 +236,8 @@ def _print_report(console, report: dict) -> None:
 
     console.print(f"\n[bold]{escape(_results.legible(report['image']))}[/bold]")
     rows = table("class", "probability", "")
-    for each in report["predictions"]:
-        explained = "explained" if each["index"] == report["target"]["index"] else ""
+    others = [each for each in report["targets"] if each not in report["predictions"]]
+    for each in [*report["predictions"], *others]:
+        explained = "explained" if each in report["targets"] else ""
         rows.add_row(escape(each["label"]), f"{each['probability']:.1%}", explained)
-    if report["target"] not in report["predictions"]:
-        rows.add_row(escape(report["target"]["label"]), f"{report['target']['probability']:.1%}", "explained")
     console.print(rows)
