@@ -19,7 +19,7 @@ import numpy as np
 
 import jaxcam
 from experiments import _study
-from jaxcam import data, metrics, plot, train
+from jaxcam import data, metrics, plot, segments, train
 from jaxcam.attribution import METHODS
 from jaxcam.models.resnet import BasicBlock, ResNet
 
@@ -60,7 +60,8 @@ class Row:
     """What the metrics of one method on one data set look at."""
 
     case: Case
-    explain: Any  # (model, images, targets) -> heatmaps
+    method: str
+    explain: Any  # (model, images, targets, **options) -> heatmaps
     heatmaps: jax.Array
     reference: jax.Array  # Grad-CAM's heatmaps
 
@@ -90,7 +91,11 @@ class Row:
 
     def sensitivity(self):
         def metric(explain, model, images, targets):
-            return metrics.max_sensitivity(lambda images: explain(model, images, targets), images, num_samples=4)
+            # The images change inside a compiled loop, where xrai cannot see them: it keeps the segments they have now.
+            options = {"segments": segments.felzenszwalb(images)} if self.method == "xrai" else {}
+            return metrics.max_sensitivity(
+                lambda images: explain(model, images, targets, **options), images, num_samples=4
+            )
 
         return self.sanity(metric)
 
@@ -175,14 +180,15 @@ def main(argv=None):
 
 
 def explain_with(row, **options):
-    """A row's method as `(model, images, targets) -> heatmaps`."""
+    """A row's method as `(model, images, targets, **options) -> heatmaps`."""
     name, _, layer = row.partition("@")
     method = partial(METHODS[name].function, **OPTIONS.get(name, {}), **options)
 
-    def explain(model, images, targets):
+    def explain(model, images, targets, **more):
         # Not a new tap: that of a metric may do more, such as take a shift off the images.
         model = replace(model, layers=(layer,)) if layer else model
-        return jaxcam.explain(model, images, targets, methods={name: method}, percentile=100)[name]
+        wanted = partial(method, **more) if more else method
+        return jaxcam.explain(model, images, targets, methods={name: wanted}, percentile=100)[name]
 
     return explain
 
@@ -192,7 +198,7 @@ def measure(case: Case, method: str, reference) -> dict:
     rows = []
     for draw in range(DRAWS.get(method, 1)):
         explain = explain_with(method, **({"key": jax.random.key(draw)} if method in DRAWS else {}))
-        rows.append(Row(case, explain, explain(case.model, case.images, case.targets), reference))
+        rows.append(Row(case, method, explain, explain(case.model, case.images, case.targets), reference))
     values = {}
     for column, _, function in COLUMNS:
         measured = [np.asarray(each) for each in map(function, rows) if each is not None]

@@ -118,14 +118,22 @@ def nearest(maps, shape: tuple[int, ...]):
     return maps
 
 
-def blur(images, sigma):
-    """`images [n, *space, c]` under a Gaussian of deviation `sigma` pixels, its weights normalised inside the image.
+def blur(images, sigma, border: str = "inside"):
+    """`images [n, *space, c]` under a Gaussian of deviation `sigma` pixels, which may be traced; zero leaves them.
 
-    `sigma` may be traced; zero leaves the images as they are.
+    Its weights are normalised `"inside"` the image; or the image goes on in `"zeros"`.
     """
+    sigma = jnp.maximum(sigma, 1e-2)
 
     def weights(size):
         distance = jnp.asarray(np.subtract.outer(np.arange(size), np.arange(size)), jnp.float32)
-        return jax.nn.softmax(-(distance**2) / (2 * jnp.maximum(sigma, 1e-2) ** 2), axis=-1)
+        logits = -(distance**2) / (2 * sigma**2)
+        return jax.nn.softmax(logits, axis=-1) if border == "inside" else jnp.exp(logits) / _weight(sigma)
 
     return along(images, [weights(size) for size in images.shape[1:-1]], 1)
+
+
+def _weight(sigma):
+    """`sum_k exp(-k^2 / 2 sigma^2)` over all whole numbers; for wide Gaussians it is the integral, to 1e-8."""
+    near = jnp.arange(-8, 9, dtype=jnp.float32)
+    return jnp.where(sigma < 1, jnp.sum(jnp.exp(-(near**2) / (2 * sigma**2))), sigma * np.sqrt(2 * np.pi).item())

@@ -30,7 +30,8 @@ def explain(
 ) -> dict[str, Heatmaps]:
     """Heatmaps by several methods, which share what they have in common: four CAMs cost hardly more than one.
 
-    `explain(...)[name] = heatmap(method(model, images, targets))`; the CAM methods give heatmaps themselves.
+    `explain(...)[name] = heatmap(method(model, images, targets))`; the CAM methods give heatmaps themselves. What
+    looks at the images on the host first, as `xrai` does, runs beside the shared program.
 
     Args:
       model: a tap, or any callable `images -> output` for methods that need no activations.
@@ -55,7 +56,12 @@ def explain(
     """
     methods = _functions(methods, score)
     model, images, targets = prepare(model, images, targets)
-    heatmaps = _explain_engine(model, images, targets, methods=methods, percentile=percentile)
+    on_host = {name: each for name, each in methods.items() if _registered(each[0], "on_host")}
+    compiled = {name: each for name, each in methods.items() if name not in on_host}
+    heatmaps = dict.fromkeys(methods)  # in their order
+    if compiled:
+        heatmaps |= _explain_engine(model, images, targets, methods=compiled, percentile=percentile)
+    heatmaps |= _heatmaps(model, images, targets, on_host, percentile)
     for name, (method, options) in methods.items():
         if _says_nothing(heatmaps[name]):
             method(model, images, targets, **options)  # which says why, as it cannot inside of `jit`
@@ -68,6 +74,10 @@ def _says_nothing(heatmaps) -> bool:
 
 @engine
 def _explain_engine(model, images, targets, *, methods, percentile):
+    return _heatmaps(model, images, targets, methods, percentile)
+
+
+def _heatmaps(model, images, targets, methods, percentile):
     heatmaps = {}
     for name, (method, options) in methods.items():
         result = method(model, images, targets, **options)

@@ -156,7 +156,9 @@ VOCABULARY = {
     "attention": None,  # how attention rollout finds the weights
     "baseline": ("Baseline", None),
     "baselines": ("Baseline", None),
+    "border": ("str", "inside"),
     "cells": None,  # how many along each axis: 7 in RISE, 8 in mu-fidelity, as in their papers
+    "channels": ("str", "max"),
     "chunk_size": ("int | None", None),
     "correlation": None,
     "curve": ("bool", False),
@@ -178,6 +180,7 @@ VOCABULARY = {
     "max_distance": ("float | int", 0.02),
     "max_sigma": ("float | int | None", None),
     "method": None,  # an attribution method: saliency inside SmoothGrad
+    "min_pixels": ("int | None", None),
     "noise": ("float | int", 0.15),
     "normalize": ("bool", False),
     "num_classes": ("int", 3),

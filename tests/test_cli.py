@@ -62,6 +62,16 @@ def test_all_methods_are_those_with_heatmaps_of_convolutional_models():
     assert command._methods(["saliency", "grad_cam", "saliency"]) == ["saliency", "grad_cam"]
 
 
+def test_without_scikit_image_xrai_is_left_out(monkeypatch, capsys):
+    """With a line on stderr; who names it gets an error."""
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert "xrai" not in command._methods(["all"])
+    needs = "needs skimage, which is not installed: pip install 'jaxcam-xai[superpixels]'."
+    assert capsys.readouterr().err == f"jaxcam: xrai is left out: it {needs}\n"
+    with pytest.raises(ValueError, match=re.escape(f"xrai {needs}")):
+        command._methods(["saliency", "xrai"])
+
+
 def test_explain_with_no_arguments(tmp_path, monkeypatch, capsys):
     """The bundled photograph, the ImageNet model that comes with the package, a few methods; no network."""
     monkeypatch.setattr(command, "USUAL", ("grad_cam", "saliency"))

@@ -1,5 +1,7 @@
 """Path methods and averages over noise, on functions whose answer is known in closed form."""
 
+from pathlib import Path
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import pytest
 import scipy.ndimage
 
 import jaxcam
+from jaxcam._array import blur
 
+GOLDEN = Path(__file__).parent / "golden" / "xrai.npz"
 SHAPE = (5, 7, 3)
 WEIGHTS = jax.random.normal(jax.random.key(1), SHAPE)
 
@@ -85,6 +89,32 @@ def test_blur_integrated_gradients_are_complete():
     np.testing.assert_allclose(jaxcam.blur_integrated_gradients(model, jnp.ones_like(images), 2), 0, atol=1e-4)
 
 
+@pytest.mark.parametrize("border", ["inside", "zeros"])
+def test_blur_integrated_gradients_are_those_of_the_papers_authors(border):
+    """With as many steps; what is left is between the sums: midpoints here, left ends there."""
+    with np.load(GOLDEN) as file:
+        image, weights, expected = (file[name] for name in ("small", "thin", f"blur_{border}"))
+
+    def model(images):
+        return jnp.tanh((images * weights).sum((1, 2, 3)))[:, None]
+
+    options = {"max_sigma": 3.0, "num_steps": 300, "border": border}
+    [found] = jaxcam.blur_integrated_gradients(model, image[None], 1, **options)
+    close(found, expected, 1e-3)
+    other = {"inside": "zeros", "zeros": "inside"}[border]
+    [found] = jaxcam.blur_integrated_gradients(model, image[None], 1, **{**options, "border": other})
+    assert np.abs(found - expected).max() > 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.4, 0.9, 1.1, 3.0, 30.0])
+def test_the_blur_is_scipys(images, sigma):
+    """Where the image goes on in zeros, its Gaussian to eight deviations; else that over the blurred ones."""
+    zeros, ones = (scipy.ndimage.gaussian_filter(each, (0, sigma, sigma, 0), mode="constant", truncate=8)
+                   for each in (np.asarray(images), np.ones(images.shape, np.float32)))  # fmt: skip
+    close(blur(images, sigma, "zeros"), zeros, 2e-5)
+    close(blur(images, sigma), zeros / ones, 2e-5)
+
+
 # ----------------------------------------------------------------------------------------- guided integrated gradients
 
 
@@ -121,34 +151,6 @@ def test_the_guided_path_takes_the_quiet_way():
     np.testing.assert_allclose(tied, [0.5, 0.5], atol=0.02)
 
 
-# ----------------------------------------------------------------------------------------------------------------- XRAI
-
-
-def test_xrai_of_a_linear_model_is_the_mean_of_each_segment(images):
-    """With one segmentation nothing is greedy, and integrated gradients of a linear model are known."""
-    segments = np.arange(5)[:, None] // 2 * 3 + np.arange(7) // 3  # 3x3 blocks, those at the border smaller
-    found = jaxcam.xrai(linear, images, 1, segments=segments, num_steps=1)
-    middle = (images.min((1, 2, 3), keepdims=True) + images.max((1, 2, 3), keepdims=True)) / 2
-    pixels = np.asarray(WEIGHTS * (images - middle)).sum(-1)
-    for index, each in enumerate(pixels):
-        means = scipy.ndimage.mean(each, segments, np.arange(9))
-        close(found[index], means[segments])
-
-
-def test_xrai_takes_the_densest_segment_first(images):
-    """A bright spot falls to the smallest segment around it, what is left of the large ones to themselves."""
-    coarse, fine = np.zeros((5, 7), int), np.zeros((5, 7), int)
-    fine[1:3, 2:5] = 1
-    spot = np.where(fine[..., None], 6.0, 0.0)
-
-    def model(images):
-        return (images * spot).sum((1, 2, 3))[:, None]
-
-    images = jnp.zeros((1, *SHAPE)).at[0, 1:3, 2:5].set(1.0)
-    found = jaxcam.xrai(model, images, 1, segments=[coarse, fine], num_steps=2)[0]
-    np.testing.assert_allclose(found, np.where(fine, 3 * 6 * 0.5, 0), atol=1e-5)
-
-
 # ------------------------------------------------------------------------------------------------------ noisy averages
 
 
@@ -183,9 +185,7 @@ def test_argument_errors(as_user, images):
         jaxcam.blur_integrated_gradients(linear, images, 1, max_sigma=0)
     with pytest.raises(ValueError, match="fraction is 2 and max_distance is 0.02; both must be in"):
         jaxcam.guided_integrated_gradients(linear, images, 1, fraction=2)
+    with pytest.raises(ValueError, match="Unknown border 'zero'. Did you mean 'zeros'?"):
+        jaxcam.blur_integrated_gradients(linear, images, 1, border="zero")
     with pytest.raises(ValueError, match="must be a number, an array \\[m, 5, 7, 3\\], or None"):
         jaxcam.expected_gradients(linear, images, 1, baselines=jnp.zeros((2, 5, 7, 1)))
-    with pytest.raises(ValueError, match=r"segments has shape \(4, 5, 7\); for images .* it must be"):
-        jaxcam.xrai(linear, images, 1, segments=np.zeros((4, 5, 7), int))
-    with pytest.raises(ValueError, match="holds the label -1"):
-        jaxcam.xrai(linear, images, 1, segments=np.full((5, 7), -1))

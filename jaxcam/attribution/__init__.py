@@ -53,6 +53,8 @@ class Method(NamedTuple):
       cost: in forward passes of the model, for its default options; `k` are the layer's channels, `d` the segments.
       draws: whether it draws random numbers, by `key`.
       sees_class: whether another target gives another map.
+      on_host: the package by which it looks at images before anything is compiled; under `jit`, what it finds there
+        is given as an option. `None` for methods that are JAX alone.
     """
 
     function: Callable
@@ -62,6 +64,7 @@ class Method(NamedTuple):
     cost: str
     draws: bool = False
     sees_class: bool = True
+    on_host: str | None = None
 
     @property
     def name(self) -> str:
@@ -124,7 +127,7 @@ ROWS = [
     Method(expected_gradients, PATHS, "callable", "attributions", "3 num_samples", draws=True),
     Method(blur_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
     Method(guided_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
-    Method(xrai, PATHS, "callable", "attributions", "6 num_steps"),
+    Method(xrai, PATHS, "callable", "attributions", "6 num_steps", on_host="skimage"),
     Method(guided_backprop, REWRITTEN, "callable", "attributions", "3"),
     Method(deconvnet, REWRITTEN, "callable", "attributions", "3"),
     Method(guided_grad_cam, REWRITTEN, "tap", "attributions", "3"),

@@ -15,10 +15,13 @@ import numpy as np
 from jaxcam._array import blur
 from jaxcam._checks import as_array, check_baseline, filled, positive, prepare, random_key
 from jaxcam._engine import chunked_sum, engine, scan
+from jaxcam._errors import unknown
 from jaxcam._scores import chosen, gradients_of_copies, input_gradient
 from jaxcam._typing import Attributions, Baseline, Images, Key, Score, Targets
 from jaxcam.score import logit
 from jaxcam.taps import Tap
+
+BORDERS = ("inside", "zeros")
 
 
 def integral(model, images, targets, curve: Callable, count: int, *, score, chunk_size):
@@ -194,13 +197,16 @@ def blur_integrated_gradients(
     *,
     score: Score = logit,
     max_sigma: float | int | None = None,
+    border: str = "inside",
     num_steps: int = 50,
     chunk_size: int | None = None,
 ) -> Attributions:
     """Blur integrated gradients: integrated from the blurred image to the sharp one, without a baseline colour.
 
     `attribution = integral_{max_sigma}^0 gradient(blur(image, s)) * d blur(image, s) / ds ds`, by the midpoint rule on
-    widths that grow quadratically. The attributions sum to `score(image) - score(blur(image, max_sigma))`.
+    widths that grow quadratically. The attributions sum to `score(image) - score(blur(image, max_sigma))`. At the
+    border the blur averages what is inside of the image, so that it makes no edges; the code of the paper's authors
+    lets the image go on in zeros, which `border="zeros"` does.
 
     Args:
       model: a tap or any callable `images -> output`.
@@ -208,6 +214,7 @@ def blur_integrated_gradients(
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       max_sigma: standard deviation of the strongest Gaussian blur, in pixels; `None` is half the longest side.
+      border: `"inside"` normalises the blur's weights inside the image; with `"zeros"` the image goes on in zeros.
       num_steps: points of the quadrature.
       chunk_size: images in one forward and backward pass; by default what suits the device.
 
@@ -215,7 +222,8 @@ def blur_integrated_gradients(
       Attributions `float32[n, *space, c]`, in units of the score.
 
     Raises:
-      ValueError: images or targets of a wrong shape, type or range; counts below one; `max_sigma` not positive.
+      ValueError: images or targets of a wrong shape, type or range; counts below one; `max_sigma` not positive;
+        an unknown `border`.
 
     Reference: Xu et al. 2020, Attribution in Scale and Space, https://arxiv.org/abs/2004.03383
 
@@ -227,14 +235,16 @@ def blur_integrated_gradients(
     max_sigma = max(images.shape[1:-1]) / 2 if max_sigma is None else max_sigma
     if not max_sigma > 0:
         raise ValueError(f"max_sigma is {max_sigma}; it must be above zero.")
-    options = {"score": score, "max_sigma": max_sigma, "num_steps": num_steps, "chunk_size": chunk_size}
-    return _blur_engine(model, images, targets, **options)
+    if border not in BORDERS:
+        raise unknown("border", border, BORDERS)
+    options = {"max_sigma": max_sigma, "border": border, "num_steps": num_steps, "chunk_size": chunk_size}
+    return _blur_engine(model, images, targets, score=score, **options)
 
 
 @engine
-def _blur_engine(model, images, targets, *, score, max_sigma, num_steps, chunk_size):
+def _blur_engine(model, images, targets, *, score, max_sigma, border, num_steps, chunk_size):
     def at(times):  # from 0, the strongest blur, to 1, the image
-        return jax.vmap(lambda sigma: blur(images, sigma), out_axes=1)(max_sigma * (1 - times) ** 2)
+        return jax.vmap(lambda sigma: blur(images, sigma, border), out_axes=1)(max_sigma * (1 - times) ** 2)
 
     def curve(steps):
         """The image at the middle of each step, and the change that the whole step makes: exact in sum."""

@@ -1,5 +1,6 @@
 """`jaxcam explain`: overlays, a panel and a JSON file for each image."""
 
+import importlib.util
 import inspect
 import re
 import warnings
@@ -91,8 +92,12 @@ def _methods(names: Sequence[str]) -> list[str]:
     from jaxcam._errors import unknown
     from jaxcam.attribution import METHODS
 
+    missing = {name for name, row in METHODS.items() if row.on_host and importlib.util.find_spec(row.on_host) is None}
     if "all" in names:  # the models that the command line loads are convolutional
-        return [name for name, row in METHODS.items() if row.gives != "parts" and row.needs != "tokens"]
+        names = [name for name, row in METHODS.items() if row.gives != "parts" and row.needs != "tokens"]
+        for name in missing.intersection(names):
+            complain(f"{name} is left out: it {_wants(METHODS[name].on_host)}")
+        return [name for name in names if name not in missing]
     for name in names:
         if name not in METHODS and Path(name).exists():
             raise ValueError(f"{name!r} follows --method, so it was taken for a method; put images before --method.")
@@ -100,7 +105,13 @@ def _methods(names: Sequence[str]) -> list[str]:
             raise unknown("method", name, METHODS, "`jaxcam methods` lists them all.")
         if METHODS[name].gives == "parts":
             raise ValueError(f"{name} gives parts and their scores, no heatmap; call jaxcam.{name} from Python.")
+        if name in missing:
+            raise ValueError(f"{name} {_wants(METHODS[name].on_host)}")
     return list(dict.fromkeys(names))
+
+
+def _wants(package: str) -> str:
+    return f"needs {package}, which is not installed: pip install 'jaxcam-xai[superpixels]'."
 
 
 def _check_colormap(name: str) -> None:
