@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import jaxcam
-from experiments import _study, photos
+from experiments import _report, _study, photos
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
@@ -89,6 +89,29 @@ def test_a_part_is_computed_once_for_the_same_settings(tmp_path):
         assert part["values"].tolist() == [0, 1, 2] and part["about"] == {"accuracy": [0.5]} and len(calls) == 1
     with pytest.raises(SystemExit, match="made with other settings; delete that file"):
         _study.part(args, "first", compute, images=9)
+
+
+def test_a_study_writes_its_own_part_of_the_page_and_no_other(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("| bias | <!-- answer bias -->old<!-- /answer bias --> |\n\n<!-- bias -->\n<!-- /bias -->\nend\n")
+    _report.write_section("answer bias", r"It is \1 of [10](a b c).", page)
+    _report.write_section("bias", "\n| a | b |\n", page)
+    expected = r"| bias | <!-- answer bias -->It is \1 of [10](a b c).<!-- /answer bias --> |"
+    assert page.read_text() == f"{expected}\n\n<!-- bias -->\n| a | b |\n<!-- /bias -->\nend\n"
+    with pytest.raises(ValueError, match="has 0 places for 'photos', not one"):
+        _report.write_section("photos", "", page)
+    with pytest.raises(ValueError, match="has 26 words, more than 25"):
+        _report.write_section("bias", "\n| a | " + "word " * 26 + "|\n", page)
+    assert expected in page.read_text()
+
+
+def test_every_study_has_its_places_on_the_page(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(_report.README.read_text())
+    for name in STUDIES:
+        _report.write_section(f"answer {name}", "short", page)
+        _report.write_section(name, "", page)
+    assert all(len(_report.words(cell)) <= _report.LONGEST_CELL for cell in _report.cells(_report.README.read_text()))
 
 
 def test_a_photograph_on_which_the_model_guesses_is_flagged(tmp_path):
