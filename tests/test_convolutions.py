@@ -174,6 +174,28 @@ def test_a_depthwise_convolution_is_a_sum_of_shifted_images():
 
 
 @on_cpu
+def test_a_forward_pass_by_itself_is_rewritten_too():
+    """That of a tap, jitted or not; what takes the tap for a bare function walks the model's own program."""
+
+    class Depthwise(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(3, (3, 3), feature_group_count=3, name="depthwise")(x))
+            return nn.Dense(4)(x.mean((1, 2)))
+
+    images = helpers.images()
+    model = jaxcam.tap(Depthwise(), Depthwise().init(jax.random.key(0), images), "depthwise")
+    compiled = jax.jit(lambda model, images: model(images)).lower(model, images).compile()
+    assert " convolution(" not in compiled.as_text()
+    np.testing.assert_allclose(model(images), Depthwise().apply(model.variables, images), atol=1e-5)
+    for method in (jaxcam.lrp, jaxcam.guided_backprop, jaxcam.occlusion):
+        options = {"window": 4} if method is jaxcam.occlusion else {}
+        expected = method(model, images, 1, **options)
+        found = method(lambda images: model(images), images, 1, **options)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@on_cpu
 def test_a_sum_stays_apart_from_the_convolutions_before_it():
     """Together they would be one kernel, which takes several times as long."""
     images, kernel = jnp.ones((1, 14, 14, 64)), jnp.ones((3, 3, 64, 64))

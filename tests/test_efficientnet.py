@@ -75,34 +75,40 @@ def small():
     return module, state
 
 
-def test_squeeze_excitation_and_swish_are_pytorchs(small):
+@pytest.fixture
+def named(small, monkeypatch):
+    """Its file, once the small network is an architecture like others."""
     module, state = small
-    variables = layouts.EFFICIENTNET_PYTORCH.variables(state, shapes(module))
+    build = partial(EfficientNet, module.stages, stem=8, head=320, squeeze=0.25, activation=nn.swish)
+    for table, row in ((ARCHITECTURES, build), (jaxcam.models.ARCHITECTURES, build), (VARIANTS, (1, 1, 64))):
+        monkeypatch.setitem(table, "efficientnet_small", row)
+    return module, state
+
+
+def test_squeeze_excitation_and_swish_are_pytorchs(tmp_path, named):
+    module, state = named
+    save_file(state, tmp_path / "w.safetensors")
+    classifier = jaxcam.load(tmp_path / "w.safetensors", architecture="efficientnet_small")
     images = rebuild.rebuild_images(45, 71, stored()["seeds"])
-    np.testing.assert_allclose(jax.jit(module.apply)(variables, images), stored()["small_logits"], atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)(classifier.variables, images), stored()["small_logits"], atol=1e-5)
 
 
 def test_names_there_and_back(small):
-    module, state = small
-    variables = layouts.EFFICIENTNET_PYTORCH.variables(state, shapes(module))
-    again = jaxcam.models.state_dict(variables, layouts.EFFICIENTNET_PYTORCH)
-    assert again.keys() == state.keys()
-    for name, tensor in state.items():
-        np.testing.assert_array_equal(again[name], tensor, err_msg=name)
-    names = layouts.EFFICIENTNET_PYTORCH.names(
-        ("params", *path, "kernel")
-        for path in [("blocks", "0", "0", "depthwise", "conv"), ("blocks", "1", "1", "project", "conv")]
-    )
-    assert list(names.values()) == ["_blocks.0._depthwise_conv.weight", "_blocks.1._project_conv.weight"]
-    with pytest.raises(ValueError, match="params/layer1/kernel has no counterpart in efficientnet_pytorch's names"):
-        layouts.EFFICIENTNET_PYTORCH.names([("params", "layer1", "kernel")])
+    """The blocks of all stages are numbered through; where a stage begins shows in the tensors."""
+    _, state = small
+    layout = layouts.closest(state)
+    ours = layout.ours(state)
+    assert layout.library == "efficientnet_pytorch" and not layout.unknown(state)
+    again = layout.theirs(ours)
+    assert again.keys() == state.keys() and all(again[name] is tensor for name, tensor in state.items())
+    assert ours["blocks.1.1.project.conv.weight"] is state["_blocks.2._project_conv.weight"]
+    assert ours["blocks.2.0.depthwise.bn.running_var"] is state["_blocks.3._bn1.running_var"]
+    with pytest.raises(KeyError, match="layer1"):
+        layout.theirs({"layer1.weight": state["_fc.bias"]})
 
 
-def test_files_in_either_layout(tmp_path, monkeypatch, small):
-    module, state = small
-    build = partial(EfficientNet, module.stages, stem=8, head=320, squeeze=0.25, activation=nn.swish)
-    monkeypatch.setitem(jaxcam.models.ARCHITECTURES, "efficientnet_small", build)
-    monkeypatch.setitem(VARIANTS, "efficientnet_small", (1, 1, 64))
+def test_files_in_either_layout(tmp_path, named):
+    module, state = named
     save_file(state, tmp_path / "theirs.safetensors")
     theirs = jaxcam.load(tmp_path / "theirs.safetensors", architecture="efficientnet_small")
     save(tmp_path / "ours.safetensors", theirs.variables, metadata={"architecture": "efficientnet_small"})

@@ -16,10 +16,7 @@ import jaxcam
 @pytest.fixture(scope="module")
 def resnet():
     module = helpers.tiny_resnet()
-    variables = helpers.random_variables(module)
-    # Means around zero, so that units are alive.
-    stats = jax.tree.map_with_path(lambda path, x: x - (path[-1].key == "mean"), variables["batch_stats"])
-    return module, variables | {"batch_stats": stats}
+    return module, helpers.random_variables(module)
 
 
 def total(output):
@@ -30,7 +27,7 @@ def test_it_is_the_model_itself(resnet):
     module, variables = resnet
     images = helpers.images(2, 32, 32)
     model = jaxcam.tap(module, variables, "layer4")
-    np.testing.assert_array_equal(model(images), module.apply(variables, images))
+    np.testing.assert_allclose(model(images), module.apply(variables, images), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", ["conv1", "layer2", "layer3.0", "layer4.0.downsample.0", "layer4.0.conv2"])

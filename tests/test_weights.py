@@ -26,9 +26,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as serialize
 
 from jaxcam.image import Preprocess
-from jaxcam.models import ARCHITECTURES, _download, _pickle, weights
+from jaxcam.models import ARCHITECTURES, _download, _find, _pickle, load, models, save, state_dict
 from jaxcam.models._families import CIFAR10
-from jaxcam.models.weights import load, models, save, state_dict
 
 COMMIT = "c" * 40
 
@@ -270,12 +269,17 @@ def test_saving_what_is_not_finite_is_an_error_and_writes_nothing(tmp_path):
         lambda state: {"model": state},
         lambda state: {f"module.{key}": value for key, value in state.items()},
         lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
+        lambda state: {"model": {"conv1.weight": None}, "ema": {"decay": 0.9}, "state_dict": state},
+        lambda state: {
+            "model": dict.fromkeys(state) | dict(list(state.items())[:1]),
+            "model_ema": {f"module.{key}": value for key, value in state.items()} | {"n_averaged": 5},
+        },
         lambda state: {
             key: Call(Name("torch._utils", "_rebuild_parameter"), value, True, HOOKS) for key, value in state.items()
         },
         lambda state: Call(Name("collections", "OrderedDict"), tuple(state.items()), state={"_metadata": {"": 1}}),
     ],
-    ids=["state_dict", "model", "module.", "both", "parameters", "OrderedDict"],
+    ids=["state_dict", "model", "module.", "both", "others", "average", "parameters", "OrderedDict"],
 )
 def test_wrapped_state_dicts(tmp_path, tensors, wrap, pack):
     counters = {"bn1.num_batches_tracked": np.array(7), "layer1.0.bn1.num_batches_tracked": np.array(7)}
@@ -332,7 +336,7 @@ def test_torchvisions_own_files_are_recognised(tmp_path, monkeypatch):
         file=f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth",
         preprocess=dataclasses.replace(row.preprocess, resize=232),
     )
-    monkeypatch.setitem(weights.MODELS, "resnet18", row)
+    monkeypatch.setitem(_find.MODELS, "resnet18", row)
     (tmp_path / "renamed.pth").write_bytes(data)
     classifier = load(tmp_path / "renamed.pth")
     assert classifier.preprocess.resize == 232 and classifier.about["licence"] == "BSD-3-Clause"
@@ -364,7 +368,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path, tensors):
     (tmp_path / "w.pth").write_bytes(pth(state, lambda state: state | {"bn1.bias": "nothing"}))
     message = refused(tmp_path / "w.pth", architecture="resnet18")
     for part in (
-        "w.pth as resnet18 (width 4, cifar stem, 10 classes)",
+        "w.pth as resnet18 (width 4, stem cifar, num_classes 10, stride_on conv2)",
         "3 missing: layer1.0.bn1.{bias, weight}, layer3.1.conv2.weight;",
         "2 unknown: extra, layer5.0.conv1.weight;",
         "2 with NaN or infinite values: bn1.running_mean, layer4.0.bn1.bias;",
@@ -394,9 +398,7 @@ def test_another_architecture_is_an_error(tmp_path, tensors):
 def test_wrong_arguments(tmp_path, tensors, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_file(tensors, "w.safetensors")
-    assert refused("w.safetensors") == (
-        f"w.safetensors does not say which architecture it is. Pass architecture=, one of: {', '.join(ARCHITECTURES)}."
-    )
+    assert load("w.safetensors").module == load("w.safetensors", architecture="resnet18").module
     assert "Unknown architecture 'resnet19'" in refused("w.safetensors", architecture="resnet19")
     assert "10 classes, not num_classes=1000" in refused("w.safetensors", architecture="resnet18", num_classes=1000)
     assert load("w.safetensors", architecture="resnet18", num_classes=10).module.num_classes == 10
@@ -404,7 +406,8 @@ def test_wrong_arguments(tmp_path, tensors, monkeypatch):
     assert "Unknown model 'resnet51'. Did you mean 'resnet50'" in refused("resnet51")
     assert "no file folder/w" in refused("folder/w", FileNotFoundError)
     assert "no file w.pth" in refused("w.pth", FileNotFoundError)
-    assert "is a folder" in refused(tmp_path, IsADirectoryError)
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without weights" in refused("empty", FileNotFoundError)
     assert 'not of the form "hf:owner/repo"' in refused("hf:resnet50")
     assert 'not of the form "hf:owner/repo"' in refused("hf:a/b/c")
 
@@ -660,7 +663,7 @@ def test_the_table():
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
     """A bundled model in the format of the package's own."""
-    monkeypatch.setattr(weights, "ASSETS", tmp_path)
+    monkeypatch.setattr(_find, "ASSETS", tmp_path)
     path = tmp_path / "resnet18_cifar10.safetensors"
     save(path, make()[1], dtype=np.float16)
     record = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "top1": 92.5, "epochs": 30}
@@ -690,7 +693,7 @@ def installed(tmp_path, monkeypatch, tensors):
     data = pth(tensors, pack=legacy)
     sha256 = hashlib.sha256(data).hexdigest()
     row = dataclasses.replace(
-        weights.MODELS["efficientnet_lite0"],
+        _find.MODELS["efficientnet_lite0"],
         name="small",
         architecture="resnet18",
         preprocess=CIFAR10,
@@ -698,7 +701,7 @@ def installed(tmp_path, monkeypatch, tensors):
         package="small-model==1.0",
         digest=sha256,
     )
-    monkeypatch.setitem(weights.MODELS, "small", row)
+    monkeypatch.setitem(_find.MODELS, "small", row)
     path = tmp_path / "site" / "small_model" / "models" / row.file
     path.parent.mkdir(parents=True)
     (path.parents[1] / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -837,7 +840,7 @@ def torchvision(online, imagenet, monkeypatch):
     """Serves torchvision's ResNet-18, whose name starts with its sha256, and gives its path."""
     data = imagenet[2]
     file = f"resnet18-{hashlib.sha256(data).hexdigest()[:8]}.pth"
-    monkeypatch.setitem(weights.MODELS, "resnet18", dataclasses.replace(weights.MODELS["resnet18"], file=file))
+    monkeypatch.setitem(_find.MODELS, "resnet18", dataclasses.replace(_find.MODELS["resnet18"], file=file))
     online.put(f"/models/{file}", data)
     return f"/models/{file}"
 
@@ -1044,16 +1047,17 @@ def test_a_size_without_crop_pct_keeps_the_usual_ratio(online, tensors):
 
 def test_a_repository_without_config(online, offline, tensors):
     put_repository(online, "someone/model", tensors)
-    assert "Pass architecture=" in refused("hf:someone/model")
-    assert_loaded(load("hf:someone/model", architecture="resnet18"), tensors)
+    assert_loaded(load("hf:someone/model"), tensors)
     offline()  # the cache knows that there is none
     assert_loaded(load("hf:someone/model", architecture="resnet18"), tensors)
 
 
-@pytest.mark.parametrize("architecture", ["resnet18d", "vit_base", None])
+@pytest.mark.parametrize("architecture", ["resnet18d", "resnetaa50", "vit_base"])
 def test_a_config_of_something_else(online, tensors, architecture):
+    """Such as a network with other pooling, which no tensor shows."""
     put_repository(online, "someone/model", tensors, {"architecture": architecture})
-    assert "Pass architecture=" in refused("hf:someone/model")
+    message = refused("hf:someone/model")
+    assert f"is a {architecture!r}, says its config.json" in message and "pass architecture=" in message
     assert_loaded(load("hf:someone/model", architecture="resnet18"), tensors)  # overrides
 
 
@@ -1077,7 +1081,7 @@ def test_labels_that_do_not_match(online, tensors):
 def test_what_the_hub_does_not_have(online):
     online.put("/someone/model/README.md", b"hello")
     message = refused("hf:someone/model", FileNotFoundError)
-    assert "someone/model (main) on the hub has no model.safetensors or pytorch_model.bin" in message
+    assert "someone/model (main) on the hub has no model.safetensors or" in message
     assert "no such repository, or it is private" in refused("hf:nobody/nothing", FileNotFoundError)
 
 
@@ -1093,3 +1097,78 @@ def test_a_file_that_git_keeps_has_no_sha256_to_compare(online, tensors):
     online.etags["/someone/model/pytorch_model.bin"] = "0" * 40
     for _ in range(2):
         assert_loaded(load("hf:someone/model"), tensors)
+
+
+def sharded(state, suffix="safetensors", write=serialize):
+    """The files of a model in two shards, and their index."""
+    halves = [dict(list(state.items())[half::2]) for half in (0, 1)]
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    files = {f"{stem}-0000{index + 1}-of-00002.{suffix}": half for index, half in enumerate(halves)}
+    places = {key: file for file, half in files.items() for key in half}
+    index = json.dumps({"metadata": {"total_size": 1}, "weight_map": places}).encode()
+    return {file: write(half) for file, half in files.items()} | {f"{stem}.{suffix}.index.json": index}
+
+
+@pytest.mark.parametrize("suffix, write", [("safetensors", serialize), ("bin", pth)])
+def test_a_model_in_shards(online, offline, tensors, tmp_path, suffix, write):
+    files = sharded(tensors, suffix, write)
+    (tmp_path / "model").mkdir()
+    for file, data in files.items():
+        online.put(f"/someone/model/{file}", data)
+        (tmp_path / "model" / file).write_bytes(data)
+    assert_loaded(load(tmp_path / "model"), tensors)
+    assert_loaded(load(tmp_path / "model" / list(files)[-1]), tensors)  # the index itself
+    for _ in range(2):
+        assert_loaded(load("hf:someone/model"), tensors)
+        offline()
+
+
+def test_shards_that_are_missing_or_differ(tensors, tmp_path):
+    files = sharded(tensors)
+    first, second, index = files
+    (tmp_path / index).write_bytes(files[index])
+    (tmp_path / second).write_bytes(files[second])
+    assert f"of which {first} are not beside it" in refused(tmp_path, FileNotFoundError)
+    (tmp_path / first).write_bytes(serialize({"conv1.weight": tensors["conv1.weight"]}))
+    assert "differ in 50 tensors: bn1." in refused(tmp_path)
+    for places in ({"fc.bias": "../elsewhere.safetensors"}, {}):
+        (tmp_path / index).write_text(json.dumps({"weight_map": places}))
+        assert "must name weight files beside it" in refused(tmp_path)
+    (tmp_path / index).write_text("[]")
+    assert "is not an index of weight files" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config, resize, crop, interpolation",
+    [
+        ({"size": 224, "crop_pct": 0.875, "resample": 3}, 256, 224, "bicubic"),  # microsoft/resnet-50
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 1}, 256, 224, "lanczos"),
+        ({"size": {"shortest_edge": 384}, "crop_pct": 0.875}, 384, 384, "bilinear"),
+        ({"size": {"height": 224, "width": 224}, "resample": 2}, 224, 224, "bilinear"),  # google/vit-base-patch16-224
+        ({"size": 256, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}, 256, 224, "bilinear"),
+    ],
+)
+def test_the_configurations_of_transformers(online, tensors, config, resize, crop, interpolation):
+    labels = {str(index): f"n{index}" for index in range(10)}
+    put_repository(online, "someone/model", tensors, {"model_type": "resnet", "id2label": labels})
+    config = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]} | config
+    online.put("/someone/model/preprocessor_config.json", json.dumps(config).encode())
+    classifier = load("hf:someone/model")
+    assert classifier.labels == tuple(labels.values())
+    assert (classifier.preprocess.resize, classifier.preprocess.crop) == (resize, crop)
+    assert (classifier.preprocess.mean, classifier.preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert classifier.preprocess.interpolation == interpolation
+    assert ("square" in classifier.about.get("note", "")) == (resize == crop)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"downsample_in_first_stage": True}, "no stride in its first stage"),
+        ({"id2label": 3}, "is not a config.json that can be understood"),
+    ],
+)
+def test_a_config_of_transformers_that_is_refused(online, tensors, config, message):
+    put_repository(online, "someone/model", tensors, {"model_type": "resnet"} | config)
+    assert message in refused("hf:someone/model")

@@ -1,6 +1,6 @@
 """What happens to a user's program; README.md beside this file says what, where, and why it is correct."""
 
-from jaxcam._engine.compiled import config, engine, spread
+from jaxcam._engine.compiled import by_itself, config, engine, spread
 from jaxcam._engine.loops import chunked_map, chunked_sum, scan
 
-__all__ = ["chunked_map", "chunked_sum", "config", "engine", "scan", "spread"]
+__all__ = ["by_itself", "chunked_map", "chunked_sum", "config", "engine", "scan", "spread"]

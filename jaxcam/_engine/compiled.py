@@ -6,6 +6,7 @@ is known about what it closes over, so a compiled copy could be stale. What `con
 
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -37,6 +38,7 @@ class Config:
 
 
 config = Config()
+_inside = ContextVar("inside of an engine", default=False)
 _ARRAY = object()  # stands for an array among what is a part of the program
 
 
@@ -60,7 +62,11 @@ def engine(function: Callable) -> Callable:
         given = iter(arrays)
         leaves = [next(given) if each is _ARRAY else each for each in fixed]
         args, kwargs = jax.tree.unflatten(structure, leaves)
-        return (fast(of_targets) if config.rewrite else of_targets)(*args, **kwargs)
+        before = _inside.set(True)
+        try:
+            return (fast(of_targets) if config.rewrite else of_targets)(*args, **kwargs)
+        finally:
+            _inside.reset(before)
 
     call.__name__ = function.__name__.strip("_")  # what a profile shows
     compiled = jax.jit(call, static_argnums=(0, 1, 2))
@@ -78,6 +84,19 @@ def engine(function: Callable) -> Callable:
             if reason is None:
                 raise
             raise reason from error
+
+    return run
+
+
+def by_itself(function: Callable) -> Callable:
+    """`function(model, images)`, a forward pass, compiled with its convolutions rewritten; in an engine as it is."""
+    compiled = jax.jit(fast(function))
+
+    @wraps(function)
+    def run(model, images):
+        if _inside.get() or not config.rewrite or not _is_compilable(model):
+            return function(model, images)
+        return compiled(model, images)
 
     return run
 

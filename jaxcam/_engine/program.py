@@ -316,6 +316,10 @@ def evaluate(jaxpr: Jaxpr, consts, inputs, apply: Callable) -> dict:
 
 def _expand(keep, equation, operands) -> list:
     name = equation.primitive.name
+    if None in (equation.params.get("branches_platforms") or ()):  # the model's own form is the one for any platform
+        with placed(equation):
+            own = bodies(equation)[equation.params["branches_platforms"].index(None)]
+            return _inside(keep, own, operands[1:])
     if name not in TRANSPARENT and (name not in WITH_DERIVATIVES | {"scan", "stop_gradient"} or keep(equation)):
         return bind(equation, operands)
     with placed(equation):

@@ -9,7 +9,9 @@ def add_model(parser, name: str, **options) -> None:
     described = "a registered name, a weight file, or hf:owner/repo"
     parser.add_argument(name, metavar="NAME_OR_PATH" if name.startswith("-") else "MODEL", help=described, **options)
     parser.add_argument(
-        "--architecture", metavar="NAME", help="of a weight file that does not say it, such as resnet50"
+        "--architecture",
+        metavar="NAME",
+        help="that a weight file must have, such as resnet50; else as its tensors show",
     )
 
 

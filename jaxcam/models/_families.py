@@ -1,82 +1,189 @@
-"""What `load` must know of each class of modules, beside the class: one row a family.
+"""What `load` must know of each class of modules, beside the class: one row a family."""
 
-`ARCHITECTURES` makes modules by name; `FAMILIES` says of the class of such a module in which layouts its weights come,
-how its size shows in them, how images are prepared where the file does not say, and which layer CAMs explain.
-"""
-
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import flax.linen as nn
 
 from jaxcam.image import Preprocess
-from jaxcam.models import efficientnet, resnet
-from jaxcam.models.efficientnet import EfficientNet
-from jaxcam.models.layouts import EFFICIENTNET_PYTORCH, PLAIN, TORCHVISION, Layout
-from jaxcam.models.resnet import ResNet
+from jaxcam.models import convnext, efficientnet, resnet, vit
 
 IMAGENET = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = Preprocess(32, 32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = resnet.ARCHITECTURES | efficientnet.ARCHITECTURES
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
-    """What is common to the modules of one class.
+    """One class of modules.
 
     Attributes:
-      layouts: that its weights come in; the first is the one in which `save` writes them.
-      options: of the module that fits, as far as they show. It is given a function from a part's path to the shape of
-        that part's weight in the file, `shape("fc") == (1000, 512)`; `()` where the file has none.
-      preprocess: `(architecture, module) -> Preprocess`, where the file does not say.
-      layer: that CAMs explain unless another is asked for.
-      describe: the module's size in words, for errors.
+      name: what people call it.
+      module: the class.
+      architectures: those of its sizes that have a name.
+      fields: `(shapes, config) -> fields` of the module, read off the shapes of the tensors by our names, and off what
+        a config says that no tensor shows.
+      open: the fields that an architecture's name leaves to the tensors.
+      preprocess: how images are prepared for a module, where nothing beside its tensors says it.
+      named: a pattern of the names that timm gives to exactly this class; its other networks may have the same tensors.
     """
 
-    layouts: tuple[Layout, ...]
-    options: Callable[[Callable[[str], tuple[int, ...]]], dict]
-    preprocess: Callable[[str, nn.Module], Preprocess]
-    layer: str
-    describe: Callable[[nn.Module], str]
+    name: str
+    module: type[nn.Module]
+    architectures: Mapping[str, Callable[..., nn.Module]]
+    fields: Callable[[Mapping[str, tuple], Mapping], dict]
+    open: tuple[str, ...]
+    preprocess: Callable[[nn.Module], Preprocess]
+    named: str
+
+    def make(self, shapes: Mapping[str, tuple], config: Mapping, architecture: str | None) -> nn.Module:
+        """The module that the tensors show, as far as the architecture leaves it to them."""
+        fields = self.fields(shapes, config)
+        if architecture is None:
+            return self.module(**fields)
+        return self.architectures[architecture](**{name: fields[name] for name in self.open})
+
+    def matches(self, network: str) -> bool:
+        """Whether timm's name of a network, with or without its tag, is that of one of this family."""
+        return re.match(rf"({self.named})(?=[._]|$)", network) is not None
+
+    def name_of(self, module: nn.Module) -> str | None:
+        """The name of a module's architecture, where it has one."""
+        opened = {name: getattr(module, name) for name in self.open}
+        return next((name for name, make in self.architectures.items() if make(**opened) == module), None)
 
 
-def _resnet_options(shape) -> dict:
-    stem, fc = shape("conv1"), shape("fc")
-    sizes = {"width": stem[:1] if len(stem) == 4 else (), "num_classes": fc[:1] if len(fc) == 2 else ()}
-    stem = {"stem": "cifar" if stem[2:] == (3, 3) else "imagenet"}
-    return stem | {name: size[0] for name, size in sizes.items() if any(size)}
+# --- What the tensors show -------------------------------------------------------------------------------------------
 
 
-def _resnet_preprocess(architecture: str, module: ResNet) -> Preprocess:
+def _axis(shapes, name: str, axis: int, usual: int) -> int:
+    """The length of a tensor's axis, or the usual one where there is no such tensor."""
+    shape = shapes.get(name, ())
+    return shape[axis] if len(shape) > axis and shape[axis] else usual
+
+
+def _count(shapes, prefix: str) -> int:
+    """How many blocks have names `prefix0`, `prefix1`, ..."""
+    numbers = {name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)}
+    return len([number for number in numbers if number.isdigit()])
+
+
+def _resnet_fields(shapes, config) -> dict:
+    width = _axis(shapes, "conv1.weight", 0, 64)
+    inner = _axis(shapes, "layer1.0.conv2.weight", 0, width)
+    return {
+        "stage_sizes": tuple(_count(shapes, f"layer{stage}.") for stage in (1, 2, 3, 4)),
+        "block": resnet.Bottleneck if "layer1.0.conv3.weight" in shapes else resnet.BasicBlock,
+        "num_classes": _axis(shapes, "fc.weight", 0, 1000),
+        "width": width,
+        "stem": "cifar" if shapes.get("conv1.weight", ())[2:] == (3, 3) else "imagenet",
+        "groups": max(1, inner // _axis(shapes, "layer1.0.conv2.weight", 1, inner)),
+        "widening": max(1, inner // width),
+        "stride_on": config.get("stride_on", "conv2"),
+    }
+
+
+def _resnet_preprocess(module) -> Preprocess:
     return CIFAR10 if module.stem == "cifar" and module.num_classes != 1000 else IMAGENET
 
 
-def _efficientnet_options(shape) -> dict:
-    fc = shape("fc")
-    return {"num_classes": fc[0]} if len(fc) == 2 and fc[0] else {}
+def _vit_fields(shapes, config) -> dict:
+    block = "encoder.layers.encoder_layer_"
+    width = _axis(shapes, "conv_proj.weight", 0, 768)
+    patch = _axis(shapes, "conv_proj.weight", 2, 16)
+    hidden = _axis(shapes, f"{block}0.mlp.0.weight", 0, 4 * width)
+    return {
+        "depth": _count(shapes, block),
+        "width": width,
+        "num_heads": config.get("num_heads") or vit.HEADS.get(width, max(1, width // 64)),
+        "patch_size": patch,
+        "num_classes": _axis(shapes, "heads.head.weight", 0, 1000),
+        "image_size": patch * math.isqrt(_axis(shapes, "encoder.pos_embedding.positions", 1, 197) - 1),
+        "mlp_features": None if hidden == 4 * width else hidden,
+        "epsilon": config.get("epsilon", 1e-6),
+    }
 
 
-def efficientnet_preprocess(architecture: str) -> Preprocess:
+def _vit_preprocess(module) -> Preprocess:
+    return replace(IMAGENET, resize=module.image_size * 256 // 224, crop=module.image_size)
+
+
+def _convnext_fields(shapes, config) -> dict:
+    return {
+        "stage_sizes": tuple(_count(shapes, f"features.{place}.") for place in (1, 3, 5, 7)),
+        "widths": tuple(
+            _axis(shapes, name, 0, 1)
+            for name in ("features.0.0.weight", *(f"features.{place}.1.weight" for place in (2, 4, 6)))
+        ),
+        "num_classes": _axis(shapes, "classifier.2.weight", 0, 1000),
+        "head_epsilon": config.get("epsilon", 1e-6),
+    }
+
+
+def _efficientnet_fields(shapes, config) -> dict:
+    """Strides do not show; they are those of all variants."""
+    stages, inputs = [], _axis(shapes, "stem.conv.weight", 0, 32)
+    for index, (_, stride, *_) in enumerate(efficientnet.STAGES[: _count(shapes, "blocks.")]):
+        block = f"blocks.{index}.0"
+        wide = _axis(shapes, f"{block}.depthwise.conv.weight", 0, inputs)
+        features = _axis(shapes, f"{block}.project.conv.weight", 0, inputs)
+        kernel = _axis(shapes, f"{block}.depthwise.conv.weight", 2, 3)
+        stages.append((kernel, stride, max(1, wide // inputs), features, _count(shapes, f"blocks.{index}.")))
+        inputs = features
+    squeeze = any(".squeeze_excite." in name for name in shapes)
+    return {
+        "stages": tuple(stages),
+        "num_classes": _axis(shapes, "fc.weight", 0, 1000),
+        "stem": _axis(shapes, "stem.conv.weight", 0, 32),
+        "head": _axis(shapes, "head.conv.weight", 0, 1280),
+        "squeeze": 0.25 if squeeze else 0.0,
+        "activation": nn.swish if squeeze else nn.relu6,
+    }
+
+
+def efficientnet_preprocess(architecture: str | None) -> Preprocess:
     """TensorFlow's: a margin of 16 pixels all around, and for the Lite variants pixels from about -1 to 1."""
-    *_, side = efficientnet.VARIANTS[architecture]
-    lite = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3} if "lite" in architecture else {}
+    *_, side = efficientnet.VARIANTS.get(architecture, (224,))
+    lite = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3} if "lite" in (architecture or "") else {}
     return replace(IMAGENET, resize=side + 32, crop=side, interpolation="bicubic", **lite)
 
 
-FAMILIES: dict[type[nn.Module], Family] = {
-    ResNet: Family(
-        layouts=(TORCHVISION,),
-        options=_resnet_options,
-        preprocess=_resnet_preprocess,
-        layer="layer4",
-        describe=lambda module: f"width {module.width}, {module.stem} stem, {module.num_classes} classes",
-    ),
-    EfficientNet: Family(
-        layouts=(PLAIN, EFFICIENTNET_PYTORCH),
-        options=_efficientnet_options,
-        preprocess=lambda architecture, module: efficientnet_preprocess(architecture),
-        layer="head",
-        describe=lambda module: f"{module.num_classes} classes",
-    ),
-}
+RESNET = Family(
+    name="ResNet",
+    module=resnet.ResNet,
+    architectures=resnet.ARCHITECTURES,
+    fields=_resnet_fields,
+    open=("width", "stem", "num_classes", "stride_on"),
+    preprocess=_resnet_preprocess,
+    named=r"(wide_)?resnet\d+(_2)?|resnext\d+_\d+x\d+d?",
+)
+VIT = Family(
+    name="ViT",
+    module=vit.ViT,
+    architectures=vit.ARCHITECTURES,
+    fields=_vit_fields,
+    open=("num_heads", "num_classes", "image_size", "epsilon"),
+    preprocess=_vit_preprocess,
+    named=r"(vit|deit3?)_\w+_patch\d+(_\d+)?",
+)
+EFFICIENTNET = Family(
+    name="EfficientNet",
+    module=efficientnet.EfficientNet,
+    architectures=efficientnet.ARCHITECTURES,
+    fields=_efficientnet_fields,
+    open=("num_classes",),
+    preprocess=lambda module: efficientnet_preprocess(EFFICIENTNET.name_of(module)),
+    named=r"tf_efficientnet_(b|lite)\d",
+)
+CONVNEXT = Family(
+    name="ConvNeXt",
+    module=convnext.ConvNeXt,
+    architectures=convnext.ARCHITECTURES,
+    fields=_convnext_fields,
+    open=("num_classes", "head_epsilon"),
+    preprocess=lambda module: IMAGENET,
+    named=r"convnext_(tiny|small|base|large|xlarge)\w*",
+)
+FAMILIES = (RESNET, EFFICIENTNET, VIT, CONVNEXT)
+ARCHITECTURES = {name: make for family in FAMILIES for name, make in family.architectures.items()}

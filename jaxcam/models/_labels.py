@@ -1,11 +1,10 @@
 """What the tensors do not say: how images are prepared, and what the classes are called.
 
-It comes from the table of registered models, from the header that `save` wrote, or from timm's `config.json`; what none
-of them says is guessed from the module: 1000 classes are ImageNet's, a CIFAR stem is CIFAR's. All of it is text from
-anybody's file, so each value is given its type here.
+It comes from the table of registered models, from the header that `save` wrote, or from the `config.json` of timm or
+transformers; what none of them says is guessed from the module: 1000 classes are ImageNet's, a CIFAR stem is CIFAR's.
+All of it is text from anybody's file, so each value is given its type here.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import flax.linen as nn
 
 from jaxcam.image import Preprocess
-from jaxcam.models._families import ARCHITECTURES
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET_LABELS = Path(__file__).parents[1] / "assets" / "imagenet_labels.txt"
@@ -38,7 +36,12 @@ def labels(module: nn.Module, labels: Iterable[str] | None, name: str) -> tuple[
 
 
 def config_facts(config: dict) -> dict:
-    """What timm's `config.json` says: the same fields at its top level or, in newer ones, in `pretrained_cfg`."""
+    """What a `config.json` says, of transformers where it has a `model_type`, else of timm."""
+    return _of_transformers(config) if "model_type" in config else _of_timm(config)
+
+
+def _of_timm(config: dict) -> dict:
+    """The same fields at its top level or, in newer ones, in `pretrained_cfg`."""
     levels = [config.get("pretrained_cfg") or {}, config]
     config = {key: value for level in levels for key, value in level.items() if value is not None}
     fields = {key: config[key] for key in ("mean", "std", "interpolation") if key in config}
@@ -46,15 +49,68 @@ def config_facts(config: dict) -> dict:
         fields["crop"] = config["input_size"][-1]
         if "crop_pct" in config:
             fields["resize"] = fields["crop"] / config["crop_pct"]
-    facts = {"preprocess": _fields(fields), "about": {}}
-    # "resnet50.a1_in1k" and "resnet18_cifar10" are a resnet50 and a resnet18; a "resnet50d" is neither.
-    given = config.get("architecture", "")
-    if found := [name for name in ARCHITECTURES if re.match(rf"{name}(?=[._]|$)", given)]:
-        facts["architecture"] = found[0]
+    facts = {"preprocess": _fields(fields)}
+    if "architecture" in config:
+        facts["network"] = config["architecture"].lower()
     if "label_names" in config:
         described = config.get("label_descriptions", {})
         facts["labels"] = [str(described.get(label, label)) for label in config["label_names"]]
     return facts
+
+
+ACTIVATIONS = {"resnet": "relu", "vit": "gelu", "convnext": "gelu"}  # of transformers' model types
+
+
+def _of_transformers(config: dict) -> dict:
+    """Labels, and what no tensor shows: the epsilon, the number of heads, which convolution has the stride."""
+    kind = config["model_type"]
+    activation = config.get("hidden_act", ACTIVATIONS.get(kind))
+    if activation != ACTIVATIONS.get(kind, activation):
+        raise ValueError(f"hidden_act is {activation!r}; jaxcam's {kind} has {ACTIVATIONS[kind]!r}")
+    if config.get("downsample_in_first_stage"):
+        raise ValueError("downsample_in_first_stage is true; jaxcam's ResNet has no stride in its first stage")
+    shown = {"epsilon": ("layer_norm_eps", float), "num_heads": ("num_attention_heads", int)}
+    found = {ours: convert(config[theirs]) for ours, (theirs, convert) in shown.items() if theirs in config}
+    if config.get("downsample_in_bottleneck"):
+        found["stride_on"] = "conv1"
+    facts = {"config": found}
+    labels = {int(index): str(label) for index, label in config.get("id2label", {}).items()}
+    if sorted(labels) == list(range(len(labels))) and any(f"LABEL_{index}" != labels[index] for index in labels):
+        facts["labels"] = [labels[index] for index in range(len(labels))]
+    return facts
+
+
+RESAMPLING = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+SQUASHED = "made for images resized to a square, whatever their shape; here the square in their centre is taken"
+
+
+def preprocessor_facts(config: dict) -> dict:
+    """What transformers' `preprocessor_config.json` says of the size, the mean and the interpolation."""
+    fields, about = {}, {}
+    if config.get("do_normalize", True):
+        fields = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
+    else:
+        fields = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    if "resample" in config:
+        fields["interpolation"] = RESAMPLING[config["resample"]]
+    if config.get("do_resize", True) and "size" in config:
+        side = _side(config["size"])
+        if config.get("do_center_crop"):
+            fields |= {"resize": side, "crop": _side(config.get("crop_size", side))}
+        elif "crop_pct" in config and side < 384:  # at 384 and more its own code does not crop
+            fields |= {"resize": side / config["crop_pct"], "crop": side}
+        else:
+            fields |= {"resize": side, "crop": side}
+            about = {"note": SQUASHED}
+    return {"preprocess": _fields(fields), "about": about}
+
+
+def _side(size) -> int:
+    """Of a square, whichever way it is written."""
+    if isinstance(size, Mapping):
+        sides = {int(value) for key, value in size.items() if key in ("shortest_edge", "height", "width")}
+        (size,) = sides
+    return int(size)
 
 
 def header_facts(header: dict) -> dict:

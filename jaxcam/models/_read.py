@@ -1,12 +1,16 @@
-"""A weight file's bytes as `{name: array}`: safetensors or PyTorch's formats, less the wrappers of checkpoints."""
+"""Weight files as `{name: array}`: of safetensors, PyTorch, Flax and Orbax, less what training wraps around."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from jaxcam.models import _labels, _pickle
+from jaxcam.models._convert import state_dict
 
 DTYPES = {  # of safetensors
     "F64": np.float64,
@@ -20,26 +24,87 @@ DTYPES = {  # of safetensors
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+# What training scripts call the state dict in a checkpoint, and what stands before each name in it; averages over the
+# training, which are what one evaluates, come first.
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+WRAPPERS += ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "weights")
+PREFIXES = ("model_ema.", "ema_model.", "ema.", "module.", "_orig_mod.", "model.", "net.", "network.")
+AVERAGED = "the checkpoint's moving average ({})"
+UNUSED = ("num_batches_tracked", "n_averaged")  # counters
+ORBAX = "_CHECKPOINT_METADATA"  # a file in each of its folders
 
 
-def read(data: bytes, name: str) -> tuple[dict[str, Any], dict]:
-    """The state dict in a file's bytes, and what `save` wrote beside it."""
+def read(data: bytes, name: str) -> tuple[Any, dict]:
+    """What a file's bytes hold, and what `save` wrote beside it."""
     if not data:
         raise ValueError(f"{name} is empty (0 bytes).")
     if data[8:9] == b"{":
-        state, header = _read_safetensors(data, name)
-    elif data[:2] == b"PK" or data[:1] == b"\x80":
-        state, header = _pickle.read(data, name), {}
-    else:
-        raise ValueError(f"{name} is neither a safetensors file nor a PyTorch file.")
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+        return _read_safetensors(data, name)
+    if data[:2] == b"PK" or data[:1] == b"\x80":
+        return _pickle.read(data, name), {}
+    if 0x81 <= data[0] <= 0x8F or data[0] in (0xDE, 0xDF):  # a dict in msgpack
+        return _read_msgpack(data, name), {}
+    raise ValueError(f"{name} is neither a safetensors file nor a PyTorch file nor Flax's msgpack.")
+
+
+def unwrapped(state: Any, name: str) -> tuple[dict[str, Any], str | None]:
+    """The state dict in what a file holds, without prefixes and counters; and which average it is, if it is one."""
+    averaged = None
+    while isinstance(state, dict) and (found := [key for key in WRAPPERS if _holds_tensors(state.get(key))]):
+        wrapper = found[0]
+        state = state[wrapper]
+        averaged = averaged or (wrapper if "ema" in wrapper else None)
     if not isinstance(state, dict):
         raise ValueError(f"{name} holds a {type(state).__name__}, not a state dict.")
-    prefix = "module." if all(str(key).startswith("module.") for key in state) else ""  # of DataParallel
-    state = {str(key).removeprefix(prefix): value for key, value in state.items()}
-    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}, header
+    state = {str(key): value for key, value in state.items() if not str(key).endswith(UNUSED)}
+    while state and all(key.startswith(PREFIXES) for key in state):
+        prefix = next(each for each in PREFIXES if any(key.startswith(each) for key in state))
+        averaged = averaged or (prefix if "ema" in prefix else None)
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state, AVERAGED.format(averaged) if averaged else None
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether it is a dict that has a tensor, at some depth."""
+    return isinstance(value, dict) and any(hasattr(each, "shape") or _holds_tensors(each) for each in value.values())
+
+
+def _read_msgpack(data: bytes, name: str) -> dict[str, np.ndarray]:
+    from flax.serialization import msgpack_restore
+
+    try:
+        tree = msgpack_restore(data)
+    except Exception as error:  # damaged bytes can raise anything
+        raise ValueError(f"{name} is truncated or altered ({error!r}). Copy or download it again.") from error
+    return _of_variables(tree, name)
+
+
+def read_orbax(folder: Path) -> dict[str, np.ndarray]:
+    """The state dict of the variables that Orbax, or `jaxcam.train`, saved in a folder."""
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        tree = ocp.load(folder.absolute())
+    except Exception as error:  # Orbax reports a damaged folder in many voices
+        message = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays ({message[:200]}).") from error
+    return _of_variables(tree, str(folder))
+
+
+def _of_variables(tree: Any, name: str) -> dict[str, np.ndarray]:
+    """Variables, or a training state that has their collections; nested, or with dotted names as `jaxcam.train`'s."""
+    flat = {path: leaf for path, leaf in _leaves(tree, ()) if path[0] in ("params", "batch_stats")}
+    if not any(path[0] == "params" for path in flat):
+        raise ValueError(f'{name} holds no Flax variables: there is no "params" in it.')
+    return state_dict(unflatten_dict(flat))
+
+
+def _leaves(node: Any, path: tuple[str, ...]):
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, (*path, *str(key).split(".")))
+    elif path and hasattr(node, "shape"):
+        yield path, np.asarray(node)
 
 
 def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict]:

@@ -177,6 +177,8 @@ class EfficientNet(nn.Module):
     activation: Callable = nn.relu6
     dtype: Any = jnp.float32
 
+    layer = "head"  # that CAM methods explain
+
     @nn.compact
     def __call__(self, x, train: bool = False):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.99, epsilon=1e-3, dtype=self.dtype)

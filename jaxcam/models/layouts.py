@@ -1,168 +1,350 @@
-"""The layouts in which weights are stored: what each tensor of a module is called in a file, and how it lies there.
+"""How torchvision, timm and transformers name the tensors of each architecture: one table, read in both directions.
 
-A layout is one function from the path of a module's part to its name in the file. It is read forwards to save and
-backwards to load: the module says which variables there are, so no second table is needed. Kernels `[..., in, out]`
-lie as `[out, in, ...]` in all of them; that of a depthwise convolution, `[k, k, 1, c]`, so becomes `[c, 1, k, k]`.
-
-Whoever adds a layout writes such a function here, and names it in its family's row in `_families.py`.
+A tensor has a name of our own: the path of its module, and PyTorch's word for what it is, `layer4.1.conv2.weight`. A
+layout is a list of rules, each of which says what a library calls some of them; `*` stands for the same part of a name
+on both sides. `load` looks for the layout that knows all names of a file and reads the rules forwards; `save` and the
+checks read them backwards.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-Path = tuple[str, ...]  # of a variable: `("params", "layer1", "0", "conv1", "kernel")`
-LEAVES = {  # Flax's collection and leaf, and the same in PyTorch
-    ("params", "kernel"): "weight",
-    ("params", "scale"): "weight",
-    ("params", "bias"): "bias",
-    ("batch_stats", "mean"): "running_mean",
-    ("batch_stats", "var"): "running_var",
-}
+from jaxcam.models._families import CONVNEXT, EFFICIENTNET, RESNET, VIT, Family
+
+
+class Rule(NamedTuple):
+    """What a library calls a tensor; `*` stands for one part of a dotted name, or a piece of it.
+
+    `#` stands for a block: its number among all blocks in their name, its stage and its place there in ours.
+
+    Attributes:
+      theirs: the name in the file.
+      ours: our names; where they are several, the file's tensor is theirs in a row, along the first axis.
+      shape: in the file, where it is not PyTorch's usual one.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """One way to name a module's tensors.
+    """The names that a library gives to the tensors of a family.
 
     Attributes:
-      name: whose names they are.
-      rename: `(path, paths) -> name` of a part that has variables, `"stem.conv"`, where `paths` are those of all such
-        parts, for names that depend on how many there are. A path that it does not know is a `KeyError`.
-      leaves: what Flax's collection and leaf are called.
-
-    Example:
-      >>> TORCHVISION.state_dict({"params": {"fc": {"kernel": np.zeros((512, 10))}}})["fc.weight"].shape
-      (10, 512)
+      library: whose names they are.
+      family: of the modules.
+      rules: one or several for each tensor.
+      config: what no tensor shows and all these modules have in common.
+      named: whether the module's name must be known, because the library has others with the same tensors.
+      stages: of the file's tensors, the stage of each block, where blocks are numbered through: for `#` in the rules.
     """
 
-    name: str
-    rename: Callable[[str, tuple[str, ...]], str]
-    leaves: Mapping[tuple[str, str], str] = field(default_factory=lambda: LEAVES)
+    library: str
+    family: Family
+    rules: tuple[Rule, ...]
+    config: Mapping = field(default_factory=dict)
+    named: bool = False
+    stages: Callable[[Mapping[str, Any]], list[int]] = lambda tensors: []
 
-    def names(self, variables: Iterable[Path]) -> dict[Path, str]:
-        """The name in the file of each variable.
+    def __str__(self) -> str:
+        return f"{self.library}'{'' if self.library.endswith('s') else 's'} {self.family.name}"
 
-        Raises:
-          ValueError: a variable has no counterpart in this layout.
+    @cached_property
+    def _theirs(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_pattern(rule.theirs, r"(\d+)"), rule) for rule in self.rules]
 
-        Example:
-          >>> list(TORCHVISION.names([("params", "layer1", "0", "conv1", "kernel")]).values())
-          ['layer1.0.conv1.weight']
-        """
-        parts = {path: ".".join(path[1:-1]) for path in variables}
-        everything = tuple(parts.values())
-        names = {}
-        for path, part in parts.items():
-            try:
-                words = self.rename(part, everything), self.leaves[path[0], path[-1]]
-            except KeyError:
-                raise ValueError(f"The variable {'/'.join(path)} has no counterpart in {self.name}'s names.") from None
-            names[path] = ".".join(filter(None, words))
-        return names
+    @cached_property
+    def _ours(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_pattern(name, r"(\d+\.\d+)"), rule) for rule in self.rules for name in rule.ours]
 
-    def state_dict(self, variables: Mapping) -> dict[str, np.ndarray]:
-        """Flax variables under this layout's names, as they lie in its files.
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Those of the file's names that the layout does not have."""
+        return [name for name in names if _match(self._theirs, name) is None]
 
-        Raises:
-          ValueError: a variable has no counterpart in this layout.
+    def has_all(self, names: Iterable[str]) -> bool:
+        """Whether each of our names has one of theirs."""
+        return all(_match(self._ours, name) for name in names)
 
-        Example:
-          >>> list(TORCHVISION.state_dict({"params": {"bn1": {"scale": np.ones(4), "bias": np.zeros(4)}}}))
-          ['bn1.weight', 'bn1.bias']
-        """
-        flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables).items()}
-        return {
-            name: np.moveaxis(flat[path], (-1, -2), (0, 1)) if path[-1] == "kernel" else flat[path]
-            for path, name in self.names(flat).items()
-        }
+    def ours(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The file's tensors by our names, without those that the layout does not know."""
+        stages, found = self.stages(tensors), {}
+        places = {str(n): f"{stage}.{stages[:n].count(stage)}" for n, stage in enumerate(stages)}
+        for name, tensor in tensors.items():
+            if match := _match(self._theirs, name):
+                rule, parts = match
+                parts = _placed(rule.theirs, parts, places)
+                names = [_filled(each, parts) for each in rule.ours]
+                found |= dict(zip(names, _cut(tensor, len(names), rule.shape), strict=True))
+        return found
 
-    def variables(self, tensors: Mapping[str, Any], template: Mapping) -> dict:
-        """The inverse of `state_dict`: the tensors as variables that are named as those of the template.
+    def theirs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Tensors of our names as they stand in a file; of NumPy, or traced.
 
         Raises:
-          ValueError: a variable has no counterpart in this layout.
-
-        Example:
-          >>> template = {"params": {"fc": {"kernel": np.zeros((512, 10))}}}
-          >>> TORCHVISION.variables({"fc.weight": np.ones((10, 512))}, template)["params"]["fc"]["kernel"].shape
-          (512, 10)
+          KeyError: the layout does not know one of them.
         """
-        flat = {
-            path: np.moveaxis(tensors[name], (0, 1), (-1, -2)) if path[-1] == "kernel" else tensors[name]
-            for path, name in self.names(flatten_dict(template)).items()
-        }
-        return unflatten_dict(flat)
+        found, rest = {}, dict(tensors)
+        blocks = {match[1] for name in rest if (match := _BLOCK.match(name))}
+        numbers = {place: str(n) for n, place in enumerate(sorted(blocks, key=_stage_and_block))}
+        while rest:
+            name = next(iter(rest))
+            match = _match(self._ours, name)
+            if match is None:
+                raise KeyError(name)
+            rule, parts = match
+            pieces = [rest.pop(_filled(each, parts)) for each in rule.ours]
+            tensor = pieces[0] if len(pieces) == 1 else _module_of(pieces[0]).concatenate(pieces)
+            name = _filled(rule.theirs, _placed(rule.theirs, parts, numbers))
+            found[name] = tensor if rule.shape is None else tensor.reshape(rule.shape)
+        return found
 
 
-def closest(layouts: Collection[Layout], tensors: Collection[str], template: Mapping) -> Layout:
-    """The layout in which most of the file's names are those of the template's variables; the first, if none is.
+_WILD = re.compile("[*#]")
+_BLOCK = re.compile(r"blocks\.(\d+\.\d+)\.")
 
-    Example:
-      >>> template = {"params": {"fc": {"kernel": np.zeros((8, 2)), "bias": np.zeros(2)}}}
-      >>> closest((PLAIN, EFFICIENTNET_PYTORCH), ["_fc.weight", "_fc.bias"], template).name
-      'efficientnet_pytorch'
+
+def _stage_and_block(place: str) -> tuple[int, ...]:
+    return tuple(map(int, place.split(".")))
+
+
+def _pattern(template: str, block: str) -> re.Pattern:
+    wild = {"*": "([^.]+)", "#": block}
+    return re.compile("".join(wild.get(each, re.escape(each)) for each in re.split("([*#])", template)))
+
+
+def _placed(template: str, parts: Iterable[str], places: Mapping[str, str]) -> list[str]:
+    """The parts of a name, with the place of the block in that of its number, or the other way round."""
+    return [
+        places.get(part, part) if wild == "#" else part
+        for wild, part in zip(_WILD.findall(template), parts, strict=True)
+    ]
+
+
+def _match(patterns, name: str) -> tuple[Rule, tuple[str, ...]] | None:
+    for pattern, rule in patterns:
+        if match := pattern.fullmatch(name):
+            return rule, match.groups()
+    return None
+
+
+def _filled(template: str, parts: Iterable[str]) -> str:
+    first, *rest = _WILD.split(template)
+    return first + "".join(part + each for part, each in zip(parts, rest, strict=True))
+
+
+def _cut(tensor, count: int, shape: tuple[int, ...] | None) -> list:
+    """The tensors that stand in a row; what has a wrong shape stays as it is, for the check to find."""
+    size = getattr(tensor, "shape", ())
+    if shape is not None and size[1:] == shape[1:]:
+        return [tensor.reshape(-1)]
+    return np.split(tensor, count) if count > 1 and size and size[0] % count == 0 else [tensor] * count
+
+
+def _module_of(array):
+    return np if isinstance(array, np.ndarray) else jnp
+
+
+# --- The table -------------------------------------------------------------------------------------------------------
+
+
+def _layouts(family: Family, libraries: Mapping[str, Mapping], rows: Iterable[tuple]) -> tuple[Layout, ...]:
+    """One layout for each column: a row has our names, and then what each library calls them.
+
+    An entry is a name, a name and the shape that the tensor has in the file, or a list of names, one for each of ours.
     """
-    paths = list(flatten_dict(template))
-    return max(layouts, key=lambda layout: len(set(layout.names(paths).values()) & set(tensors)))
+    rows = list(rows)
+    layouts = []
+    for column, (library, options) in enumerate(libraries.items(), 1):
+        rules = [rule for row in rows for rule in _rules(row[0], row[column])]
+        layouts.append(Layout(library, family, tuple(rules), **options))
+    return tuple(layouts)
 
 
-def grouped(names: Iterable[str]) -> str:
-    """`["bn1.bias", "bn1.weight", "fc"]` -> `"bn1.{bias, weight}, fc"`: all names, but not all letters."""
-    groups = {}
-    for name in sorted(names):
-        parent, _, leaf = name.rpartition(".")
-        groups.setdefault(parent, []).append(leaf)
-    return ", ".join(
-        f"{parent}.{{{', '.join(leaves)}}}" if len(leaves) > 1 else f"{parent}.{leaves[0]}".removeprefix(".")
-        for parent, leaves in groups.items()
+def _rules(ours, theirs) -> list[Rule]:
+    ours = (ours,) if isinstance(ours, str) else tuple(ours)
+    if isinstance(theirs, list):
+        return [Rule(name, (each,)) for name, each in zip(theirs, ours, strict=True)]
+    if isinstance(theirs, tuple):
+        return [Rule(theirs[0], ours, theirs[1])]
+    return [Rule(theirs, ours)]
+
+
+def _resnet_rows():
+    yield "conv1.weight", "conv1.weight", "resnet.embedder.embedder.convolution.weight"
+    yield "bn1.*", "bn1.*", "resnet.embedder.embedder.normalization.*"
+    for stage in (1, 2, 3, 4):
+        ours, theirs = f"layer{stage}.*", f"resnet.encoder.stages.{stage - 1}.layers.*"
+        for index in (1, 2, 3):
+            conv, norm = f"{ours}.conv{index}.weight", f"{ours}.bn{index}.*"
+            yield conv, conv, f"{theirs}.layer.{index - 1}.convolution.weight"
+            yield norm, norm, f"{theirs}.layer.{index - 1}.normalization.*"
+        conv, norm = f"{ours}.downsample.0.weight", f"{ours}.downsample.1.*"
+        yield conv, conv, f"{theirs}.shortcut.convolution.weight"
+        yield norm, norm, f"{theirs}.shortcut.normalization.*"
+    yield "fc.*", "fc.*", "classifier.1.*"
+
+
+def _vit_rows():
+    """torchvision, its files of before version 0.14, timm, transformers and its modules since version 5."""
+    hub, block = "vit.embeddings.", "encoder.layers.encoder_layer_*."
+    old, new = "vit.encoder.layer.*.", "vit.layers.*."
+    yield "class_token.token", "class_token", "class_token", "cls_token", *[f"{hub}cls_token"] * 2
+    positions = "encoder.pos_embedding"
+    yield f"{positions}.positions", positions, positions, "pos_embed", *[f"{hub}position_embeddings"] * 2
+    yield (
+        "conv_proj.*",
+        "conv_proj.*",
+        "conv_proj.*",
+        "patch_embed.proj.*",
+        *[f"{hub}patch_embeddings.projection.*"] * 2,
     )
+    for ours, mine, legacy, timm, before, now in (
+        ("ln_1", "ln_1", "ln_1", "norm1", "layernorm_before", "layernorm_before"),
+        (
+            "self_attention.out",
+            *["self_attention.out_proj"] * 2,
+            "attn.proj",
+            "attention.output.dense",
+            "attention.o_proj",
+        ),
+        ("ln_2", "ln_2", "ln_2", "norm2", "layernorm_after", "layernorm_after"),
+        ("mlp.0", "mlp.0", "mlp.linear_1", "mlp.fc1", "intermediate.dense", "mlp.fc1"),
+        ("mlp.3", "mlp.3", "mlp.linear_2", "mlp.fc2", "output.dense", "mlp.fc2"),
+    ):
+        yield (
+            f"{block}{ours}.*",
+            *(f"{block}{each}.*" for each in (mine, legacy)),
+            f"blocks.*.{timm}.*",
+            f"{old}{before}.*",
+            f"{new}{now}.*",
+        )
+    for leaf in ("weight", "bias"):
+        attention = f"{block}self_attention."
+        yield (
+            [f"{attention}{each}.{leaf}" for each in ("query", "key", "value")],
+            *[f"{attention}in_proj_{leaf}"] * 2,
+            f"blocks.*.attn.qkv.{leaf}",
+            [f"{old}attention.attention.{each}.{leaf}" for each in ("query", "key", "value")],
+            [f"{new}attention.{each}_proj.{leaf}" for each in "qkv"],
+        )
+    yield "encoder.ln.*", "encoder.ln.*", "encoder.ln.*", "norm.*", *["vit.layernorm.*"] * 2
+    yield "heads.head.*", "heads.head.*", "heads.head.*", "head.*", *["classifier.*"] * 2
 
 
-# --- The layouts -----------------------------------------------------------------------------------------------------
+def _convnext_rows():
+    """torchvision, timm, transformers, and the files of the paper's authors."""
+    hub = "convnext."
+    yield (
+        "features.0.0.*",
+        "features.0.0.*",
+        "stem.0.*",
+        f"{hub}embeddings.patch_embeddings.*",
+        "downsample_layers.0.0.*",
+    )
+    yield "features.0.1.*", "features.0.1.*", "stem.1.*", f"{hub}embeddings.layernorm.*", "downsample_layers.0.1.*"
+    for stage in (0, 1, 2, 3):
+        place, there = f"features.{2 * stage}.*.*", f"{hub}encoder.stages.{stage}."
+        if stage:
+            authors = f"downsample_layers.{stage}.*.*"
+            yield place, place, f"stages.{stage}.downsample.*.*", f"{there}downsampling_layer.*.*", authors
+        ours, timm = f"features.{2 * stage + 1}.*.", f"stages.{stage}.blocks.*."
+        there, authors = f"{there}layers.*.", f"stages.{stage}.*."
+        for mine, his, theirs, first in (
+            ("block.0", "conv_dw", "dwconv", "dwconv"),
+            ("block.2", "norm", "layernorm", "norm"),
+            ("block.3", "mlp.fc1", "pwconv1", "pwconv1"),
+            ("block.5", "mlp.fc2", "pwconv2", "pwconv2"),
+        ):
+            yield f"{ours}{mine}.*", f"{ours}{mine}.*", f"{timm}{his}.*", f"{there}{theirs}.*", f"{authors}{first}.*"
+        scale = f"{ours}layer_scale", (-1, 1, 1)
+        yield f"{ours}layer_scale.weight", scale, f"{timm}gamma", f"{there}layer_scale_parameter", f"{authors}gamma"
+    yield "classifier.0.*", "classifier.0.*", "head.norm.*", f"{hub}layernorm.*", "norm.*"
+    yield "classifier.2.*", "classifier.2.*", "head.fc.*", "classifier.*", "head.*"
 
 
-PLAIN = Layout("jaxcam", lambda path, paths: path)  # as the modules of this package are named
-TORCHVISION = Layout("torchvision", lambda path, paths: path)  # as is its ResNet here, and timm's
-
-_EFFICIENTNET_PYTORCH = {
-    "stem.conv": "_conv_stem",
-    "stem.bn": "_bn0",
-    "head.conv": "_conv_head",
-    "head.bn": "_bn1",
-    "fc": "_fc",
-}
-_EFFICIENTNET_PYTORCH_BLOCK = {
-    "expand.conv": "_expand_conv",
-    "expand.bn": "_bn0",
-    "depthwise.conv": "_depthwise_conv",
-    "depthwise.bn": "_bn1",
-    "squeeze_excite.reduce": "_se_reduce",
-    "squeeze_excite.expand": "_se_expand",
-    "project.conv": "_project_conv",
-    "project.bn": "_bn2",
-}
+_EFFICIENTNET_PYTORCH = (  # a part of a block here, and there
+    ("expand.conv.weight", "_expand_conv.weight"),
+    ("expand.bn.*", "_bn0.*"),
+    ("depthwise.conv.weight", "_depthwise_conv.weight"),
+    ("depthwise.bn.*", "_bn1.*"),
+    ("squeeze_excite.reduce.*", "_se_reduce.*"),
+    ("squeeze_excite.expand.*", "_se_expand.*"),
+    ("project.conv.weight", "_project_conv.weight"),
+    ("project.bn.*", "_bn2.*"),
+)
 
 
-def _efficientnet_pytorch(path: str, paths: tuple[str, ...]) -> str:
-    """`"blocks.1.1.project.bn"` -> `"_blocks.2._bn2"`: the blocks of all stages are numbered through."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(\d+)\.(.+)", path)
-    if not found:
-        return _EFFICIENTNET_PYTORCH[path]
-    stage, block, part = found.groups()
-    return f"_blocks.{_numbers(paths)[int(stage), int(block)]}.{_EFFICIENTNET_PYTORCH_BLOCK[part]}"
+def _efficientnet_rows():
+    """This package and timm, which numbers the convolutions of a block, and so counts otherwise in the first stage."""
+    stem = ("stem.conv.weight", "conv_stem.weight"), ("stem.bn.*", "bn1.*")
+    head = ("head.conv.weight", "conv_head.weight"), ("head.bn.*", "bn2.*"), ("fc.*", "classifier.*")
+    yield from ((ours, ours, theirs) for ours, theirs in (*stem, *head))
+    for stage in range(7):
+        expand, rest = ["conv_pw", "bn1"], ["conv_dw", "bn2", "conv_pwl", "bn3"]
+        if stage == 0:
+            expand, rest = [], ["conv_dw", "bn1", "conv_pw", "bn2"]
+        names = [f"{each}.weight" if "conv" in each else f"{each}.*" for each in expand + rest]
+        parts = [part for part, _ in _EFFICIENTNET_PYTORCH if "squeeze" not in part][-len(names) :]
+        squeeze = ("squeeze_excite.reduce.*", "se.conv_reduce.*"), ("squeeze_excite.expand.*", "se.conv_expand.*")
+        for part, theirs in (*zip(parts, names, strict=True), *squeeze):
+            ours = f"blocks.{stage}.*.{part}"
+            yield ours, ours, f"blocks.{stage}.*.{theirs}"
 
 
-@lru_cache(maxsize=8)
-def _numbers(paths: tuple[str, ...]) -> dict[tuple[int, int], int]:
-    """Of each block by its stage and its place in it, its place among all of them."""
-    blocks = {tuple(map(int, path.split(".")[1:3])) for path in paths if path.startswith("blocks.")}
-    return {block: number for number, block in enumerate(sorted(blocks))}
+def _efficientnet_pytorch_rows():
+    stem = ("stem.conv.weight", "_conv_stem.weight"), ("stem.bn.*", "_bn0.*")
+    head = ("head.conv.weight", "_conv_head.weight"), ("head.bn.*", "_bn1.*"), ("fc.*", "_fc.*")
+    yield from (*stem, *head)
+    yield from ((f"blocks.#.{ours}", f"_blocks.#.{theirs}") for ours, theirs in _EFFICIENTNET_PYTORCH)
 
 
-EFFICIENTNET_PYTORCH = Layout("efficientnet_pytorch", _efficientnet_pytorch)  # and efficientnet_lite_pytorch
+def _efficientnet_stages(tensors: Mapping[str, Any]) -> list[int]:
+    """The stage of each block: a new one begins where the kernel, the features or the expansion are others."""
+    stages, last = [], None
+    while (name := f"_blocks.{len(stages)}.") + "_project_conv.weight" in tensors:
+        kernel, features = (
+            getattr(tensors.get(f"{name}_{part}_conv.weight"), "shape", ()) for part in ("depthwise", "project")
+        )
+        kind = kernel[2:], features[:1], f"{name}_expand_conv.weight" in tensors
+        stages.append(stages[-1] + (kind != last) if stages else 0)
+        last = kind
+    return stages
+
+
+_HUB = {"config": {"epsilon": 1e-12}}  # of transformers, unless its config says another
+LAYOUTS = (  # of each family the first is what `save` writes
+    *_layouts(RESNET, {"torchvision": {}, "transformers": {}}, _resnet_rows()),
+    *_layouts(
+        VIT,
+        {"torchvision": {}, "an older torchvision": {}, "timm": {}, "transformers": _HUB, "transformers 5": _HUB},
+        _vit_rows(),
+    ),
+    *_layouts(EFFICIENTNET, {"jaxcam": {}, "timm": {"named": True}}, _efficientnet_rows()),
+    *_layouts(EFFICIENTNET, {"efficientnet_pytorch": {"stages": _efficientnet_stages}}, _efficientnet_pytorch_rows()),
+    *_layouts(CONVNEXT, {"torchvision": {}, "timm": {}, "transformers": _HUB, "the authors": {}}, _convnext_rows()),
+)
+
+
+def closest(names: Iterable[str], architecture: str | None = None) -> Layout:
+    """The layout that knows all the names, or else uses most of their words; of the architecture, if there is one."""
+    names = list(names)
+    words = _words(names)
+
+    def distance(layout):
+        known = _words([rule.theirs for rule in layout.rules])
+        return bool(layout.unknown(names)), -len(words & known) / len(words | known)
+
+    fitting = [each for each in LAYOUTS if architecture is None or architecture in each.family.architectures]
+    return min(fitting, key=distance)
+
+
+def _words(names: Iterable[str]) -> set[str]:
+    return {word for name in names for word in name.split(".") if not word.isdigit() and "*" not in word}

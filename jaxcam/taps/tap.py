@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import Rows
+from jaxcam._engine import by_itself
 from jaxcam._errors import unknown
 
 
@@ -91,6 +92,7 @@ class Tap:
     reshape: Callable | None = None
     output: Any = None
 
+    @by_itself
     def __call__(self, images):
         """The model's output, `[n, k]` for a classifier; of several outputs what `output` picks."""
         return self.run(images, layers=())[0]

@@ -177,3 +177,18 @@ def flax_variables(state: dict[str, np.ndarray]) -> dict:
             tensor.T if tensor.ndim == 2 else (tensor.transpose(2, 3, 1, 0) if kernel else tensor)
         )
     return variables
+
+
+def random_tensors(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
+    """A random state dict with these names and shapes, in which nothing is degenerate: no scale is zero or one."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    return {name: _random_tensor(name, tuple(shape), random) for name, shape in shapes.items()}
+
+
+def _random_tensor(name, shape, random):
+    if np.prod(shape[1:]) == 1:  # one number for each feature: biases and means about zero, scales and variances one
+        if name.endswith(("bias", "running_mean")):
+            return np.float32(0.2) * random.standard_normal(shape, dtype=np.float32)
+        return random.random(shape, dtype=np.float32) + np.float32(0.5)
+    fan_in = 4 if shape[0] == 1 else np.prod(shape[1:])  # the first axis of tokens and embeddings is no output
+    return random.standard_normal(shape, dtype=np.float32) / np.sqrt(fan_in, dtype=np.float32)
