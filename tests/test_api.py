@@ -201,7 +201,6 @@ VOCABULARY = {
     "threshold": ("float | int", 0.5),
     "token": ("int | None", 0),
     "tolerance": ("int", 0),
-
     "window": None,
 }
 DIFFERENT = {("insertion", "baseline")}  # the paper inserts into the blurred image

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ STUDIES = {
     "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],
     "bias": ["table.md", "examples-4px.png", "mass-grad_cam.png", "mass-guided_grad_cam.png"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
-    "transport": ["table.md", "examples.png", "groups.png", "stability.png"],
+    "transport": ["table.md", "examples.png", "groups.png", "stability.png", "photos.png"],
     "compare_pytorch": ["table.md", "maps.png"],
     "photos": ["table.md", "overview.png", "index.html", "01-chelsea.png"],
     "mistakes": ["table.md", "confusion.png", "spread.png", "examples.png", "mistakes.png", "disagreement.png"],
@@ -26,14 +27,26 @@ STUDIES = {
 NEEDS = {"compare_pytorch": ("torch", "captum", "pytorch_grad_cam")}
 
 
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(folder / "noise.png")
+    return folder
+
+
 @pytest.fixture(scope="module", params=STUDIES)
-def finished(request, tmp_path_factory):
+def finished(request, tmp_path_factory, photo_folder):
     if not all(map(importlib.util.find_spec, NEEDS.get(request.param, ()))):
         pytest.skip('needs the PyTorch libraries: pip install -e ".[torch]"')
     output = tmp_path_factory.mktemp(request.param)
-    main = importlib.import_module(f"experiments.{request.param}").main
-    main(["--smoke", "--output", str(output)])
+    given = ["--photos", str(photo_folder)] if request.param == "transport" else []
+    main = partial(run, request.param, ["--smoke", "--output", str(output), *given])
+    main()
     return request.param, main, output
+
+
+def run(name, arguments):
+    importlib.import_module(f"experiments.{name}").main(arguments)
 
 
 def test_it_writes_what_it_promises(finished):
@@ -50,7 +63,7 @@ def test_it_resumes(finished, capsys):
     name, main, output = finished
     before = json.loads((output / "metrics.json").read_text())
     capsys.readouterr()
-    main(["--smoke", "--output", str(output)])
+    main()
     assert json.loads((output / "metrics.json").read_text()) == before
     assert "epoch   1" not in capsys.readouterr().out
 

@@ -42,7 +42,7 @@ def score_cam(
       raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
-      max_channels: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+      max_channels: use only so many channels of each image, those whose mean activation is largest; `None` uses all.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -94,7 +94,7 @@ def ss_cam(
       key: of the noise, which is the same for every image: a key, or the seed of one.
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
-      max_channels: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+      max_channels: use only so many channels of each image, those whose mean activation is largest; `None` uses all.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -151,7 +151,7 @@ def is_cam(
       num_samples: steps for each channel.
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
-      max_channels: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+      max_channels: use only so many channels of each image, those whose mean activation is largest; `None` uses all.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -209,11 +209,11 @@ def _masked_engine(model, images, targets, *, variant, score, raw, options, chun
 
 
 def _channels(A, max_channels):
-    """The channels used: all, `int[1, k]`, or those of each image that vary most over space, `int[n, max_channels]`."""
+    """The channels used: all, `int[1, k]`, or those of each image with the largest mean, `int[n, max_channels]`."""
     k = A.values.shape[-1]
     if max_channels is None or max_channels >= k:
         return jnp.arange(k)[None]
-    return jnp.argsort(-jnp.var(A.values, 1), axis=1)[:, :max_channels]
+    return jnp.argsort(-A.values.mean(1), axis=1)[:, :max_channels]
 
 
 def _of_channels(A, channels):
