@@ -161,7 +161,7 @@ def examples(args, results, images, maps):
         there = "in its group" if each["in its group"] else "not in its group"
         labels.append(f"{each['class']}\n{each['label']}, {each['probability']:.0%}\n{there}")
     title = titled("CIFAR-10 through ImageNet's eyes", results)
-    return plot.gallery(rows, columns=["32 px, enlarged", *found], labels=labels, title=title, side=1.5, across=2)
+    return plot.gallery(rows, columns=["image", *found], labels=labels, title=title, side=0.85, across=2)
 
 
 def pair(value) -> tuple[float, float]:
@@ -204,4 +204,4 @@ def photographs_figure(results, classifier, views, looks, alterations):
         labels.append(f"{classifier.labels[looks['label'][index]]}\n{surely} %\n{name}")
     title = titled("Grad-CAM as pixels are lost", results)
     columns = ["photograph", "all pixels", *alterations]
-    return plot.gallery(rows, columns=columns, labels=labels, title=title, side=1.8)
+    return plot.gallery(rows, columns=columns, labels=labels, title=title, side=0.95)

@@ -75,7 +75,7 @@ def main(argv=None):
     parser.add_argument("--photos", type=Path, help="a folder of photographs, to be taken down to 32 pixels")
     parser.add_argument("--images", type=int, default=1000, help="classified images of each class")
     parser.add_argument("--altered", type=int, default=100, help="of these, images that are also classified altered")
-    parser.add_argument("--explained", type=int, default=16, help="of these, images whose maps are compared")
+    parser.add_argument("--explained", type=int, default=40, help="of these, images whose maps are compared")
     parser.add_argument("--channels", type=int, default=64, help="of Score-CAM; EfficientNet-Lite0 has 1280")
     parser.add_argument("--ablated", type=int, default=5, help="images on which all of Score-CAM's channels are tried")
     parser.add_argument("--size", type=int, default=224, help="side of the upsampled images, in pixels")

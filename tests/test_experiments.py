@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import jaxcam
-from experiments import _report, _study, photos
+from experiments import _report, _study, photos, transport
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
@@ -144,3 +144,13 @@ def test_heat_on_the_frame():
     corner[0, 0], centre[8, 8] = 1, 1
     found = photos.on_frame(np.stack([corner, centre, np.ones((16, 16)), np.zeros((16, 16))]))
     np.testing.assert_allclose(found, [1, 0, 1 - (12 / 16) ** 2, 0])
+
+
+def test_where_a_map_looks():
+    heat = np.zeros((56, 56), np.float32)
+    heat[:28, 42:] = 0.6
+    heat[1, 50] = 1
+    assert transport.place(heat) == "top right, 12 %"
+    heat[28, 28] = 2
+    assert transport.place(heat / 2) == "centre, 0 %"
+    assert transport.place(np.eye(3)[:, ::-1] * [[0], [0], [1]]) == "bottom left, 11 %"
