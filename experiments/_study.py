@@ -1,6 +1,7 @@
 """What every study shares: its command line, the data, and results that say what produced them."""
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from jaxcam import data, metrics, train
+from jaxcam import _files, data, metrics, train
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
@@ -76,11 +77,22 @@ def markdown(header: list[str], rows: list[list]) -> str:
 def write_metrics(args: argparse.Namespace, metrics: dict) -> Path:
     """Writes `metrics.json`: the numbers, the settings and the environment."""
     args.output.mkdir(parents=True, exist_ok=True)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    settings.pop("data_dir"), settings.pop("output")
     path = args.output / "metrics.json"
-    path.write_text(json.dumps({**metrics, "settings": settings, **environment()}, indent=2) + "\n")
+    path.write_text(json.dumps({**metrics, "settings": settings(args), **environment()}, indent=2) + "\n")
     return path
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """The arguments that say what was computed; of a folder or file its name, not where it lay."""
+    named = {name: value.name if isinstance(value, Path) else value for name, value in vars(args).items()}
+    return {name: value for name, value in named.items() if name not in ("data_dir", "output")}
+
+
+def save_jpeg(figure, path: Path) -> None:
+    """Writes a figure of photographs, which takes a tenth of a PNG's room."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", dpi=120, pil_kwargs={"quality": 85})
+    _files.write(path, buffer.getvalue())
 
 
 def progress():

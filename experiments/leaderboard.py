@@ -1,16 +1,22 @@
-"""Every method through every metric, on images where the right answer is known and on CIFAR-10; CAMs at every stage.
+"""Every method through every metric, on images where the right answer is known and on CIFAR-10; CAMs at earlier stages.
 
-    python -m experiments.leaderboard --data-dir DIR
+    python -m experiments.leaderboard --data-dir DIR [--photos DIR]
 
-It trains a small network on `jaxcam.data.shapes`, takes the bundled model for CIFAR-10, and trains a twin of each on
-shuffled labels, for the label-randomisation test. Each row of the table is saved as soon as it is measured, so an
-interrupted run goes on where it stopped. Writes metrics.json, table.md, table.csv and quality-against-cost.png.
+Three data sets. On `jaxcam.data.shapes` it trains a small network; on CIFAR-10 it takes the bundled model; of each it
+trains a twin on shuffled labels, for the label-randomisation test. The photographs are the pointing game's trick: two
+objects, cut out by hand, on a third photograph, for EfficientNet-Lite0 (`_pasted`; scikit-image ships five of the
+photographs, the committed run has four more by `--photos`: dog-and-cat.png, dog-cat-small.jpg, horses.jpg, swan.jpg).
+
+Each row of the table is saved as soon as it is measured, so an interrupted run goes on where it stopped, and `--data`
+measures some of the data sets and keeps the others' rows. Writes metrics.json, table.md, table.csv,
+quality-against-cost.png and pasted.jpg.
 """
 
-import csv
+import json
 import time
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,41 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxcam
-from experiments import _study
-from jaxcam import data, metrics, plot, segments, train
+from experiments import _cases, _leaders, _report, _study
+from experiments._cases import Case
+from jaxcam import metrics, plot, segments
 from jaxcam.attribution import METHODS
-from jaxcam.models.resnet import BasicBlock, ResNet
 
-NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 # A row is a method, by default at the last stage, or "method@layer".
-ROWS = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "parts"]
-ROWS += [
-    f"{name}@{layer}" for name in ("grad_cam", "hires_cam", "layer_cam") for layer in ("layer1", "layer2", "layer3")
-]
-OPTIONS = {  # where the defaults take a thousand forward passes and more
-    "ss_cam": {"num_samples": 8, "max_channels": 32},
-    "is_cam": {"max_channels": 32},
-    "lime": {"num_samples": 256},
-    "kernel_shap": {"num_samples": 256},
-    "shapley_sampling": {"num_samples": 8},
-    "sobol": {"num_samples": 16},
-}
+NAMES = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "parts"]
+EARLIER = ("grad_cam", "hires_cam", "layer_cam")
 FORWARD = jax.jit(lambda model, images: model(images))
 FEW = 8  # images for the metrics that run the method many times
-DRAWS = {"random_cam": 10}  # one draw of random weights says little about random weights
-
-
-@dataclass(frozen=True)
-class Case:
-    """One data set: a model, the images that it gets right, and what is known about them."""
-
-    model: jaxcam.Tap
-    images: jax.Array
-    targets: jax.Array
-    twin: jaxcam.Tap  # the same network trained on shuffled labels
-    weights: str  # what they are, so that results of others are not taken for theirs
-    masks: np.ndarray | None = None
-    rerun: bool = True  # whether to measure what runs a method some twenty times
+CASES = {"shapes": _cases.shapes_case, "cifar10": _cases.cifar10_case, "photographs": _cases.photographs_case}
 
 
 @dataclass(frozen=True)
@@ -65,8 +47,18 @@ class Row:
     heatmaps: jax.Array
     reference: jax.Array  # Grad-CAM's heatmaps
 
-    def faithful(self, metric, **options):
+    def faithful(self, metric, *, long=False, **options):
+        if self.case.large and long:
+            return None
         return metric(self.case.model, self.case.images, self.heatmaps, self.case.targets, **options)
+
+    @property
+    def steps(self):
+        return 8 if self.case.large else 16
+
+    @property
+    def fractions(self):
+        return (0.4,) if self.case.large else (0.2, 0.4, 0.6, 0.8)
 
     def localised(self, metric):
         return None if self.case.masks is None else metric(self.heatmaps, self.case.masks)
@@ -103,6 +95,7 @@ class Row:
 # What of a mean is high where the explanation is good, and the arrow that says so.
 HIGH, LOW, ZERO = ("↑", float), ("↓", lambda mean: -mean), ("→ 0", lambda mean: -abs(mean))
 DESCRIBES = ("", None)  # it does not judge, or says the same as another column
+INFIDELITY = {"normalize": True, "deviation": 0.1, "num_samples": 16}
 # Column, what is good, and how it is measured.
 COLUMNS = [
     ("pointing game", HIGH, lambda row: row.localised(metrics.pointing_game)),
@@ -110,15 +103,15 @@ COLUMNS = [
     ("relevance rank", HIGH, lambda row: row.localised(metrics.relevance_rank_accuracy)),
     ("relevance mass", DESCRIBES, lambda row: row.localised(metrics.relevance_mass_accuracy)),
     ("IoU with mask", HIGH, lambda row: row.localised(metrics.iou_with_mask)),
-    ("deletion", LOW, lambda row: row.faithful(metrics.deletion, num_steps=16)),
-    ("insertion", HIGH, lambda row: row.faithful(metrics.insertion, num_steps=16)),
-    ("ROAD", HIGH, lambda row: row.faithful(metrics.road, fractions=(0.2, 0.4, 0.6, 0.8))),
+    ("deletion", LOW, lambda row: row.faithful(metrics.deletion, num_steps=row.steps)),
+    ("insertion", HIGH, lambda row: row.faithful(metrics.insertion, num_steps=row.steps)),
+    ("ROAD", HIGH, lambda row: row.faithful(metrics.road, fractions=row.fractions)),
     ("average drop", LOW, lambda row: row.faithful(metrics.average_drop)),
     ("average increase", HIGH, lambda row: row.faithful(metrics.average_increase)),
     ("average gain", HIGH, lambda row: row.faithful(metrics.average_gain)),
-    ("infidelity", LOW, lambda row: row.faithful(metrics.infidelity, normalize=True, deviation=0.1, num_samples=16)),
-    ("mu-fidelity", HIGH, lambda row: row.faithful(metrics.mu_fidelity, num_samples=48)),
-    ("occlusion correlation", HIGH, lambda row: row.faithful(metrics.occlusion_correlation)),
+    ("infidelity", LOW, lambda row: row.faithful(metrics.infidelity, long=True, **INFIDELITY)),
+    ("mu-fidelity", HIGH, lambda row: row.faithful(metrics.mu_fidelity, long=True, num_samples=48)),
+    ("occlusion correlation", HIGH, lambda row: row.faithful(metrics.occlusion_correlation, long=True)),
     ("max-sensitivity", LOW, Row.sensitivity),
     ("cascading randomisation", ZERO, lambda row: row.all_layers(metrics.cascading_randomization)),
     ("independent randomisation", ZERO, lambda row: row.all_layers(metrics.independent_randomization)),
@@ -137,8 +130,13 @@ COLUMNS = [
 
 def main(argv=None):
     parser = _study.arguments("leaderboard", __doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=32, help="explained images per data set")
-    parser.add_argument("--methods", nargs="+", default=ROWS, choices=ROWS, metavar="NAME")
+    parser.add_argument("--images", type=int, default=32, help="explained images of shapes and of CIFAR-10")
+    parser.add_argument("--pasted-images", type=int, default=12, help="explained photographs, at most")
+    parser.add_argument("--photos", type=Path, help="folder with more photographs to paste from, and on")
+    parser.add_argument(
+        "--data", nargs="+", default=list(CASES), choices=CASES, help="what to measure; the rest is kept"
+    )
+    parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
     parser.add_argument("--epochs", type=int, default=8, help="of training on shapes")
     parser.add_argument("--twin-epochs", type=int, default=40, help="of learning shuffled labels of CIFAR-10")
     parser.add_argument(
@@ -150,39 +148,62 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     if args.smoke:
-        args.images, args.epochs, args.twin_epochs, args.methods = 4, 1, 1, ["grad_cam@layer3", "saliency"]
+        args.images, args.epochs, args.twin_epochs, args.methods = 4, 1, 1, ["grad_cam", "saliency"]
         args.rerun_on = ["shapes"]
-    cases = {"shapes": shapes_case(args), "cifar10": cifar10_case(args)}
-    settings = {"images": args.images}
-    rows = []
-    with _study.progress() as progress:
-        task = progress.add_task("", total=len(cases) * len(args.methods))
-        for name, case in cases.items():
-            reference = explain_with("grad_cam")(case.model, case.images, case.targets)
-            for method in args.methods:
-                progress.update(task, description=f"{name}: {method}")
-                facts = {"options": OPTIONS.get(method), "draws": DRAWS.get(method), "rerun": case.rerun}
-                facts |= {"weights": case.weights, **settings}
-                values = _study.part(args, f"{name}-{method}", partial(measure, case, method, reference), **facts)
-                rows.append({"data": name, "method": method, "values": values})
-                progress.advance(task)
-    # After everything else, so that nothing compiles in between.
-    for row in rows:
-        case, method = cases[row["data"]], row["method"]
-        facts = {"options": OPTIONS.get(method), "weights": case.weights}
-        row |= _study.part(args, f"{row['data']}-{method}-cost", partial(measure_cost, case, method), **facts)
+    if "photographs" in args.data and not _cases.can_paste(args.photos):
+        print("Without scikit-image there are no photographs to paste; that data set is left out.")
+        args.data = [name for name in args.data if name != "photographs"]
+    rows, runs = kept(args)
+    for name in args.data:
+        case = CASES[name](args)
+        rows += measure_all(args, name, case)
+        # The settings are those of this run, which other data sets' rows in the same file may not have had.
+        runs[name] = {"images": len(case.images), "settings": _study.settings(args), **_study.environment()}
+        if name == "photographs":
+            pasted_picture(args, case)
+    rows.sort(key=lambda row: list(CASES).index(row["data"]))
     add_ranks(rows)
-    _study.write_metrics(args, {"rows": rows})
-    write_tables(args.output, rows)
-    picture = quality_against_cost(rows)
-    plot.save(picture, args.output / "quality-against-cost.png")
+    _study.write_metrics(args, {"rows": rows, "runs": runs})
+    _leaders.write_tables(args.output, rows, runs, COLUMNS)
+    plot.save(_leaders.quality_against_cost(rows), args.output / "quality-against-cost.png")
+    _report.publish(args, "leaderboard", **_leaders.page(rows, runs))
     print(f"{len(rows)} rows; written to {args.output}")
 
 
-def explain_with(row, **options):
-    """A row's method as `(model, images, targets, **options) -> heatmaps`."""
+def kept(args) -> tuple[list, dict]:
+    """The rows of an earlier run for the data sets that are not measured now, and what is known of that run."""
+    path = args.output / "metrics.json"
+    if set(args.data) == set(CASES) or not path.exists():
+        return [], {}
+    found = json.loads(path.read_text())
+    rows = [row for row in found["rows"] if row["data"] not in args.data]
+    whole = {key: found[key] for key in ("settings", "device", "versions")}
+    return rows, {row["data"]: {**found.get("runs", {}).get(row["data"], whole), "kept": True} for row in rows}
+
+
+def measure_all(args, name: str, case: Case) -> list[dict]:
+    """A row for each method, and for some at earlier layers."""
+    methods = args.methods + [f"{each}@{layer}" for each in EARLIER if each in args.methods for layer in case.layers]
+    if args.smoke:
+        methods = [*args.methods, "grad_cam@layer3"]
+    reference = explain_with("grad_cam", case)(case.model, case.images, case.targets)
+    rows = []
+    with _study.progress() as progress:
+        for method in progress.track(methods, description=name):
+            facts = {"options": case.options.get(method), "draws": case.draws if method in DRAWN else None}
+            facts |= {"rerun": case.rerun, "weights": case.weights, "images": len(case.images)}
+            found = _study.part(args, f"{name}-{method}", partial(measure, case, method, reference), **facts)
+            rows.append({"data": name, "method": method, **found})
+            print(f"{name}: {method}", flush=True)
+    return rows
+
+
+@cache
+def explain_with(row, case, draw=None):
+    """A row's method as `(model, images, targets, **options) -> heatmaps`; the same each time, compiled once."""
     name, _, layer = row.partition("@")
-    method = partial(METHODS[name].function, **OPTIONS.get(name, {}), **options)
+    key = {} if draw is None else {"key": jax.random.key(draw)}
+    method = partial(METHODS[name].function, **case.options.get(name, {}), **key)
 
     def explain(model, images, targets, **more):
         # Not a new tap: that of a metric may do more, such as take a shift off the images.
@@ -193,114 +214,48 @@ def explain_with(row, **options):
     return explain
 
 
+PICTURED = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "integrated_gradients", "saliency"]
+DRAWN = ("random_cam",)  # measured for several draws of its weights
+
+
 def measure(case: Case, method: str, reference) -> dict:
-    """`{metric: mean and interval over images}`; of a method with several draws also the means of all draws."""
+    """`{"values": {metric: mean and interval over images}, "passes": ...}`; of several draws also each one's means."""
     rows = []
-    for draw in range(DRAWS.get(method, 1)):
-        explain = explain_with(method, **({"key": jax.random.key(draw)} if method in DRAWS else {}))
+    for draw in range(case.draws) if method in DRAWN else [None]:
+        explain = explain_with(method, case, draw)
         rows.append(Row(case, method, explain, explain(case.model, case.images, case.targets), reference))
     values = {}
     for column, _, function in COLUMNS:
         measured = [np.asarray(each) for each in map(function, rows) if each is not None]
         if measured:
             values[column] = _study.mean_and_interval(np.mean(measured, axis=0))
-            if method in DRAWS:
+            if method in DRAWN:
                 values[column]["draws"] = [float(np.nanmean(each)) for each in measured]
-    return values
+    return {"values": values, "passes": cost(case, rows[0].explain)}
 
 
-def measure_cost(case: Case, method: str) -> dict:
-    """`{"passes": ...}`: a method's time over that of a forward pass of the same images.
+def cost(case: Case, explain) -> float:
+    """A method's time over that of a forward pass of the same images, medians of up to three runs in turn.
 
-    Medians of up to three runs in turn with forward passes; the first run compiles.
+    Both are compiled already: the method has made its heatmaps, and the first forward pass is not counted.
     """
-    images, targets = case.images[:FEW], case.targets[:FEW]
-    runs = {
-        "forward": partial(FORWARD, case.model, images),
-        "method": partial(explain_with(method), case.model, images, targets),
-    }
+    runs = {"forward": partial(FORWARD, case.model, case.images)}
+    jax.block_until_ready(runs["forward"]())
+    runs["method"] = partial(explain, case.model, case.images, case.targets)
     seconds = {run: [] for run in runs}
-    while len(seconds["method"]) < 2 or (len(seconds["method"]) < 4 and sum(seconds["method"]) < 20):
+    while not seconds["method"] or (len(seconds["method"]) < 3 and sum(seconds["method"]) < 10):
         for run, function in runs.items():
             start = time.perf_counter()
             jax.block_until_ready(function())
             seconds[run].append(time.perf_counter() - start)
-    return {"passes": float(np.median(seconds["method"][1:]) / np.median(seconds["forward"][1:]))}
+    return float(np.median(seconds["method"]) / np.median(seconds["forward"]))
 
 
-def shapes_case(args) -> Case:
-    """A ResNet-18 of width 8, trained on which shapes are there, and the images in which it finds them all."""
-    count = 256 if args.smoke else 6000
-    depth = (1, 1, 1, 1) if args.smoke else (2, 2, 2, 2)
-    module = ResNet(depth, BasicBlock, num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
-    training, test = data.shapes(count, seed=1), data.shapes(max(256, 4 * args.images), seed=2)
-    there = {"train": training.masks.any((2, 3)), "test": test.masks.any((2, 3))}
-    shuffled = np.random.default_rng(0).permutation(there["train"])
-    total_steps = args.epochs * (count // 64)
-    models = {}
-    for name, labels in {"shapes": there["train"], "shuffled": shuffled}.items():
-        state, history = train.fit(
-            module,
-            (training.images, distribution(labels)),
-            (test.images, distribution(there["test"])),
-            optimizer=train.sgd(train.cosine(0.1, total_steps)),
-            num_epochs=args.epochs,
-            normalize=NORMALIZE,
-            batch_size=64,
-            checkpoint_dir=args.output / "checkpoints" / name,
-            progress=False,
-        )
-        print(f"{name}: {history[-1]['test_accuracy']:.1%} of the test images' predictions are in the image")
-        models[name] = jaxcam.tap(module, state.variables, "layer4")
-    images = NORMALIZE(jnp.asarray(test.images))
-    logits = np.asarray(train.predict(module, models["shapes"].variables, test.images, normalize=NORMALIZE))
-    found = np.array(
-        [set(np.argsort(z)[-t.sum() :]) == set(np.flatnonzero(t)) for z, t in zip(logits, there["test"], strict=True)]
-    )
-    chosen = np.flatnonzero(found | args.smoke)[: args.images]
-    masks = test.masks[chosen, test.labels[chosen]]
-    return Case(
-        models["shapes"],
-        images[chosen],
-        jnp.asarray(test.labels[chosen]),
-        models["shuffled"],
-        f"{args.epochs} epochs on {count} images",
-        masks,
-        "shapes" in args.rerun_on,
-    )
-
-
-def distribution(there):
-    return (there / there.sum(1, keepdims=True)).astype(np.float32)
-
-
-def cifar10_case(args) -> Case:
-    """The bundled model, the first test images that it classifies correctly, and a twin that knows labels by heart."""
-    classifier = jaxcam.load("resnet18_cifar10")
-    training, test = _study.cifar10(args)
-    count = 64 if args.smoke else 2560
-    shuffled = np.random.default_rng(0).permutation(training.labels[:count])
-    state, history = train.fit(
-        classifier.module,
-        (training.images[:count], shuffled),
-        (test.images[:512], test.labels[:512]),
-        optimizer=train.sgd(train.cosine(0.1, args.twin_epochs * (count // 64)), weight_decay=0),
-        num_epochs=args.twin_epochs,
-        normalize=train.Normalization(classifier.preprocess.mean, classifier.preprocess.std),
-        batch_size=64,
-        augment=False,
-        checkpoint_dir=args.output / "checkpoints" / "cifar10-shuffled",
-        progress=not args.smoke,
-    )
-    print(f"twin for CIFAR-10: {history[-1]['accuracy']:.1%} of {count} shuffled labels learned by heart")
-    twin = jaxcam.tap(classifier.module, state.variables, classifier.layer)
-    images = classifier.preprocess(test.images[: 4 * args.images])
-    model = classifier.tap()
-    right = np.argmax(model(images), -1) == test.labels[: len(images)]
-    chosen = np.flatnonzero(right | args.smoke)[: args.images]
-    targets, weights = jnp.asarray(test.labels[chosen]), classifier.about["sha256"]
-    weights += f", twin of {args.twin_epochs} epochs on {count} images"
-    return Case(model, images[chosen], targets, twin, weights, rerun="cifar10" in args.rerun_on)
+def pasted_picture(args, case) -> None:
+    few = slice(0, 6)
+    methods = [name for name in PICTURED if name in args.methods]
+    maps = {name: explain_with(name, case)(case.model, case.images, case.targets)[few] for name in methods}
+    _leaders.pasted_picture(args.output / "pasted.jpg", case.views[few], case.masks[few], maps, case.labels[few])
 
 
 def add_ranks(rows) -> None:
@@ -319,41 +274,6 @@ def add_ranks(rows) -> None:
                 ranks.append(below / max(len(own) - 1, 1))
         for row, rank in zip(own, np.mean(ranks, axis=0), strict=True):
             row["rank"] = float(rank)
-
-
-def write_tables(folder, rows) -> None:
-    """table.md, a table for each data set, best first; table.csv, everything with its interval."""
-    lines = []
-    for name in dict.fromkeys(row["data"] for row in rows):
-        own = sorted((row for row in rows if row["data"] == name), key=lambda row: -row["rank"])
-        columns = [(column, arrow) for column, (arrow, _), _ in COLUMNS if any(column in row["values"] for row in own)]
-        lines += [
-            f"## {name}",
-            "",
-            "| method | mean rank ↑ | forward passes | " + " | ".join(f"{c} {a}".strip() for c, a in columns) + " |",
-        ]
-        lines += ["|---|" + "--:|" * (2 + len(columns))]
-        for row in own:
-            cells = [f"{row['values'][column]['mean']:.3f}" for column, _ in columns]
-            lines.append(f"| `{row['method']}` | {row['rank']:.2f} | {row['passes']:.1f} | " + " | ".join(cells) + " |")
-        lines.append("")
-    (folder / "table.md").write_text("\n".join(lines))
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["data", "method", "rank", "forward passes", "metric", "mean", "95 % interval"])
-        for row in rows:
-            for column, value in row["values"].items():
-                numbers = [f"{each:.5g}" for each in (row["rank"], row["passes"])]
-                measured = [f"{value['mean']:.5g}", f"{value['interval']:.5g}"]
-                writer.writerow([row["data"], row["method"], *numbers, column, *measured])
-
-
-def quality_against_cost(rows):
-    points = {row["data"]: {} for row in rows}
-    for row in rows:
-        if "@" not in row["method"]:
-            points[row["data"]][row["method"]] = row["passes"], row["rank"]
-    return plot.scatter(points, xlabel="cost, forward passes", ylabel="quality, mean rank over the metrics", log_x=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python -m experiments.photos [PHOTO ...] [--model resnet50] [--check-images 10000 --data-dir DIR]
 
-Explains each photograph (by default the one that comes with the package) by Grad-CAM, and flags those on which the
-model seems to guess, with the reasons. `--check-images` puts the flags themselves to the test, on CIFAR-10 test images
-whose class is known: how often is the model right with and without each flag? Writes metrics.json, table.md, a figure
-for each photograph, overview.png, and index.html, a page that needs no other file.
+Explains each photograph (by default the one that comes with the package) and what becomes of it with the hottest part
+covered, blurred, and cropped to where it was coldest, by Grad-CAM; names the class, of the five likeliest, whose
+evidence lies elsewhere; and flags those on which the model seems to guess, with the reasons. `--check-images` puts the
+flags themselves to the test, on CIFAR-10 test images whose class is known: how often is the model right with and
+without each flag? Writes metrics.json, table.md, a figure for each photograph, overview.jpg, and index.html, a page
+that needs no other file.
 """
 
 import base64
@@ -13,31 +15,46 @@ import hashlib
 import html
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image, ImageFilter
 
 import jaxcam
-from experiments import _study
+from experiments import _report, _study
 from jaxcam import metrics, plot
-from jaxcam.data import CIFAR10_LABELS
 
-# Below one half, the other classes together are likelier than the one that is named.
+# ImageNet has five cats and 118 dogs: a doubt among them is no doubt about what is there. The classes come in the order
+# of their kinds.
+KINDS = {
+    "dog": [(151, 269)],
+    "cat": [(281, 286)],
+    "bird": [(7, 25), (80, 101), (127, 147)],
+    "fish": [(0, 7), (389, 398)],
+    "snake": [(52, 69)],
+    "big cat": [(286, 294)],
+    "bear": [(294, 298)],
+    "insect": [(300, 327)],
+    "ape or monkey": [(365, 385)],
+}
+# Below one half, everything else together is likelier than what is named.
 LEAST_CONFIDENCE = 0.5
-# The exponential of the entropy is the number of equally likely classes with as much doubt, however many there are in
-# all; a pair of look-alikes is two, so above three it is not about telling two things apart.
+# One over the chance that two draws agree is the number of equally likely things with as much doubt; a pair of
+# look-alikes is two, so above three it is not about telling two things apart. Shannon's entropy would count the long
+# tail of a thousand classes, which raised this flag for photographs that the model got right.
 MOST_CLASSES = 3
 # Where more than two thirds of the map reach half of its maximum, the map tells no place from another.
 MOST_AREA = 2 / 3
 # An eighth of each side is a frame of 44 % of the area. Photographs have their subject inside; two thirds of the heat
 # on the frame is half as much again as an even map has there, and evidence of background.
 FRAME, MOST_ON_FRAME = 1 / 8, 2 / 3
+# Maps that correlate less show different places.
+ELSEWHERE = 0.3
 BATCH = 16
-ROWS = 6  # in overview.png
+ROWS = 6  # in overview.jpg
 
 
 def on_frame(heatmaps):
@@ -50,7 +67,7 @@ def on_frame(heatmaps):
 
 class Flag(NamedTuple):
     name: str
-    measure: Callable  # (probabilities [n, k], heatmaps [n, h, w]) -> [n]
+    measure: Callable  # (probabilities of kinds [n, k], heatmaps [n, h, w]) -> [n]
     raised: Callable  # of the measured values
     reason: str
 
@@ -60,19 +77,19 @@ FLAGS = [
         "low confidence",
         lambda probabilities, heatmaps: probabilities.max(-1),
         lambda values: values < LEAST_CONFIDENCE,
-        f"the most likely class has a probability of {{:.0%}}, which is below {LEAST_CONFIDENCE:.0%}",
+        f"the likeliest thing has a probability of {{:.0%}}, which is below {LEAST_CONFIDENCE:.0%}",
     ),
     Flag(
-        "high entropy",
-        lambda probabilities, heatmaps: jnp.exp(jax.scipy.special.entr(probabilities).sum(-1)),
+        "many candidates",
+        lambda probabilities, heatmaps: 1 / (probabilities**2).sum(-1),
         lambda values: values > MOST_CLASSES,
-        f"the doubt is that between {{:.1f}} equally likely classes, which is more than {MOST_CLASSES}",
+        f"the doubt is as large as between {{:.1f}} equally likely things, which is more than {MOST_CLASSES}",
     ),
     Flag(
         "diffuse heatmap",
         lambda probabilities, heatmaps: metrics.effective_area(heatmaps),
         lambda values: values > MOST_AREA,
-        f"{{:.0%}} of the heatmap reach half of its maximum, which is more than {MOST_AREA:.0%}",
+        f"{{:.0%}} of the picture reach half of the highest heat, which is more than {MOST_AREA:.0%}",
     ),
     Flag(
         "border-hugging heatmap",
@@ -86,80 +103,176 @@ FLAGS = [
 def main(argv=None):
     parser = _study.arguments("photos", __doc__.splitlines()[0])
     parser.add_argument("photos", nargs="*", metavar="PHOTO", help="image files (default: the bundled photograph)")
-    parser.add_argument("--model", default="resnet18_cifar10", help="a registered name, a weight file or hf:owner/repo")
+    parser.add_argument(
+        "--model", default="efficientnet_lite0", help="a registered name, a weight file or hf:owner/repo"
+    )
     parser.add_argument("--architecture", help="of a weight file that does not say it")
     parser.add_argument("--layer", help="that the heatmaps explain (default: the model's own)")
     parser.add_argument("--check-images", type=int, default=0, help="CIFAR-10 test images to put the flags to the test")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.check_images = 64
+        args.model, args.check_images = "resnet18_cifar10", 64
     paths = [Path(path) for path in args.photos or [jaxcam.sample()]]
     args.photos = [path.name for path in paths]
 
     try:
         classifier = jaxcam.load(args.model, architecture=args.architecture)
-        views = classifier.preprocess.view(paths)
         images = np.asarray(classifier.preprocess(paths))
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    if args.check_images and classifier.labels != CIFAR10_LABELS:
-        parser.error("--check-images needs a model with CIFAR-10's classes.")
-    model = classifier.tap(args.layer)
-    seen = look_at_all(args, "photographs", model, images, classifier.about["sha256"])
-    reports = [report(path, seen, index, classifier.labels) for index, path in enumerate(paths)]
-    check = check_flags(args, classifier, model) if args.check_images else None
+    study = Study(args, classifier, classifier.tap(args.layer))
+    seen = {"as it is": study.look("photographs", images)}
+    pictures = {"as it is": shown(classifier, images)}
+    for name, alter in ALTERED.items():
+        altered = map(alter, pictures["as it is"], seen["as it is"]["heatmaps"])
+        pictures[name] = np.stack([np.asarray(each) for each in altered])
+        seen[name] = study.look(name, normalised(classifier, pictures[name]))
+    reports = [[study.report(path, name, seen[name], index) for name in seen] for index, path in enumerate(paths)]
+    check = check_flags(args) if args.check_images else None
 
-    _study.write_metrics(args, {"photos": reports, "check": check})
+    _study.write_metrics(args, {"photos": [each for group in reports for each in group], "check": check})
     (args.output / "table.md").write_text(table(reports) + ("\n" + check_table(args, check) if check else ""))
-    rows = [row(views[index], seen["heatmaps"][index], each) for index, each in enumerate(reports)]
-    columns = ["image", "heatmap", "overlay", "most likely classes"]
-    for index, (cells, each) in enumerate(zip(rows, reports, strict=True)):
-        figure = plot.gallery([cells], columns=columns, labels=[verdict(each)], title=each["photo"], side=2.2)
-        each["figure"] = args.output / f"{index + 1:02d}-{Path(each['photo']).stem}.png"
-        plot.save(figure, each["figure"])
-    labels = [f"{each['photo']}\n{verdict(each)}" for each in reports]
-    overview = plot.gallery(rows[:ROWS], columns=columns, labels=labels[:ROWS], side=1.9)
-    plot.save(overview, args.output / "overview.png")
-    (args.output / "index.html").write_text(page(args, reports), encoding="utf-8")
-    flagged = sum(bool(each["flags"]) for each in reports)
+    rows = [
+        [row(pictures[name][i], seen[name], i, group[k]) for k, name in enumerate(seen)]
+        for i, group in enumerate(reports)
+    ]
+    figures = [args.output / f"{index + 1:02d}-{path.stem}.jpg" for index, path in enumerate(paths)]
+    for path, group, cells, file in zip(paths, reports, rows, figures, strict=True):
+        labels = [f"{each['altered']}\n{verdict(each)}" for each in group]
+        figure = plot.gallery(cells, columns=COLUMNS, labels=labels, title=path.name, side=1.7)
+        _study.save_jpeg(figure, file)
+    labels = [f"{group[0]['photo']}\n{verdict(group[0])}" for group in reports]
+    overview = plot.gallery([cells[0] for cells in rows[:ROWS]], columns=COLUMNS, labels=labels[:ROWS], side=1.7)
+    _study.save_jpeg(overview, args.output / "overview.jpg")
+    (args.output / "index.html").write_text(page(args, reports, figures), encoding="utf-8")
+    _report.publish(args, "photos", **section(args, reports, figures, check))
+    flagged = sum(bool(group[0]["flags"]) for group in reports)
     print(f"{flagged} of {len(reports)} photographs are flagged; open {args.output / 'index.html'}")
+
+
+# Failure cases.
+
+
+def shown(classifier, images) -> np.ndarray:
+    return np.uint8(np.round(255 * classifier.preprocess.restore(images)))
+
+
+def normalised(classifier, pictures) -> np.ndarray:
+    preprocess = classifier.preprocess
+    return (pictures / np.float32(255) - np.float32(preprocess.mean)) / np.float32(preprocess.std)
+
+
+def occluded(picture, heatmap) -> np.ndarray:
+    """Grey over the box around all that reaches half of the highest heat."""
+    rows, columns = (np.flatnonzero((heatmap >= 0.5).any(axis)) for axis in (1, 0))
+    covered = picture.copy()
+    if len(rows):
+        covered[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 128
+    return covered
+
+
+def blurred(picture, heatmap) -> Image.Image:
+    return Image.fromarray(picture).filter(ImageFilter.GaussianBlur(picture.shape[1] / 28))
+
+
+def cropped(picture, heatmap) -> Image.Image:
+    """The quarter with the least heat, enlarged."""
+    height, width = (side // 2 for side in picture.shape[:2])
+    corners = [(top, left) for top in (0, height) for left in (0, width)]
+    top, left = min(corners, key=lambda at: heatmap[at[0] : at[0] + height, at[1] : at[1] + width].sum())
+    quarter = Image.fromarray(picture[top : top + height, left : left + width])
+    return quarter.resize(picture.shape[1::-1], Image.Resampling.BICUBIC)
+
+
+ALTERED = {"occluded": occluded, "blurred": blurred, "cropped": cropped}
 
 
 # Measurements.
 
 
-def look_at_all(args, name, model, images, weights) -> dict:
-    """Probabilities, heatmaps and the value of each flag's measure, for every image."""
-    facts = {"layer": model.layers, "weights": weights}
-    # Other photographs, or another model, in the same folder: other parts.
-    key = hashlib.sha256(images.tobytes() + json.dumps(facts).encode()).hexdigest()[:8]
-    compute = partial(look, model)
-    return _study.batched(compute, images, size=BATCH, description=f"{name}-{key}", saved_by=args, **facts)
+def members(labels) -> np.ndarray:
+    """Which kind each label is of, `[labels, kinds]`; a label that is of none is its own."""
+    groups = np.arange(len(labels))
+    if len(labels) == 1000:
+        for ranges in KINDS.values():
+            for start, stop in ranges:
+                groups[start:stop] = ranges[0][0]
+    return (groups[:, None] == np.unique(groups)).astype(np.float32)
 
 
 @jax.jit
-def look(model, images):
-    probabilities, heatmaps = jax.nn.softmax(model(images)), jaxcam.grad_cam(model, images)
-    values = {flag.name: flag.measure(probabilities, heatmaps) for flag in FLAGS}
-    return {"probabilities": probabilities, "heatmaps": heatmaps, **values}
-
-
-def report(path, seen, index, labels) -> dict:
-    probabilities = seen["probabilities"][index]
-    values = {flag.name: float(seen[flag.name][index]) for flag in FLAGS}
-    return {
-        "photo": path.name,
-        "predictions": [[labels[each], float(probabilities[each])] for each in probabilities.argsort()[::-1][:5]],
-        "values": values,
-        "flags": {flag.name: flag.reason.format(values[flag.name]) for flag in FLAGS if flag.raised(values[flag.name])},
+def look(model, kinds, images):
+    """Probabilities, heatmaps, those of the class whose heat lies elsewhere, and the value of each flag's measure."""
+    logits = model(images)
+    probabilities = jax.nn.softmax(logits)
+    likeliest = jax.lax.top_k(logits, 5)[1]
+    maps = jax.vmap(lambda targets: jaxcam.grad_cam(model, images, targets), in_axes=1)(likeliest)
+    alike = jnp.stack([metrics.pearson(maps[0], each) for each in maps[1:]])
+    other = 1 + jnp.nan_to_num(alike, nan=1.0).argmin(0)
+    every = jnp.arange(len(images))
+    values = {flag.name: flag.measure(probabilities @ kinds, maps[0]) for flag in FLAGS}
+    elsewhere = {
+        "other": likeliest[every, other],
+        "alike": alike[other - 1, every],
+        "other heatmaps": maps[other, every],
     }
+    return {"probabilities": probabilities, "heatmaps": maps[0], **elsewhere, **values}
 
 
-def check_flags(args, classifier, model) -> dict:
-    """How often each flag is raised on test images, and how often the model is right with it and without it."""
+class Study(NamedTuple):
+    args: object
+    classifier: object
+    model: jaxcam.Tap
+
+    def look(self, name, images) -> dict:
+        facts = {"layer": self.model.layers, "weights": self.classifier.about["sha256"]}
+        # Other photographs, or another model, in the same folder: other parts.
+        key = hashlib.sha256(images.tobytes() + json.dumps(facts).encode()).hexdigest()[:8]
+        kinds = members(self.classifier.labels)
+        size = min(BATCH, len(images))
+        found = _study.batched(
+            lambda images: look(self.model, kinds, images),
+            images,
+            size=size,
+            description=f"{name}-{key}",
+            saved_by=self.args,
+            **facts,
+        )
+        return found
+
+    def report(self, path, altered, seen, index) -> dict:
+        labels, probabilities = self.classifier.labels, seen["probabilities"][index]
+        values = {flag.name: float(seen[flag.name][index]) for flag in FLAGS}
+        raised = {flag.name: flag.reason.format(values[flag.name]) for flag in FLAGS if flag.raised(values[flag.name])}
+        best, other = int(probabilities.argmax()), int(seen["other"][index])
+        alike = float(seen["alike"][index])
+        elsewhere = {"label": labels[other], "probability": float(probabilities[other]), "Pearson": alike}
+        return {
+            "photo": path.name,
+            "altered": altered,
+            "predictions": [[labels[each], float(probabilities[each])] for each in probabilities.argsort()[::-1][:5]],
+            "kind": kind_of(labels, best, probabilities),
+            "elsewhere": elsewhere if alike < ELSEWHERE else None,
+            "values": values,
+            "flags": raised,
+        }
+
+
+def kind_of(labels, best, probabilities) -> list | None:
+    """The kind of the likeliest class with its probability, where it has one."""
+    if len(labels) == 1000:
+        for kind, ranges in KINDS.items():
+            if any(start <= best < stop for start, stop in ranges):
+                return [kind, float(sum(probabilities[start:stop].sum() for start, stop in ranges))]
+    return None
+
+
+def check_flags(args) -> dict:
+    """How often each flag is raised on test images, and how often the bundled model is right with and without it."""
+    classifier = jaxcam.load("resnet18_cifar10")
     test = _study.cifar10(args)[1]
     images = np.asarray(classifier.preprocess(test.images[: args.check_images]))
-    seen = look_at_all(args, "CIFAR-10", model, images, classifier.about["sha256"])
+    seen = Study(args, classifier, classifier.tap()).look("CIFAR-10", images)
     right = seen["probabilities"].argmax(-1) == test.labels[: len(images)]
     raised = {flag.name: flag.raised(seen[flag.name]) for flag in FLAGS}
     raised["any of them"] = np.any(list(raised.values()), axis=0)
@@ -176,24 +289,58 @@ def check_flags(args, classifier, model) -> dict:
 # What is written.
 
 
+COLUMNS = ["image", "heatmap", "overlay", "elsewhere", "most likely classes"]
+
+
 def verdict(each) -> str:
     return "\n".join(["guessing?", *each["flags"]] if each["flags"] else ["no flag"])
 
 
-def row(view, heatmap, each) -> list:
-    return [view, heatmap, (view, heatmap), [tuple(prediction) for prediction in each["predictions"]]]
+def row(picture, seen, index, each) -> list:
+    heatmap, other = seen["heatmaps"][index], seen["other heatmaps"][index]
+    bars = [tuple(prediction) for prediction in each["predictions"]]
+    return [picture, heatmap, (picture, heatmap), (picture, other) if each["elsewhere"] else None, bars]
+
+
+def what(each) -> str:
+    """The likeliest class; where it is one of a kind, the kind too."""
+    label, probability = each["predictions"][0]
+    kind = f" ({each['kind'][0]}: {each['kind'][1]:.0%})" if each["kind"] else ""
+    return f"{label}, {probability:.0%}{kind}"
+
+
+def note(each) -> str:
+    other = each["elsewhere"]
+    return f"{other['label']}, {other['probability']:.1%}" if other else ""
 
 
 def table(reports) -> str:
     rows = [
-        [
-            each["photo"],
-            f"{each['predictions'][0][0]}, {each['predictions'][0][1]:.1%}",
-            "; ".join(each["flags"]) or "none",
-        ]
-        for each in reports
+        [each["photo"], each["altered"], what(each), note(each), "; ".join(each["flags"]) or "none"]
+        for group in reports
+        for each in group
     ]
-    return _study.markdown(["photograph", "most likely class", "flags"], rows)
+    return _study.markdown(["photograph", "", "most likely class", "class with other evidence", "flags"], rows)
+
+
+def section(args, reports, figures, check) -> dict[str, str]:
+    """The study's sentence and section of experiments/README.md."""
+    asis, altered = [group[0] for group in reports], [each for group in reports for each in group[1:]]
+    counts = [f"{sum(bool(each['flags']) for each in some)} of {len(some)}" for some in (asis, altered)]
+    answer = f"{counts[0]} photographs and {counts[1]} spoiled ones are flagged as guesses"
+    if check:
+        with_it, without = (check["any of them"][f"accuracy {side} it"] for side in ("with", "without"))
+        right, others = (f"{100 * each['mean']:.0f} %" for each in (with_it, without))
+        answer += f"; on CIFAR-10 {right} of the flagged are right, of the others {others}"
+    option = f" --check-images {args.check_images} --data-dir DIR" if check else ""
+    lines = [
+        f"`python -m experiments.photos PHOTO ...{option}`; model `{args.model}`, Grad-CAM; "
+        f"{_study.environment()['device']}. Each photograph as it is, with its hottest part covered, blurred, and "
+        f"cropped to its coldest quarter ([page](../results/photos/index.html)).\n",
+        table(reports),
+        *(f"![{file.stem}](../results/photos/{file.name})\n" for file in figures),
+    ]
+    return {"answer": answer + ".", "section": "\n".join(lines + ([check_table(args, check)] if check else []))}
 
 
 def check_table(args, check) -> str:
@@ -205,8 +352,9 @@ def check_table(args, check) -> str:
 
     rows = [[name, *map(cell, values.values())] for name, values in check.items()]
     header = ["flag", "raised", "right with it", "right without it"]
-    return f"The flags on {args.check_images:,} test images of CIFAR-10, model `{args.model}`:\n\n" + _study.markdown(
-        header, rows
+    return (
+        f"The flags on {args.check_images:,} test images of CIFAR-10, model `resnet18_cifar10`:\n\n"
+        + _study.markdown(header, rows)
     )
 
 
@@ -219,19 +367,16 @@ footer { border-top: 1px solid #ddd; color: #6a6a6a; font-size: 0.85rem; }
 """
 
 
-def page(args, reports) -> str:
+def page(args, reports, figures) -> str:
     """One HTML file with everything in it; whatever comes from outside is escaped."""
     say = html.escape
     articles = []
-    for each in reports:
-        picture = base64.b64encode(each["figure"].read_bytes()).decode()
-        reasons = "".join(f"<li><b>{say(name)}</b>: {say(reason)}.</li>" for name, reason in each["flags"].items())
-        flags = f'<p class="guessing">The model may be guessing:</p><ul>{reasons}</ul>' if reasons else ""
-        label, probability = each["predictions"][0]
+    for group, figure in zip(reports, figures, strict=True):
+        picture = base64.b64encode(figure.read_bytes()).decode()
         articles.append(
-            f"<article><h2>{say(each['photo'])}</h2><p>{say(label)}, {probability:.1%}</p>{flags}"
-            f'<img alt="{say(each["photo"])}: image, heatmap, overlay and the most likely classes" '
-            f'src="data:image/png;base64,{picture}"></article>'
+            f"<article><h2>{say(group[0]['photo'])}</h2>{''.join(map(said, group))}"
+            f'<img alt="{say(group[0]["photo"])}: image, heatmap, overlay and the most likely classes" '
+            f'src="data:image/jpeg;base64,{picture}"></article>'
         )
     environment = _study.environment()
     versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
@@ -241,6 +386,21 @@ def page(args, reports) -> str:
         f"<footer><p>Model {say(args.model)}, Grad-CAM. {say(environment['device'])}; {say(versions)}.</p></footer>"
         "</body></html>\n"
     )
+
+
+def said(each) -> str:
+    """What the page says of one picture, in sentences."""
+    say = html.escape
+    reasons = "".join(f"<li><b>{say(name)}</b>: {say(reason)}.</li>" for name, reason in each["flags"].items())
+    flags = f'<p class="guessing">The model may be guessing:</p><ul>{reasons}</ul>' if reasons else ""
+    other = each["elsewhere"]
+    place = (
+        f"<p>The evidence for {say(other['label'])} ({other['probability']:.1%}) lies elsewhere: "
+        f"its heatmap and that of {say(each['predictions'][0][0])} correlate by {other['Pearson']:.2f}.</p>"
+        if other
+        else ""
+    )
+    return f"<h3>{say(each['altered'])}</h3><p>{say(what(each))}</p>{flags}{place}"
 
 
 if __name__ == "__main__":

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 import jaxcam
-from experiments import _report, _study, photos, transport
+from experiments import _pasted, _report, _study, photos, transport
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],
     "bias": ["table.md", "examples-4px.png", "mass-grad_cam.png", "mass-guided_grad_cam.png"],
-    "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
+    "leaderboard": ["table.md", "table.csv", "quality-against-cost.png", "pasted.jpg"],
     "transport": ["table.md", "examples.png", "groups.png", "stability.png", "photos.png"],
     "compare_pytorch": ["table.md", "maps.png"],
-    "photos": ["table.md", "overview.png", "index.html", "01-chelsea.png"],
+    "photos": ["table.md", "overview.jpg", "index.html", "01-chelsea.jpg"],
     "mistakes": ["table.md", "confusion.png", "spread.png", "examples.png", "mistakes.png", "disagreement.png"],
 }
 
@@ -130,11 +130,12 @@ def test_every_study_has_its_places_on_the_page(tmp_path):
 def test_a_photograph_on_which_the_model_guesses_is_flagged(tmp_path):
     photo = tmp_path / "<b>noise & co.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(photo)
-    photos.main([str(photo), "--output", str(tmp_path / "out")])
-    [report] = json.loads((tmp_path / "out" / "metrics.json").read_text())["photos"]
+    photos.main([str(photo), "--model", "resnet18_cifar10", "--output", str(tmp_path / "out")])
+    report, *spoiled = json.loads((tmp_path / "out" / "metrics.json").read_text())["photos"]
+    assert [each["altered"] for each in spoiled] == list(photos.ALTERED)
     assert "low confidence" in report["flags"] and "below 50%" in report["flags"]["low confidence"]
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "&lt;b&gt;noise &amp; co.png" in page and "<b>noise" not in page and "data:image/png;base64," in page
+    assert "&lt;b&gt;noise &amp; co.png" in page and "<b>noise" not in page and "data:image/jpeg;base64," in page
     with pytest.raises(SystemExit):
         photos.main(["missing.png", "--output", str(tmp_path / "out")])
 
@@ -154,3 +155,36 @@ def test_where_a_map_looks():
     heat[28, 28] = 2
     assert transport.place(heat / 2) == "centre, 0 %"
     assert transport.place(np.eye(3)[:, ::-1] * [[0], [0], [1]]) == "bottom left, 11 %"
+
+
+def test_look_alikes_are_one_kind():
+    kinds = photos.members([str(each) for each in range(1000)])
+    assert (kinds.sum(1) == 1).all() and kinds.shape[1] < 750
+    doubt = np.zeros((2, 1000), np.float32)
+    doubt[0, [281, 282, 285]], doubt[1, [281, 151, 500]] = 1 / 3, 1 / 3  # three cats; a cat, a dog and a cliff dwelling
+    confidence, candidates = (flag.measure(doubt @ kinds, None) for flag in photos.FLAGS[:2])
+    np.testing.assert_allclose(confidence, [1, 1 / 3], rtol=1e-5)
+    np.testing.assert_allclose(candidates, [1, 3], rtol=1e-5)
+    assert photos.kind_of(range(1000), 282, doubt[0])[0] == "cat" and photos.kind_of(range(10), 3, doubt[0]) is None
+
+
+def test_photographs_are_spoiled_where_they_were_hot_or_cold():
+    picture, heatmap = np.full((32, 32, 3), 200, np.uint8), np.zeros((32, 32))
+    heatmap[4:12, 20:28], picture[20:, :8] = 1, 7
+    covered = (photos.occluded(picture, heatmap) == 128).all(-1)
+    np.testing.assert_array_equal(covered, heatmap == 1)
+    heatmap[20:, 20:] = heatmap[:8, :8] = 0.1
+    assert (np.asarray(photos.cropped(picture, heatmap))[-8:, :8] == 7).all()  # the lower left quarter
+
+
+def test_pasted_objects_are_where_the_masks_say():
+    pytest.importorskip("skimage")
+    found = _pasted.pasted(None, size=64)
+    assert found.names == [
+        (a, b) for a in ("cat", "espresso", "motorcycle") for b in ("cat", "espresso", "motorcycle") if a != b
+    ]
+    assert found.images.shape == (6, 64, 64, 3) and found.masks.shape == (6, 2, 64, 64)
+    assert not found.masks[:, 0, :, 32:].any() and not found.masks[:, 1, :, :32].any()
+    assert (found.masks.mean((2, 3)) > 0.02).all()
+    espresso = found.images[0][found.masks[0, 1]].mean(0)  # red
+    assert espresso[0] > 1.5 * espresso[2]
