@@ -163,14 +163,14 @@ SIMILARITIES = {  # of two sets of maps
 RANDOM = "random weights: a test of the script, not a result"
 
 
-def random_weights(path: Path, architecture: str = "resnet50", *, width: int = 64, seed: int = 0) -> Path:
+def random_weights(path: Path, architecture: str = "resnet50", *, width: int = 64, passes: int = 30) -> Path:
     """An ImageNet state dict for want of a real one: random weights, and BatchNorm statistics measured on noise."""
     from jaxcam.models import ARCHITECTURES, save
 
     if path.exists():
         return path
     module = ARCHITECTURES[architecture](width=width)
-    first, *keys = jax.random.split(jax.random.key(seed), 31)
+    first, *keys = jax.random.split(jax.random.key(0), passes + 1)
     variables = jax.jit(module.init)(first, np.zeros((1, 64, 64, 3), np.float32))
     measure = jax.jit(lambda variables, images: module.apply(variables, images, train=True, mutable=["batch_stats"])[1])
     for key in keys:  # of what the running averages were at first, 30 passes leave a twentieth

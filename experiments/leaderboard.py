@@ -30,8 +30,8 @@ ROWS += [
     f"{name}@{layer}" for name in ("grad_cam", "hires_cam", "layer_cam") for layer in ("layer1", "layer2", "layer3")
 ]
 OPTIONS = {  # where the defaults take a thousand forward passes and more
-    "ss_cam": {"num_samples": 8, "top_k": 32},
-    "is_cam": {"top_k": 32},
+    "ss_cam": {"num_samples": 8, "max_channels": 32},
+    "is_cam": {"max_channels": 32},
     "lime": {"num_samples": 256},
     "kernel_shap": {"num_samples": 256},
     "shapley_sampling": {"num_samples": 8},

@@ -186,7 +186,7 @@ _key = jax.jit(jax.random.key)
 def positive(**arguments: int | None) -> None:
     """Counts such as `num_steps` and `chunk_size` must be whole numbers from 1; those that may be left open may."""
     for name, value in arguments.items():
-        if value is None and name in ("chunk_size", "top_k", "num_segments", "min_pixels"):
+        if value is None and name in ("chunk_size", "max_channels", "num_segments", "min_pixels"):
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")

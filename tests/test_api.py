@@ -177,6 +177,7 @@ VOCABULARY = {
     "key": ("Key", 0),
     "layers": None,
     "mask_noise": ("float | int", 2.0),
+    "max_channels": ("int | None", None),
     "max_distance": ("float | int", 0.02),
     "max_sigma": ("float | int | None", None),
     "method": None,  # an attribution method: saliency inside SmoothGrad
@@ -203,7 +204,6 @@ VOCABULARY = {
     "threshold": ("float | int", 0.5),
     "token": ("int | None", 0),
     "tolerance": ("int", 0),
-    "top_k": ("int | None", None),
     "window": None,
 }
 DIFFERENT = {("insertion", "baseline")}  # the paper inserts into the blurred image

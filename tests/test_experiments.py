@@ -3,20 +3,21 @@
 import argparse
 import importlib.util
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxcam
-from experiments import _study, photos
+from experiments import _report, _study, photos, transport
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],
     "bias": ["table.md", "examples-4px.png", "mass-grad_cam.png", "mass-guided_grad_cam.png"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png"],
-    "transport": ["table.md", "examples.png", "groups.png", "stability.png"],
+    "transport": ["table.md", "examples.png", "groups.png", "stability.png", "photos.png"],
     "compare_pytorch": ["table.md", "maps.png"],
     "photos": ["table.md", "overview.png", "index.html", "01-chelsea.png"],
     "mistakes": ["table.md", "confusion.png", "spread.png", "examples.png", "mistakes.png", "disagreement.png"],
@@ -26,14 +27,26 @@ STUDIES = {
 NEEDS = {"compare_pytorch": ("torch", "captum", "pytorch_grad_cam")}
 
 
+@pytest.fixture(scope="module")
+def photo_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(folder / "noise.png")
+    return folder
+
+
 @pytest.fixture(scope="module", params=STUDIES)
-def finished(request, tmp_path_factory):
+def finished(request, tmp_path_factory, photo_folder):
     if not all(map(importlib.util.find_spec, NEEDS.get(request.param, ()))):
         pytest.skip('needs the PyTorch libraries: pip install -e ".[torch]"')
     output = tmp_path_factory.mktemp(request.param)
-    main = importlib.import_module(f"experiments.{request.param}").main
-    main(["--smoke", "--output", str(output)])
+    given = ["--photos", str(photo_folder)] if request.param == "transport" else []
+    main = partial(run, request.param, ["--smoke", "--output", str(output), *given])
+    main()
     return request.param, main, output
+
+
+def run(name, arguments):
+    importlib.import_module(f"experiments.{name}").main(arguments)
 
 
 def test_it_writes_what_it_promises(finished):
@@ -50,7 +63,7 @@ def test_it_resumes(finished, capsys):
     name, main, output = finished
     before = json.loads((output / "metrics.json").read_text())
     capsys.readouterr()
-    main(["--smoke", "--output", str(output)])
+    main()
     assert json.loads((output / "metrics.json").read_text()) == before
     assert "epoch   1" not in capsys.readouterr().out
 
@@ -91,6 +104,29 @@ def test_a_part_is_computed_once_for_the_same_settings(tmp_path):
         _study.part(args, "first", compute, images=9)
 
 
+def test_a_study_writes_its_own_part_of_the_page_and_no_other(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("| bias | <!-- answer bias -->old<!-- /answer bias --> |\n\n<!-- bias -->\n<!-- /bias -->\nend\n")
+    _report.write_section("answer bias", r"It is \1 of [10](a b c).", page)
+    _report.write_section("bias", "\n| a | b |\n", page)
+    expected = r"| bias | <!-- answer bias -->It is \1 of [10](a b c).<!-- /answer bias --> |"
+    assert page.read_text() == f"{expected}\n\n<!-- bias -->\n| a | b |\n<!-- /bias -->\nend\n"
+    with pytest.raises(ValueError, match="has 0 places for 'photos', not one"):
+        _report.write_section("photos", "", page)
+    with pytest.raises(ValueError, match="has 26 words, more than 25"):
+        _report.write_section("bias", "\n| a | " + "word " * 26 + "|\n", page)
+    assert expected in page.read_text()
+
+
+def test_every_study_has_its_places_on_the_page(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(_report.README.read_text())
+    for name in STUDIES:
+        _report.write_section(f"answer {name}", "short", page)
+        _report.write_section(name, "", page)
+    assert all(len(_report.words(cell)) <= _report.LONGEST_CELL for cell in _report.cells(_report.README.read_text()))
+
+
 def test_a_photograph_on_which_the_model_guesses_is_flagged(tmp_path):
     photo = tmp_path / "<b>noise & co.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(photo)
@@ -108,3 +144,13 @@ def test_heat_on_the_frame():
     corner[0, 0], centre[8, 8] = 1, 1
     found = photos.on_frame(np.stack([corner, centre, np.ones((16, 16)), np.zeros((16, 16))]))
     np.testing.assert_allclose(found, [1, 0, 1 - (12 / 16) ** 2, 0])
+
+
+def test_where_a_map_looks():
+    heat = np.zeros((56, 56), np.float32)
+    heat[:28, 42:] = 0.6
+    heat[1, 50] = 1
+    assert transport.place(heat) == "top right, 12 %"
+    heat[28, 28] = 2
+    assert transport.place(heat / 2) == "centre, 0 %"
+    assert transport.place(np.eye(3)[:, ::-1] * [[0], [0], [1]]) == "bottom left, 11 %"

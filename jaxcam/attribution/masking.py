@@ -26,7 +26,7 @@ def score_cam(
     score: Score = logit,
     raw: bool = False,
     chunk_size: int | None = None,
-    top_k: int | None = None,
+    max_channels: int | None = None,
 ) -> Maps:
     """Score-CAM: channels weighted by the score of the image seen through them; no gradient.
 
@@ -42,7 +42,7 @@ def score_cam(
       raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
-      top_k: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+      max_channels: use only so many channels of each image, those whose mean activation is largest; `None` uses all.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -56,7 +56,7 @@ def score_cam(
     Example:
       >>> heatmaps = jaxcam.score_cam(model, images, chunk_size=64)
     """
-    return _masked("score_cam", _plain, model, images, targets, score, raw, chunk_size, top_k)
+    return _masked("score_cam", _plain, model, images, targets, score, raw, chunk_size, max_channels)
 
 
 def _plain(masks, channels, samples):
@@ -74,14 +74,14 @@ def ss_cam(
     mask_noise: float | int = 2.0,
     key: Key = 0,
     chunk_size: int | None = None,
-    top_k: int | None = None,
+    max_channels: int | None = None,
 ) -> Maps:
     """SS-CAM: Score-CAM with the score averaged over noisy masks.
 
     `w = softmax_k mean_i score(image * (scale(upsample(A_k)) + noise_i))`; `map = sum_k w_k A_k`.
 
     Masks are made as by `score_cam`; torch-cam scales before it upsamples. It takes `num_samples` forward passes for
-    each channel: `top_k` makes it affordable.
+    each channel: `max_channels` makes it affordable.
 
     Args:
       model: a tap on one or several spatial layers.
@@ -94,7 +94,7 @@ def ss_cam(
       key: of the noise, which is the same for every image: a key, or the seed of one.
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
-      top_k: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+      max_channels: use only so many channels of each image, those whose mean activation is largest; `None` uses all.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -107,12 +107,12 @@ def ss_cam(
     https://arxiv.org/abs/2006.14255
 
     Example:
-      >>> heatmaps = jaxcam.ss_cam(model, images, num_samples=4, top_k=16)
+      >>> heatmaps = jaxcam.ss_cam(model, images, num_samples=4, max_channels=16)
     """
     if not isinstance(mask_noise, jax.core.Tracer) and not mask_noise >= 0:
         raise ValueError(f"mask_noise is {mask_noise}; it must be zero or more.")
     options = {"num_samples": num_samples, "mask_noise": mask_noise, "key": random_key(key)}
-    return _masked("ss_cam", _noisy, model, images, targets, score, raw, chunk_size, top_k, **options)
+    return _masked("ss_cam", _noisy, model, images, targets, score, raw, chunk_size, max_channels, **options)
 
 
 def _noisy(masks, channels, samples, mask_noise, key):
@@ -132,7 +132,7 @@ def is_cam(
     raw: bool = False,
     num_samples: int = 10,
     chunk_size: int | None = None,
-    top_k: int | None = None,
+    max_channels: int | None = None,
 ) -> Maps:
     """IS-CAM: Score-CAM with the score averaged over masks that grow step by step.
 
@@ -151,7 +151,7 @@ def is_cam(
       num_samples: steps for each channel.
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
-      top_k: use only so many channels of each image, those whose activations vary most over space; `None` uses all.
+      max_channels: use only so many channels of each image, those whose mean activation is largest; `None` uses all.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -164,10 +164,10 @@ def is_cam(
     https://arxiv.org/abs/2010.03023
 
     Example:
-      >>> heatmaps = jaxcam.is_cam(model, images, num_samples=4, top_k=16)
+      >>> heatmaps = jaxcam.is_cam(model, images, num_samples=4, max_channels=16)
     """
     options = {"num_samples": num_samples, "count": num_samples}
-    return _masked("is_cam", _growing, model, images, targets, score, raw, chunk_size, top_k, **options)
+    return _masked("is_cam", _growing, model, images, targets, score, raw, chunk_size, max_channels, **options)
 
 
 def _growing(masks, channels, samples, count):
@@ -175,21 +175,21 @@ def _growing(masks, channels, samples, count):
     return masks * (step * (step + 1) / (2 * count))
 
 
-def _masked(method, variant, model, images, targets, score, raw, chunk_size, top_k, *, num_samples=1, **options):
+def _masked(method, variant, model, images, targets, score, raw, chunk_size, max_channels, *, num_samples=1, **options):
     """A method that is a formula of the masks, `variant(masks[n, m, *space], channels[1 or n, m], samples[m])`."""
-    positive(chunk_size=chunk_size, num_samples=num_samples, top_k=top_k)
+    positive(chunk_size=chunk_size, num_samples=num_samples, max_channels=max_channels)
     model, images, targets = prepare_tap(method, model, images, targets)
-    counts = {"chunk_size": chunk_size, "top_k": top_k, "num_samples": num_samples}
+    counts = {"chunk_size": chunk_size, "max_channels": max_channels, "num_samples": num_samples}
     return _masked_engine(model, images, targets, variant=variant, score=score, raw=raw, options=options, **counts)
 
 
 @engine
-def _masked_engine(model, images, targets, *, variant, score, raw, options, chunk_size, top_k, num_samples):
+def _masked_engine(model, images, targets, *, variant, score, raw, options, chunk_size, max_channels, num_samples):
     output, activations = model.run(images)
     targets = predicted(output) if targets is None else targets
 
     def coarse_map(A):
-        used = _channels(A, top_k)
+        used = _channels(A, max_channels)
 
         def masked_scores(indices):
             ranks, samples = jnp.divmod(indices, num_samples)
@@ -208,12 +208,12 @@ def _masked_engine(model, images, targets, *, variant, score, raw, options, chun
     return finish([coarse_map(A) for A in cells(model, activations, images)], images, raw)
 
 
-def _channels(A, top_k):
-    """The channels used: all, `int[1, k]`, or those of each image that vary most over space, `int[n, top_k]`."""
+def _channels(A, max_channels):
+    """The channels used: all, `int[1, k]`, or those of each image with the largest mean, `int[n, max_channels]`."""
     k = A.values.shape[-1]
-    if top_k is None or top_k >= k:
+    if max_channels is None or max_channels >= k:
         return jnp.arange(k)[None]
-    return jnp.argsort(-jnp.var(A.values, 1), axis=1)[:, :top_k]
+    return jnp.argsort(-A.values.mean(1), axis=1)[:, :max_channels]
 
 
 def _of_channels(A, channels):

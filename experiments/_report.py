@@ -1,0 +1,52 @@
+"""What a study says of itself in experiments/README.md, written from its numbers and never by hand.
+
+The page holds two places for each study: its answer, one sentence between `<!-- answer NAME -->` and
+`<!-- /answer NAME -->` in the table at the top, and its section, between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from jaxcam import _files
+
+README = Path(__file__).parent / "README.md"
+LONGEST_CELL = 25  # words; longer text is no table
+
+
+def publish(args: argparse.Namespace, name: str, *, answer: str, section: str) -> None:
+    """Writes a study's sentence and section into the page, after a full run into `results/NAME` and after no other."""
+    if not args.smoke and args.output.resolve() == (README.parents[1] / "results" / name).resolve():
+        write_section(f"answer {name}", answer)
+        write_section(name, f"\n{section.strip()}\n")
+
+
+def write_section(name: str, text: str, page: Path = README) -> None:
+    """Puts `text` in place of what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    Raises:
+      ValueError: the page does not have these two markers once, or a table cell has more than 25 words.
+    """
+    before = page.read_text()
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    pattern = f"{re.escape(first)}.*?{re.escape(last)}"
+    count = len(re.findall(pattern, before, re.DOTALL))
+    if count != 1:
+        raise ValueError(f"{page.name} has {count} places for '{name}', not one: write {first}{last} where it belongs.")
+    after = re.sub(pattern, lambda _: f"{first}{text}{last}", before, flags=re.DOTALL)
+    if long := next((cell for cell in cells(text) if len(words(cell)) > LONGEST_CELL), None):
+        raise ValueError(f"A table cell of '{name}' has {len(words(long))} words, more than {LONGEST_CELL}: '{long}'")
+    _files.write(page, after.encode())
+
+
+def cells(text: str) -> list[str]:
+    """Every cell of the Markdown tables; of a text of one line, that is a cell itself, the whole."""
+    lines = text.splitlines()
+    if len(lines) == 1:
+        return lines
+    return [cell for line in lines if line.startswith("|") for cell in line.strip("|").split("|")]
+
+
+def words(cell: str) -> list[str]:
+    """The words that a reader sees: of a link its text, and no comments."""
+    return re.sub(r"\]\([^)]*\)|<!--.*?-->", " ", cell).split()
