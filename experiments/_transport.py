@@ -12,6 +12,9 @@ def show(value) -> str:
 
 
 def percent(value) -> str:
+    """Of a share; where all images are alike their spread says nothing, and how many they are stands there instead."""
+    if value["std"] == 0:
+        return f"{100 * value['mean']:.0f} (of {value['count']})"
     return f"{100 * value['mean']:.1f} ± {100 * value['interval']:.1f}"
 
 
@@ -100,7 +103,8 @@ def photographs(found) -> list[str]:
             *(show(stable[method]) if stable else "" for method in next(iter(found["stability"].values()))),
         ]
     pairs = list(next(iter(found["agreement"].values())))
-    header = ["pixels a side", "same label, %", "its probability, %", *pairs, *next(iter(found["stability"].values()))]
+    stable = [f"{method}, stability" for method in next(iter(found["stability"].values()))]
+    header = ["pixels a side", "same label, %", "its probability, %", *pairs, *stable]
     return [
         f"{len(found['names'])} photographs, five squares of each ({count} views, so the intervals are too small), "
         "taken down to fewer pixels and up again. Agreement of two maps, and stability of each against the map of all "
@@ -121,8 +125,9 @@ def page(args, results) -> dict[str, str]:
     options = " --photos DIR" if args.photos else ""
     command = f"`python -m experiments.transport --data-dir DIR{options}`"
     section = [
-        f"{command}; {_study.environment()['device']}. The original showed one figure of five images and no "
-        "number; here is its table, and what it could not have ([the same](../results/transport/table.md) alone).\n",
+        f"{command}; {_study.environment()['device']}. The original showed five images, one of each class; "
+        "here is such a table, and what five images cannot tell ([the tables alone](../results/transport/table.md); "
+        "Spearman and IoU are in [metrics.json](../results/transport/metrics.json)).\n",
         *tables(args, results),
         *(f"![{name}](../results/transport/{name}.png)\n" for name in pictures),
     ]
@@ -161,7 +166,7 @@ def examples(args, results, images, maps):
         there = "in its group" if each["in its group"] else "not in its group"
         labels.append(f"{each['class']}\n{each['label']}, {each['probability']:.0%}\n{there}")
     title = titled("CIFAR-10 through ImageNet's eyes", results)
-    return plot.gallery(rows, columns=["image", *found], labels=labels, title=title, side=0.85, across=2)
+    return plot.gallery(rows, columns=["image", *found], labels=labels, title=title, side=0.82, across=2)
 
 
 def pair(value) -> tuple[float, float]:
@@ -204,4 +209,4 @@ def photographs_figure(results, classifier, views, looks, alterations):
         labels.append(f"{classifier.labels[looks['label'][index]]}\n{surely} %\n{name}")
     title = titled("Grad-CAM as pixels are lost", results)
     columns = ["photograph", "all pixels", *alterations]
-    return plot.gallery(rows, columns=columns, labels=labels, title=title, side=0.95)
+    return plot.gallery(rows, columns=columns, labels=labels, title=title, side=0.85)

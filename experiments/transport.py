@@ -81,7 +81,7 @@ def main(argv=None):
     parser.add_argument("--size", type=int, default=224, help="side of the upsampled images, in pixels")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.images, args.altered, args.explained, args.channels, args.ablated, args.size = 6, 2, 2, 4, 2, 64
+        args.images, args.altered, args.explained, args.channels, args.ablated, args.size = 4, 2, 2, 4, 2, 48
         args.weights = _study.random_weights(args.output / "random.safetensors", "resnet18", width=8, passes=0)
         args.architecture = None
     classifier = jaxcam.load(args.weights or args.model, architecture=args.architecture if args.weights else None)
