@@ -2,10 +2,17 @@
 
 The page holds two places for each study: its answer, one sentence between `<!-- answer NAME -->` and
 `<!-- /answer NAME -->` in the table at the top, and its section, between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    python -m experiments._report NAME ...
+
+writes them again from the results in `results/NAME`, for studies that have a `COMMAND` and an `answer`.
 """
 
 import argparse
+import importlib
+import json
 import re
+import sys
 from pathlib import Path
 
 from jaxcam import _files
@@ -19,6 +26,18 @@ def publish(args: argparse.Namespace, name: str, *, answer: str, section: str) -
     if not args.smoke and args.output.resolve() == (README.parents[1] / "results" / name).resolve():
         write_section(f"answer {name}", answer)
         write_section(name, f"\n{section.strip()}\n")
+
+
+def publish_results(args: argparse.Namespace, name: str) -> None:
+    """The same from the files of a study: its `answer` of metrics.json, its `COMMAND`, table.md and its pictures."""
+    study = importlib.import_module(f"experiments.{name}")
+    found = json.loads((args.output / "metrics.json").read_text())
+    table = re.sub(r"^## ", "### ", (args.output / "table.md").read_text(), flags=re.MULTILINE)
+    pictures = sorted(path.name for path in args.output.glob("*.png"))
+    versions = ", ".join(f"{package} {found['versions'][package]}" for package in ("jax", "flax"))
+    lines = [f"`{study.COMMAND}`; {found['device']}; {versions}.\n", table]
+    lines += [f"![{name}, {Path(file).stem}](../results/{name}/{file})\n" for file in pictures]
+    publish(args, name, answer=study.answer(found), section="\n".join(lines))
 
 
 def write_section(name: str, text: str, page: Path = README) -> None:
@@ -50,3 +69,8 @@ def cells(text: str) -> list[str]:
 def words(cell: str) -> list[str]:
     """The words that a reader sees: of a link its text, and no comments."""
     return re.sub(r"\]\([^)]*\)|<!--.*?-->", " ", cell).split()
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:]:
+        publish_results(argparse.Namespace(smoke=False, output=README.parents[1] / "results" / each), each)

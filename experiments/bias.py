@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import jaxcam
-from experiments import _study
+from experiments import _report, _study
 from experiments.train_cifar10 import MEAN, STD
 from jaxcam import data, metrics, plot, train
 from jaxcam.models import ARCHITECTURES
@@ -32,6 +32,9 @@ METHODS = {
     "Guided Grad-CAM": lambda *args: jaxcam.heatmap(jaxcam.guided_grad_cam(*args), percentile=100),
 }
 WHERE = {"mass": metrics.energy_pointing_game, "hottest spot": metrics.pointing_game}
+
+
+COMMAND = "python -m experiments.bias --data-dir DIR --seeds 0 1 2 --sizes 2 4 --width 8"
 
 
 def main(argv=None):
@@ -103,7 +106,17 @@ def main(argv=None):
         if not path.exists():
             standard, biased = (trained(args.seeds[0], each, args.epochs)[0] for each in (0, size))
             plot.save(examples(args, standard, biased, test_data, size), path)
+    _report.publish_results(args, "bias")
     print(f"{len(args.seeds) * (1 + len(args.sizes))} models; written to {args.output}")
+
+
+def answer(found) -> str:
+    size, epochs = list(found["squares"].items())[-1]
+    mass, guided = (epochs[-1]["biased"][f"{each}, mass (square)"]["mean"] for each in ("Grad-CAM", "Guided Grad-CAM"))
+    return (
+        f"Grad-CAM hides it, with {100 * mass:.0f} % of its heat on the square of {size} px; Guided Grad-CAM, with "
+        f"{100 * guided:.0f} %, shows it."
+    )
 
 
 def decisions(model, test_data, size):

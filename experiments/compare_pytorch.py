@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import jaxcam
-from experiments import _study
+from experiments import _report, _study
 from jaxcam import metrics, plot
 from jaxcam.score import log_probability, logit
 
@@ -111,6 +111,9 @@ CASES = {
 }
 
 
+COMMAND = "python -m experiments.compare_pytorch --data-dir DIR"
+
+
 def main(argv=None):
     parser = _study.arguments("compare_pytorch", __doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet18_cifar10", help="a registered name, a weight file or hf:owner/repo")
@@ -156,7 +159,13 @@ def main(argv=None):
     _study.write_metrics(args, results)
     (args.output / "table.md").write_text(table(args, results))
     plot.save(maps(views[0], measured, rows), args.output / "maps.png")
+    _report.publish_results(args, "compare_pytorch")
     print(f"{len(rows)} methods compared; written to {args.output}")
+
+
+def answer(found) -> str:
+    least = [row["pearson"] for row in found["methods"].values() if not row["random"]]
+    return f"Yes: Pearson of at least {min(least):.6f} in the {len(least)} methods that draw nothing at random."
 
 
 def some_images(args, classifier):

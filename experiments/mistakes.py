@@ -17,7 +17,7 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 import jaxcam
-from experiments import _study
+from experiments import _report, _study
 from jaxcam import data, metrics, plot, segments
 
 METHODS = {"Grad-CAM": jaxcam.grad_cam, "Grad-CAM++": jaxcam.grad_cam_plus_plus, "XGrad-CAM": jaxcam.x_grad_cam}
@@ -29,6 +29,9 @@ SPREADS = {  # high is spread out
 SHAPLEY, AGAIN = "Shapley values", "the same, other orders"  # no map can agree better with a value than its own noise
 WORST = 6  # images in disagreement.png
 SHAPLEY_BATCH = 32
+
+
+COMMAND = "python -m experiments.mistakes --data-dir DIR"
 
 
 def main(argv=None):
@@ -104,7 +107,16 @@ def main(argv=None):
     }
     for name, figure in figures.items():
         plot.save(figure, args.output / f"{name}.png")
+    _report.publish_results(args, "mistakes")
     print(f"{right.mean():.2%} of {len(right):,} test images are classified correctly; written to {args.output}")
+
+
+def answer(found) -> str:
+    *maps, confidence = (row["auc"]["mean"] for row in found["spread"])
+    return (
+        f"Hardly: the maps tell wrong from right with an AUC of at most {max(maps):.2f}, the confidence alone with "
+        f"{confidence:.2f}."
+    )
 
 
 # Measurements.

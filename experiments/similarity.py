@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import jaxcam
-from experiments import _study
+from experiments import _report, _study
 from experiments.train_cifar10 import MEAN, STD
 from jaxcam import data, metrics, plot, train
 from jaxcam.models import ARCHITECTURES
@@ -47,6 +47,9 @@ VARIANTS = (
     "finer_cam",
     "eigen_grad_cam",
 )
+
+
+COMMAND = "python -m experiments.similarity --data-dir DIR"
 
 
 def main(argv=None):
@@ -122,7 +125,18 @@ def main(argv=None):
         state, _ = trained(args.seeds[0], args.epochs)
         picture = examples(args, jaxcam.tap(module, state.variables, LAYER), test_data)
         plot.save(picture, args.output / "examples.png")
+    _report.publish_results(args, "similarity")
     print(f"{len(args.seeds)} runs, test accuracy {epochs[-1]['accuracy']['mean']:.2%}; written to {args.output}")
+
+
+def answer(found) -> str:
+    small, good = found["epochs"][-1]["all"], found["well-trained"]["all"]
+    pair = "saliency / IG"
+    return (
+        f"Little, and by model: Pearson {small['Grad-CAM / IG']['pearson']['mean']:.2f} for Grad-CAM and "
+        f"integrated gradients; saliency and these {small[pair]['pearson']['mean']:.2f}, or "
+        f"{good[pair]['pearson']['mean']:.2f} on a better model."
+    )
 
 
 def titled(args):

@@ -16,13 +16,16 @@ import numpy as np
 import optax
 
 import jaxcam
-from experiments import _study
+from experiments import _report, _study
 from jaxcam import plot, train
 from jaxcam.data import CIFAR10_LABELS
 from jaxcam.models.resnet import ARCHITECTURES
 from jaxcam.models.weights import save
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+COMMAND = "python -m experiments.train_cifar10 --data-dir DIR"
 
 
 def main(argv=None):
@@ -109,7 +112,14 @@ def main(argv=None):
     }
     title = f"The weights that ship, rounded to float16: {1 - accuracy:.1%} test error"
     plot.save(plot.curves(curves, xlabel="epoch", ylabel="error rate", title=title), args.output / "curves.png")
+    _report.publish_results(args, "train_cifar10")
     print(f"test accuracy {accuracy:.2%} (float16 weights); written to {args.output}")
+
+
+def answer(found) -> str:
+    hours = sum(epoch["seconds"] for epoch in found["epochs"]) / 3600
+    right = f"{100 * found['test_accuracy']:.2f} %"
+    return f"{right} of the test images, after {len(found['epochs'])} epochs in {hours:.1f} h."
 
 
 def write_table(path, history):
