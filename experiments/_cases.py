@@ -28,7 +28,6 @@ FEW_PASSES = {  # at 224 pixels on two cores: at most about a hundred forward pa
     **{name: {"num_samples": 8} for name in ("smooth_grad", "smooth_grad_squared", "var_grad")},
     **{name: {"num_steps": 16} for name in ("integrated_gradients", "blur_integrated_gradients", "xrai")},
     "expected_gradients": {"num_samples": 16},
-    "guided_integrated_gradients": {"num_steps": 24},
     "occlusion": {"window": 64, "stride": 32},
     "rise": {"num_samples": 96},
     "lime": {"num_samples": 96},

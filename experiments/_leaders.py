@@ -106,6 +106,7 @@ def page(rows, runs) -> dict[str, str]:
         "\n[Which to take](../docs/choosing-a-method.md), [tables](../results/leaderboard/table.md), "
         "[every number](../results/leaderboard/table.csv).\n",
         "![quality against cost](../results/leaderboard/quality-against-cost.png)\n",
+        "Photographs with the target's mask, and where each method looks (maps clipped at their 99th percentile):\n",
         "![pasted photographs](../results/leaderboard/pasted.jpg)",
     ]
     return {"answer": answer, "section": "\n".join(section)}

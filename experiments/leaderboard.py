@@ -184,7 +184,8 @@ def kept(args) -> tuple[list, dict]:
 
 def measure_all(args, name: str, case: Case) -> list[dict]:
     """A row for each method, and for some at earlier layers."""
-    methods = args.methods + [f"{each}@{layer}" for each in EARLIER if each in args.methods for layer in case.layers]
+    names = [each for each in args.methods if not (case.large and each in TOO_LONG)]
+    methods = names + [f"{each}@{layer}" for each in EARLIER if each in names for layer in case.layers]
     if args.smoke:
         methods = [*args.methods, "grad_cam@layer3"] if name == "photographs" else args.methods
     reference = explain_with("grad_cam", case)(case.model, case.images, case.targets)
@@ -216,6 +217,7 @@ def explain_with(row, case, draw=None):
 
 
 PICTURED = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "integrated_gradients", "saliency"]
+TOO_LONG = ("guided_integrated_gradients",)  # for large images: many minutes, however few its steps
 DRAWN = ("random_cam",)  # measured for several draws of its weights
 
 
@@ -256,6 +258,9 @@ def pasted_picture(args, case) -> None:
     few = slice(0, 6)
     methods = [name for name in PICTURED if name in args.methods]
     maps = {name: explain_with(name, case)(case.model, case.images, case.targets)[few] for name in methods}
+    # To be seen, not measured: few pixels of an attribution are far above all others.
+    brightest = {name: np.quantile(each, 0.99, axis=(1, 2), keepdims=True) for name, each in maps.items()}
+    maps = {name: np.clip(each / np.maximum(brightest[name], 1e-9), 0, 1) for name, each in maps.items()}
     _leaders.pasted_picture(args.output / "pasted.jpg", case.views[few], case.masks[few], maps, case.labels[few])
 
 
