@@ -99,12 +99,12 @@ def test_several_targets_stand_side_by_side(photo, tmp_path, capsys):
     assert cli.main(["explain", photo, *MODEL, *options]) == 0
     report = json.loads((tmp_path / "photo.json").read_text())
     assert [each["label"] for each in report["targets"]] == ["frog", "cat"]
-    assert set(report["files"]) == {"grad_cam_frog", "grad_cam_cat", "saliency_frog", "saliency_cat", "panel"}
+    assert set(report["files"]) == {"grad_cam_6-frog", "grad_cam_3-cat", "saliency_6-frog", "saliency_3-cat", "panel"}
     classifier = jaxcam.load("resnet18_cifar10")
     images, view = classifier.preprocess(photo), classifier.preprocess.view(photo)
     for label, index in (("frog", 6), ("cat", 3)):
         expected = jaxcam.plot.blend(view, jaxcam.grad_cam(classifier.tap(), images, index))[0]
-        with Image.open(tmp_path / report["files"][f"grad_cam_{label}"]) as image:
+        with Image.open(tmp_path / report["files"][f"grad_cam_{index}-{label}"]) as image:
             assert np.abs(np.asarray(image, int) - expected.astype(int)).max() <= 2
     assert capsys.readouterr().out.count("explained") >= 3
 
@@ -265,6 +265,7 @@ MISTAKES = [
     (["explain", "--model", "resnet19"], "Unknown model 'resnet19'. Did you mean"),
     (["explain", "missing.jpg"], "Cannot open 'missing.jpg': there is no such file."),
     (["explain", "--method", "grad_cam", "taken"], "'taken' follows --method, so it was taken for a method"),
+    (["explain", "--target", "cat", "taken"], "'taken' follows --target, so it was taken for a class"),
     (["explain", "--output", "taken/folder"], "Cannot write to the output folder"),
     (["layers", "resnet19"], "Unknown model 'resnet19'"),
 ]
@@ -279,6 +280,12 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path, mon
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("jaxcam: ") and captured.err.count("\n") == 1
+
+
+def test_classes_of_one_name_have_files_of_their_own():
+    labels = ("crane", "\N{CJK UNIFIED IDEOGRAPH-732B}", "Crane", "\N{CJK UNIFIED IDEOGRAPH-72AC}")
+    assert command._files_of("fem", [0], labels) == ["fem"]
+    assert command._files_of("fem", range(4), labels) == ["fem_0-crane", "fem_1-", "fem_2-Crane", "fem_3-"]
 
 
 def test_ambiguous_label():

@@ -173,6 +173,29 @@ def test_a_depthwise_convolution_is_a_sum_of_shifted_images():
     np.testing.assert_array_equal(program(images, kernel)[:, :3, :2], jnp.bfloat16(9 * float(kernel[0, 0, 0, 0])))
 
 
+def test_depthwise_convolutions_keep_their_digits_and_their_bounds():
+    """Doubles stay doubles, integers exact; a kernel as large as the image, and one that is larger, are no error."""
+
+    def convolve(images, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=5
+        )
+
+    random = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        for side in (3, 8, 9, 12):
+            images, kernel = (
+                jnp.asarray(random.normal(size=(2, 8, 8, 5))),
+                jnp.asarray(random.normal(size=(side, side, 1, 5))),
+            )
+            found, expected = jax.jit(fast(convolve))(images, kernel), convolve(images, kernel)
+            assert found.shape == expected.shape and found.dtype == jnp.float64
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+    whole = jnp.full((1, 4, 4, 5), 2**24 + 1, jnp.int32), jnp.ones((1, 2, 1, 5), jnp.int32)
+    np.testing.assert_array_equal(jax.jit(fast(convolve))(*whole), convolve(*whole))
+
+
 @on_cpu
 def test_a_forward_pass_by_itself_is_rewritten_too():
     """That of a tap, jitted or not; what takes the tap for a bare function walks the model's own program."""

@@ -117,7 +117,7 @@ def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
     plain = not (grouped or strided or max(params["rhs_dilation"]) > 1)
     if max(sizes) == 1 and not (grouped or (strided and (padded or max(spread) > 1))):
         result = _matrix_product(images, kernel, params)
-    elif params["feature_group_count"] == images.shape[-1] == kernel.shape[-1] and params["batch_group_count"] == 1:
+    elif _is_depthwise(images, kernel, params):
         result = _of_shifts(images, kernel, params)
     elif repeated and plain and max(spread) == 1 and sizes == (3, 3) and _is_large(images, kernel):
         result = _of_tiles(images, kernel, params)
@@ -155,9 +155,9 @@ def _matrix_product(images, kernel, params):
 
 def _of_shifts(images, kernel, params):
     """A depthwise convolution: every channel by itself, one shifted copy of the images for each of its weights."""
-    sizes, options = kernel.shape[:-2], zip(params["padding"], params["lhs_dilation"], strict=True)
-    kind = params["preferred_element_type"] or images.dtype
-    zeros = [(low, high, d - 1) for (low, high), d in options]
+    sizes, kind = kernel.shape[:-2], params["preferred_element_type"] or images.dtype
+    wide = images.dtype if images.dtype.itemsize > 2 else jnp.float32  # half the digits do not do for a sum
+    zeros = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
     images = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
     n, *pixels, channels = images.shape
     steps, dilation = params["window_strides"], params["rhs_dilation"]
@@ -167,7 +167,7 @@ def _of_shifts(images, kernel, params):
         first = [d * i for d, i in zip(dilation, weight, strict=True)]
         last = [size - each + i for size, each, i in zip(pixels, reach, first, strict=True)]
         seen = jax.lax.slice(images, (0, *first, 0), (n, *last, channels), (1, *steps, 1))
-        result += seen.astype(jnp.float32) * kernel[weight][0].astype(jnp.float32)
+        result += seen.astype(wide) * kernel[weight][0].astype(wide)
     return result.astype(kind)
 
 
@@ -230,6 +230,29 @@ def _of_phases(images, kernel, params):
     result = result.transpose(0, *order, 2 * rank + 1)
     result = result.reshape(n, *(place * d for place, d in zip(places, steps, strict=True)), outputs)
     return jax.lax.slice(result, [0] * result.ndim, [n, *sizes, outputs])
+
+
+def _is_depthwise(images, kernel, params) -> bool:
+    """Whether every channel has a kernel of its own, with few enough weights for a sum of so many terms."""
+    spans = [
+        (low + d * (size - 1) + 1 + high, reach * (taps - 1) + 1)
+        for (low, high), d, size, reach, taps in zip(
+            params["padding"],
+            params["lhs_dilation"],
+            images.shape[1:-1],
+            params["rhs_dilation"],
+            kernel.shape[:-2],
+            strict=True,
+        )
+    ]
+    return (
+        params["feature_group_count"] == images.shape[-1] == kernel.shape[-1] > 1
+        and params["batch_group_count"] == 1
+        and prod(kernel.shape[:-2]) <= 81
+        and images.dtype == kernel.dtype
+        and jnp.issubdtype(images.dtype, jnp.floating)
+        and all(pixels >= taps for pixels, taps in spans)  # a pixel comes out
+    )
 
 
 def _is_large(images, kernel) -> bool:

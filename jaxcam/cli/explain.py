@@ -132,7 +132,7 @@ def _job(args, methods: list[str]) -> Job:
     if "all" in args.method and layer != classifier.layer:
         methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
     paths = args.images or [str(jaxcam.sample())]
-    maps = [file for method in methods for file in _files_of(method, [classifier.labels[each] for each in targets])]
+    maps = [file for method in methods for file in _files_of(method, targets, classifier.labels)]
     names = _results.unique_names(paths, maps)
     _results.refuse_to_overwrite(args.output, paths, names, maps)
     for path in paths:
@@ -140,9 +140,14 @@ def _job(args, methods: list[str]) -> Job:
     return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, args.colormap)
 
 
-def _files_of(method: str, labels: Sequence[str]) -> list[str]:
-    """What the files of a method's heatmaps are called: by the class, too, where there are several."""
-    return [f"{method}_{re.sub(r'[^0-9A-Za-z]+', '-', each)}" for each in labels] if len(labels) > 1 else [method]
+def _files_of(method: str, targets: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """What the files of a method's heatmaps are called: by the class, too, where there are several.
+
+    Labels may be those of two classes (ImageNet's cranes), or hold nothing that a file's name may: the index tells.
+    """
+    if len(targets) < 2:
+        return [method]
+    return [f"{method}_{target}-{re.sub('[^0-9A-Za-z]+', '-', labels[target]).strip('-')}" for target in targets]
 
 
 def _class_index(target: str, labels: Sequence[str]) -> int:
@@ -156,6 +161,8 @@ def _class_index(target: str, labels: Sequence[str]) -> int:
             )
         return int(target)
     matches = [index for index, label in enumerate(labels) if label.lower() == target.lower()]
+    if not matches and Path(target).exists():
+        raise ValueError(f"{target!r} follows --target, so it was taken for a class; put images before --target.")
     if not matches:
         raise unknown("label", target, labels)
     if len(matches) > 1:
@@ -206,10 +213,9 @@ def _written(job: Job, batch: Batch, heatmaps: dict):
     """Writes the files of each image, and gives its report."""
     for index, name in enumerate(batch.names):
         report = _report(job, batch, index)
-        labels = [each["label"] for each in report["targets"]]
         own = {}
         for method, maps in heatmaps.items():
-            own |= zip(_files_of(method, labels), maps[index], strict=True)
+            own |= zip(_files_of(method, batch.targets[index], job.classifier.labels), maps[index], strict=True)
         _results.write(job.output, name, batch.views[index], own, report, job.colormap)
         yield report
 
