@@ -94,7 +94,12 @@ def test_explain_with_no_arguments(tmp_path, monkeypatch, capsys):
     assert not captured.err
 
 
-def test_several_targets_stand_side_by_side(photo, tmp_path, capsys):
+def test_several_targets_stand_side_by_side(photo, tmp_path, capsys, monkeypatch):
+    rows = []
+    gallery = jaxcam.plot.gallery
+    monkeypatch.setattr(
+        jaxcam.plot, "gallery", lambda given, **options: rows.extend(given) or gallery(given, **options)
+    )
     options = ["--method", "grad_cam", "saliency", "--target", "frog", "Cat", "6", "--output", str(tmp_path)]
     assert cli.main(["explain", photo, *MODEL, *options]) == 0
     report = json.loads((tmp_path / "photo.json").read_text())
@@ -102,7 +107,10 @@ def test_several_targets_stand_side_by_side(photo, tmp_path, capsys):
     assert set(report["files"]) == {"grad_cam_6-frog", "grad_cam_3-cat", "saliency_6-frog", "saliency_3-cat", "panel"}
     classifier = jaxcam.load("resnet18_cifar10")
     images, view = classifier.preprocess(photo), classifier.preprocess.view(photo)
-    for label, index in (("frog", 6), ("cat", 3)):
+    for place, (label, index) in enumerate((("frog", 6), ("cat", 3))):
+        maps = jaxcam.explain(classifier.tap(), images, index, methods=["grad_cam", "saliency"])
+        for (_, shown), each in zip(rows[place][1:], maps.values(), strict=True):
+            np.testing.assert_allclose(shown, each[0], atol=1e-4)
         expected = jaxcam.plot.blend(view, jaxcam.grad_cam(classifier.tap(), images, index))[0]
         with Image.open(tmp_path / report["files"][f"grad_cam_{index}-{label}"]) as image:
             assert np.abs(np.asarray(image, int) - expected.astype(int)).max() <= 2
@@ -224,6 +232,15 @@ def test_labels_are_no_markup(capsys):
     entry = {"index": 0, "label": "[bold]", "probability": 0.5}
     command._print_report(Console(width=80), {"image": "[x].jpg", "predictions": [entry], "targets": [entry]})
     assert "[bold]" in (shown := capsys.readouterr().out) and "[x].jpg" in shown
+
+
+def test_explained_classes_that_are_not_predicted_are_listed_too(capsys):
+    likely, other = (
+        {"index": i, "label": label, "probability": p} for i, label, p in ((0, "cat", 0.5), (7, "ox", 0.0))
+    )
+    command._print_report(Console(width=80), {"image": "x.jpg", "predictions": [likely], "targets": [other]})
+    cat, ox = capsys.readouterr().out.splitlines()[-2:]
+    assert "cat" in cat and "explained" not in cat and "ox" in ox and "explained" in ox
 
 
 def test_a_weight_file_of_ones_own(photo, tmp_path, quick):
