@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ class Config:
 
 config = Config()
 _inside = ContextVar("inside of an engine", default=False)
+inside_an_engine = _inside.get
 _ARRAY = object()  # stands for an array among what is a part of the program
 
 
@@ -58,18 +59,18 @@ def engine(function: Callable) -> Callable:
 
         return jax.vmap(of_one, in_axes=1, out_axes=1)(targets)
 
-    def call(structure, fixed, settings, arrays):
+    def call(structure, fixed, rewrite, platform, spread, arrays):
         given = iter(arrays)
         leaves = [next(given) if each is _ARRAY else each for each in fixed]
         args, kwargs = jax.tree.unflatten(structure, leaves)
         before = _inside.set(True)
         try:
-            return (fast(of_targets) if config.rewrite else of_targets)(*args, **kwargs)
+            return (fast(of_targets, platform) if rewrite else of_targets)(*args, **kwargs)
         finally:
             _inside.reset(before)
 
     call.__name__ = function.__name__.strip("_")  # what a profile shows
-    compiled = jax.jit(call, static_argnums=(0, 1, 2))
+    compiled = jax.jit(call, static_argnums=(0, 1, 2, 3, 4))
 
     @wraps(function)
     def run(model, images, *args, **kwargs):
@@ -78,7 +79,9 @@ def engine(function: Callable) -> Callable:
                 return of_targets(model, images, *args, **kwargs)
             leaves, structure = jax.tree.flatten(((model, images, *args), kwargs))
             fixed = tuple(_ARRAY if _is_array(each) else each for each in leaves)
-            return compiled(structure, fixed, (config.rewrite, config.spread), list(filter(_is_array, leaves)))
+            arrays = list(filter(_is_array, leaves))
+            rewrite = config.rewrite and not _inside.get()  # what is inside of an engine is rewritten with it, once
+            return compiled(structure, fixed, rewrite, _platform(arrays), config.spread, arrays)
         except Exception as error:
             reason = wrong_channels(model, images)
             if reason is None:
@@ -90,13 +93,16 @@ def engine(function: Callable) -> Callable:
 
 def by_itself(function: Callable) -> Callable:
     """`function(model, images)`, a forward pass, compiled with its convolutions rewritten; in an engine as it is."""
-    compiled = jax.jit(fast(function))
+
+    @partial(jax.jit, static_argnums=0)
+    def compiled(platform, model, images):
+        return fast(function, platform)(model, images)
 
     @wraps(function)
     def run(model, images):
         if _inside.get() or not config.rewrite or not _is_compilable(model):
             return function(model, images)
-        return compiled(model, images)
+        return compiled(_platform(jax.tree.leaves((model, images))), model, images)
 
     return run
 
@@ -105,6 +111,17 @@ def _is_compilable(model) -> bool:
     """Whether a model is a tree of arrays, and so knows all that it computes with."""
     leaves, structure = jax.tree.flatten(model)
     return not jax.tree_util.treedef_is_leaf(structure) and all(map(_is_array, leaves))
+
+
+def _platform(arrays) -> str | None:
+    """Where a program of these arrays runs, or `None` while they are traced: it may then run anywhere."""
+    if any(isinstance(each, jax.core.Tracer) for each in arrays):
+        return None
+    for each in arrays:
+        if getattr(each, "committed", False):
+            return next(iter(each.sharding.device_set)).platform
+    default = jax.config.jax_default_device or jax.local_devices()[0]
+    return getattr(default, "platform", default)
 
 
 def _is_array(value) -> bool:

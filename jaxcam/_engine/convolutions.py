@@ -11,7 +11,6 @@ Other devices have kernels for all of these, and recognise them by the form that
 """
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 
 import jax
@@ -23,7 +22,6 @@ from jaxcam._engine.program import (
     TRANSPARENT,
     WITH_DERIVATIVES,
     bind,
-    bodies,
     evaluate,
     is_inexact,
     placed,
@@ -37,12 +35,14 @@ LOOPS = ("scan", "while")
 POINTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
-def fast(function: Callable, repeated: bool = False) -> Callable:
+def fast(function: Callable, platform: str | None = None) -> Callable:
     """`function`, its convolutions and what sums them rewritten; for use inside `jit`.
 
-    Of its arguments, those that are no arrays stay as they are. What is `repeated`, the body of a loop, may take forms
-    that are fast to run and slow to compile.
+    Of its arguments, those that are no arrays stay as they are. A `platform` is where it will run; `None` leaves that
+    to whoever compiles it.
     """
+    if platform not in (None, "cpu"):
+        return function
 
     def run(*inputs, **named):
         leaves, structure = jax.tree.flatten((inputs, named))
@@ -52,31 +52,69 @@ def fast(function: Callable, repeated: bool = False) -> Callable:
             inputs, named = jax.tree.unflatten(structure, replaced(leaves, places, arrays))
             return function(*inputs, **named)
 
+        of_arrays.__name__ = getattr(function, "__name__", "run")
         arrays = [leaves[i] for i in places]
-        closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(arrays)
-        return jax.tree.unflatten(jax.tree.structure(shape), _run(closed, arrays, repeated))
+        # As one equation that holds the program, which is then bound once, not an equation at a time.
+        closed, shape = jax.make_jaxpr(jax.jit(of_arrays), return_shape=True)(arrays)
+        program = _rewritten(closed.jaxpr, False, platform)
+        values = evaluate(program, closed.consts, arrays, bind)
+        outputs = [each.val if isinstance(each, Literal) else values[each] for each in program.outvars]
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return run
 
 
-def _run(closed: ClosedJaxpr, inputs, repeated: bool) -> list:
-    values = evaluate(closed.jaxpr, closed.consts, inputs, partial(_apply, repeated))
-    return [each.val if isinstance(each, Literal) else values[each] for each in closed.jaxpr.outvars]
+def _rewritten(value, repeated: bool, platform: str | None):
+    """A program with other forms in it, or the same object where there is nothing to write; of other values, those."""
+    if isinstance(value, Jaxpr):
+        equations = [each for old in value.eqns for each in _instead(old, repeated, platform)]
+        return value.replace(eqns=equations) if _differ(equations, value.eqns) else value
+    if isinstance(value, ClosedJaxpr):
+        program = _rewritten(value.jaxpr, repeated, platform)
+        return value if program is value.jaxpr else value.replace(jaxpr=program)
+    if type(value) is tuple:
+        values = tuple(_rewritten(each, repeated, platform) for each in value)
+        return values if _differ(values, value) else value
+    return value
 
 
-def _apply(repeated: bool, equation, operands) -> list:
+def _differ(new, old) -> bool:
+    return len(new) != len(old) or any(a is not b for a, b in zip(new, old, strict=True))
+
+
+def _instead(equation, repeated: bool, platform: str | None) -> list:
+    """The equations in the place of one; what is already another form for each platform stays."""
     if _is_slow(equation):
+        return _spliced(equation, repeated, platform)
+    if equation.primitive.name not in OPENED or equation.params.get("branches_platforms"):
+        return [equation]
+    repeated = repeated or equation.primitive.name in LOOPS
+    params = {name: _rewritten(value, repeated, platform) for name, value in equation.params.items()}
+    return [equation.replace(params=params) if _differ(params.values(), equation.params.values()) else equation]
 
-        def on_cpu(*operands):
-            with placed(equation):
-                return FORMS[equation.primitive.name](repeated, *operands, **equation.params)
 
-        with placed(equation, named=False):
-            return [jax.lax.platform_dependent(*operands, cpu=on_cpu, default=lambda *each: bind(equation, each)[0])]
-    if _holds_slow(equation):
-        inside = partial(_rewritten, repeated or equation.primitive.name in LOOPS)
-        equation = equation.replace(params={name: inside(value) for name, value in equation.params.items()})
-    return bind(equation, operands)
+def _spliced(equation, repeated: bool, platform: str | None) -> list:
+    """The equations of a convolution's or a sum's form, between its operands and its results."""
+
+    def on_cpu(*operands):
+        with placed(equation):
+            return FORMS[equation.primitive.name](repeated, *operands, **equation.params)
+
+    def on_any(*operands):
+        return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=lambda *each: bind(equation, each)[0])
+
+    form = on_any if platform is None else on_cpu
+    with placed(equation, named=False):
+        closed = jax.make_jaxpr(form)(*(variable.aval for variable in equation.invars))
+    program = closed.jaxpr
+    given, made = zip(program.invars, equation.invars, strict=True), zip(program.outvars, equation.outvars, strict=True)
+    constants = zip(program.constvars, closed.consts, strict=True)
+    here = {**dict(given), **dict(made), **{variable: Literal(value, variable.aval) for variable, value in constants}}
+
+    def ours(variables):
+        return [each if isinstance(each, Literal) else here.get(each, each) for each in variables]
+
+    return [each.replace(invars=ours(each.invars), outvars=ours(each.outvars)) for each in program.eqns]
 
 
 def _is_slow(equation) -> bool:
@@ -85,23 +123,6 @@ def _is_slow(equation) -> bool:
         values = equation.invars[0].aval
         return values.ndim > 3 and is_inexact(values)
     return equation.primitive.name in FORMS
-
-
-def _holds_slow(equation) -> bool:
-    """Whether there is such an equation inside of this one that is not yet rewritten, for each platform its own."""
-    if equation.primitive.name not in OPENED or equation.params.get("branches_platforms"):
-        return False
-    inner = (each for body in bodies(equation) for each in body.jaxpr.eqns)
-    return any(_is_slow(each) or _holds_slow(each) for each in inner)
-
-
-def _rewritten(repeated: bool, value):
-    """A parameter of an equation, with the programs in it rewritten."""
-    if isinstance(value, ClosedJaxpr):
-        return jax.make_jaxpr(lambda *inputs: _run(value, inputs, repeated))(*value.in_avals)
-    if isinstance(value, Jaxpr):
-        return _rewritten(repeated, ClosedJaxpr(value, ())).jaxpr
-    return tuple(_rewritten(repeated, each) for each in value) if type(value) is tuple else value
 
 
 def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
@@ -162,12 +183,16 @@ def _of_shifts(images, kernel, params):
     n, *pixels, channels = images.shape
     steps, dilation = params["window_strides"], params["rhs_dilation"]
     reach = [d * (size - 1) for d, size in zip(dilation, sizes, strict=True)]
-    result = 0
-    for weight in np.ndindex(*sizes):
-        first = [d * i for d, i in zip(dilation, weight, strict=True)]
-        last = [size - each + i for size, each, i in zip(pixels, reach, first, strict=True)]
+    images, kernel = images.astype(wide), kernel.astype(wide).reshape(-1, channels)
+    result = None
+    for i, weight in enumerate(np.ndindex(*sizes)):
+        first = [d * j for d, j in zip(dilation, weight, strict=True)]
+        last = [size - each + j for size, each, j in zip(pixels, reach, first, strict=True)]
         seen = jax.lax.slice(images, (0, *first, 0), (n, *last, channels), (1, *steps, 1))
-        result += seen.astype(wide) * kernel[weight][0].astype(wide)
+        own = jax.lax.broadcast_in_dim(
+            jax.lax.slice(kernel, (i, 0), (i + 1, channels)), seen.shape, (0, images.ndim - 1)
+        )
+        result = seen * own if result is None else jax.lax.add(result, jax.lax.mul(seen, own))
     return result.astype(kind)
 
 

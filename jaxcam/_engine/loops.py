@@ -6,17 +6,19 @@ their first term, which vary over a mesh as the terms do.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from jaxcam._engine.compiled import config
+from jaxcam._engine.compiled import config, inside_an_engine
 from jaxcam._engine.convolutions import fast
 
 
 def scan(step: Callable, first, over):
-    """`jax.lax.scan(step, first, over)`."""
-    return jax.lax.scan(fast(step, repeated=True) if config.rewrite else step, first, over)
+    """`jax.lax.scan(step, first, over)`; inside of an engine it is rewritten with all the rest."""
+    loop = partial(jax.lax.scan, step)
+    return (fast(loop) if config.rewrite and not inside_an_engine() else loop)(first, over)
 
 
 def chunked_map(function: Callable, count: int, images, chunk_size: int | None):
