@@ -9,7 +9,6 @@ import numpy as np
 import jaxcam
 from experiments import _pasted, _study
 from jaxcam import data, train
-from jaxcam.models.resnet import BasicBlock, ResNet
 
 NORMALIZE = train.Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 STAGES = ("layer1", "layer2", "layer3")
@@ -59,8 +58,7 @@ class Case:
 def shapes_case(args) -> Case:
     """A ResNet-18 of width 8, trained on which shapes are there, and the images in which it finds them all."""
     count, least = (64, 64) if args.smoke else (6000, 256)
-    depth = (1, 1, 1, 1) if args.smoke else (2, 2, 2, 2)
-    module = ResNet(depth, BasicBlock, num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
+    module = _study.resnet18(args, num_classes=len(data.SHAPES_LABELS), width=8)
     training, test = data.shapes(count, seed=1), data.shapes(max(least, 4 * args.images), seed=2)
     there = {"train": training.masks.any((2, 3)), "test": test.masks.any((2, 3))}
     shuffled = np.random.default_rng(0).permutation(there["train"])
@@ -104,7 +102,7 @@ def distribution(there):
 
 def cifar10_case(args) -> Case:
     """The bundled model, and the first test images that it classifies correctly."""
-    classifier = jaxcam.load("resnet18_cifar10")
+    classifier = _study.bundled(args)
     training, test = _study.cifar10(args)
     model, weights = classifier.tap(), classifier.about["sha256"]
     images = classifier.preprocess(test.images[: 4 * args.images])
@@ -145,7 +143,7 @@ def photographs_case(args) -> Case:
     """
     pasted = _pasted.pasted(args.photos, size=64 if args.smoke else 224)
     if args.smoke:
-        module = ResNet((1, 1, 1, 1), BasicBlock, num_classes=len(data.SHAPES_LABELS), width=8, stem="cifar")
+        module = _study.resnet18(args, num_classes=len(data.SHAPES_LABELS), width=8)
         model = jaxcam.tap(module, module.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32)), "layer4")
         images = NORMALIZE(jnp.asarray(pasted.images[: args.images]))
         targets = jnp.argmax(model(images), -1)

@@ -5,15 +5,19 @@ import io
 import json
 import os
 import platform
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+import jaxcam
 from jaxcam import _files, data, metrics, train
+from jaxcam.models.resnet import BasicBlock, ResNet
 
 PACKAGES = ("jax", "flax", "optax", "numpy")
 
@@ -43,6 +47,22 @@ def cifar10(args: argparse.Namespace) -> tuple[data.Split, data.Split]:
         images = 128 + 60 * np.cos(angles)[:, None, None] + rng.normal(0, 30, (size, 32, 32, 3))
         splits.append(data.Split(images.clip(0, 255).astype(np.uint8), labels))
     return splits[0], splits[1]
+
+
+def resnet18(args: argparse.Namespace, **options) -> ResNet:
+    """A ResNet-18 with the CIFAR stem; in smoke mode one block a stage, which compiles in half the time."""
+    depth = (1, 1, 1, 1) if args.smoke else (2, 2, 2, 2)
+    return ResNet(depth, BasicBlock, **{"num_classes": 10, "stem": "cifar"} | options)
+
+
+def bundled(args: argparse.Namespace, name: str = "resnet18_cifar10", **options) -> jaxcam.Classifier:
+    """The classifier of that name; in smoke mode a small untrained network in its place."""
+    classifier = jaxcam.load(name, **options)
+    if not args.smoke:
+        return classifier
+    module = resnet18(args, width=8)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return replace(classifier, module=module, variables=variables)
 
 
 def environment() -> dict:

@@ -21,7 +21,6 @@ import jaxcam
 from experiments import _report, _study
 from experiments.train_cifar10 import MEAN, STD
 from jaxcam import data, metrics, plot, train
-from jaxcam.models import ARCHITECTURES
 
 FROG = data.CIFAR10_LABELS.index("frog")
 NORMALIZE = train.Normalization(MEAN, STD)
@@ -50,10 +49,10 @@ def main(argv=None):
     parser.add_argument("--window", type=int, default=4, help="side of a masked patch, in pixels")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.sizes, args.epochs, args.width, args.images = [4], 2, 4, 12
+        args.sizes, args.epochs, args.width, args.images, args.layer = [4], 1, 4, 12, "layer4.0.conv2"
 
     train_data, test_data = _study.cifar10(args)
-    module = ARCHITECTURES["resnet18"](num_classes=10, width=args.width, stem="cifar")
+    module = _study.resnet18(args, width=args.width)
     ten_epochs = 10 * (len(train_data.images) // args.batch_size)
     schedule = optax.exponential_decay(0.01, ten_epochs, 0.1, staircase=True)
     optimizer = train.sgd(schedule, momentum=0.9, nesterov=False, weight_decay=0.0)

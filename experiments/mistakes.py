@@ -51,7 +51,7 @@ def main(argv=None):
     if args.smoke:
         args.shapley_images, args.orders, args.batch_size = 8, 2, 16
 
-    classifier = jaxcam.load(args.model, architecture=args.architecture, num_classes=10)
+    classifier = _study.bundled(args, args.model, architecture=args.architecture, num_classes=10)
     model = classifier.tap(args.layer)
     test = data.Split(*(each[: args.images] for each in _study.cifar10(args)[1]))
     images = np.asarray(classifier.preprocess(test.images))

@@ -19,7 +19,6 @@ import jaxcam
 from experiments import _report, _study
 from experiments.train_cifar10 import MEAN, STD
 from jaxcam import data, metrics, plot, train
-from jaxcam.models import ARCHITECTURES
 
 LAYER = "layer4"
 BUNDLED = "resnet18_cifar10"
@@ -74,7 +73,7 @@ def main(argv=None):
         args.images, args.epoch_images, args.variant_images, args.variants = 24, 12, 12, VARIANTS[1:2]
 
     train_data, test_data = _study.cifar10(args)
-    module = ARCHITECTURES["resnet18"](num_classes=10, width=args.width, stem="cifar")
+    module = _study.resnet18(args, width=args.width)
     optimizer = train.sgd(0.1, momentum=0.9, nesterov=False, weight_decay=5e-4)
 
     def trained(seed, epoch):
@@ -106,7 +105,7 @@ def main(argv=None):
             name = f"seed-{seed}-epoch-{epoch}"
             runs[seed, epoch] = _study.part(args, name, partial(one_epoch, seed, epoch), **settings)
 
-    classifier = jaxcam.load(args.model, architecture=args.architecture, num_classes=10)
+    classifier = _study.bundled(args, args.model, architecture=args.architecture, num_classes=10)
     if classifier.preprocess.crop != test_data.images.shape[1]:
         raise SystemExit(f"{args.model} takes images of {classifier.preprocess.crop} pixels; CIFAR-10's have 32.")
     model, weights = jaxcam.tap(classifier.module, classifier.variables, LAYER), classifier.about["sha256"]
