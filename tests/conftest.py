@@ -15,9 +15,16 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import jax
 import jaxtyping
 import pytest
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Each of thousands of small programs is lowered in a context of its own, which takes as long as lowering it: here all
+# share one.
+if hasattr(mlir, "make_ir_context"):
+    CONTEXT = mlir.make_ir_context()
+    mlir.make_ir_context = lambda: CONTEXT
 
 # The files that take longest, first, so that both workers are busy to the end; a file is the work of one worker.
 LONG = ("test_methods", "test_experiments", "test_sharding", "test_modes", "test_space", "test_taps_frameworks")

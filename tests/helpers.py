@@ -1,5 +1,6 @@
 """Small models with known answers, and the one table of methods that drives the shared tests."""
 
+import dataclasses
 from functools import cache, wraps
 from typing import NamedTuple
 
@@ -169,6 +170,14 @@ def tiny_resnet(**options):
     """One block per stage, width 4, CIFAR stem: compiles in a second."""
     options = {"num_classes": 10, "width": 4, "stem": "cifar"} | options
     return ResNet((1, 1, 1, 1), BasicBlock, **options)
+
+
+def tiny_classifier():
+    """The bundled classifier with such a network in its place, for code that takes any: it is quick to trace."""
+    module = tiny_resnet()
+    return dataclasses.replace(
+        jaxcam.load("resnet18_cifar10"), module=module, variables=random_variables(module), layer="layer4"
+    )
 
 
 def random_variables(module, shape=(32, 32), seed=0):

@@ -306,9 +306,8 @@ def examples():
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     """What the examples take for given, with a model that is quick to trace in place of the one that a user loads."""
-    images = jaxcam.load("resnet18_cifar10").preprocess(jaxcam.sample())
-    module = helpers.tiny_resnet()
-    model = jaxcam.tap(module, helpers.random_variables(module), "layer4")
+    classifier = helpers.tiny_classifier()
+    images, model = classifier.preprocess(jaxcam.sample()), classifier.tap()
     heatmaps = jaxcam.grad_cam(model, images)
     masks = jnp.zeros((1, 32, 32), bool).at[:, 8:24, 8:24].set(True)
     return {

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import helpers
 import jax
 import pytest
 
@@ -14,6 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other libraries, as they are imported
+@pytest.mark.filterwarnings("ignore:Heatmap")  # of random weights on a small network
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_runs(page, tmp_path, monkeypatch):
     """All blocks of a page, one after the other, in a folder with the photographs that they name."""
@@ -24,8 +26,8 @@ def test_the_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("dog.jpg", "car.png"):
         shutil.copy(jaxcam.sample(), tmp_path / name)
-    classifier = jaxcam.load("resnet18_cifar10")  # a page may take a model and images for given
-    monkeypatch.setattr(jaxcam, "load", lambda name: classifier)  # whatever the page loads: it is quick to compile
+    classifier = helpers.tiny_classifier()  # a page may take a model and images for given
+    monkeypatch.setattr(jaxcam, "load", lambda name: classifier)  # whatever the page loads
     images = classifier.preprocess(jaxcam.sample())
     scope = {"jaxcam": jaxcam, "jax": jax, "model": classifier.tap(), "images": images}
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):

@@ -132,8 +132,8 @@ class ConvNeXt(nn.Module):
 
     Example:
       >>> module = ConvNeXt((1, 1, 1, 1), (8, 16, 24, 32), num_classes=10)
-      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-      >>> module.apply(variables, jnp.zeros((2, 64, 96, 3))).shape
+      >>> variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+      >>> jax.eval_shape(module.apply, variables, jnp.zeros((2, 64, 96, 3))).shape
       (2, 10)
     """
 

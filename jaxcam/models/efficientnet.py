@@ -164,7 +164,7 @@ class EfficientNet(nn.Module):
 
     Example:
       >>> module = EfficientNet(stages=((3, 1, 1, 4, 1), (5, 2, 6, 8, 2)), num_classes=10, stem=4, head=16)
-      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
       >>> module.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
       (2, 10)
     """

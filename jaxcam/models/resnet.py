@@ -165,7 +165,7 @@ class ResNet(nn.Module):
 
     Example:
       >>> module = ResNet((1, 1, 1, 1), BasicBlock, num_classes=10, width=8, stem="cifar")
-      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
       >>> module.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
       (2, 10)
     """

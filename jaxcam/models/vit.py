@@ -125,7 +125,7 @@ class ViT(nn.Module):
 
     Example:
       >>> module = ViT(depth=2, width=64, num_heads=2, patch_size=8, num_classes=10, image_size=32)
-      >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+      >>> variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
       >>> model = jaxcam.tap(module, variables, module.layer, reshape=module.reshape)
       >>> jaxcam.grad_cam(model, jnp.zeros((2, 32, 32, 3)), raw=True).shape
       (2, 4, 4)
