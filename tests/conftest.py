@@ -30,6 +30,14 @@ if hasattr(mlir, "make_ir_context"):
 LONG = ("test_methods", "test_experiments", "test_sharding", "test_modes", "test_space", "test_taps_frameworks")
 
 
+def pytest_configure(config):
+    """What was compiled once, the next run finds in pytest's own cache: `--cache-clear` empties it."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def pytest_collection_finish(session):
     """A traced program is many small objects, which are not worth looking through after each thousand."""
     gc.collect()

@@ -376,7 +376,11 @@ assert run() == first
 def test_where_compiled_programs_are_kept(tmp_path, monkeypatch):
     """In the package's own folder, unless the user has named another; a place that cannot be written is no error."""
     kept = {}
-    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
+
+    def config(named):
+        return type("Config", (), {"jax_compilation_cache_dir": named, "update": kept.__setitem__})()
+
+    monkeypatch.setattr(jax, "config", config(None))
     monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "own"))
     _common.keep_programs()
     assert Path(kept["jax_compilation_cache_dir"]).is_relative_to(tmp_path / "own")
@@ -387,7 +391,6 @@ def test_where_compiled_programs_are_kept(tmp_path, monkeypatch):
     _common.keep_programs()
     assert not kept
     monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "other"))
-    users = type("Config", (), {"jax_compilation_cache_dir": "theirs", "update": kept.__setitem__})()
-    monkeypatch.setattr(jax, "config", users)
+    monkeypatch.setattr(jax, "config", config("theirs"))
     _common.keep_programs()
     assert not kept and not (tmp_path / "other").exists()
