@@ -38,6 +38,8 @@ FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of ROAD
 REMOVALS = 48  # steps of deletion; Quantus removes a channel of a pixel at a time, and wants a share of the pixels
 AT_ONCE = 16  # images that Captum runs in one batch; all at once do not fit
 PEERS = ("torch", "torch, compiled")
+BUNDLED = {"resnet18_cifar10": 32, "efficientnet_lite0": 224}  # with weights, and the side of their images
+THEIRS = {"head": "bn2"}  # the layer that a CAM reads, where timm calls it something else
 
 
 class Row(NamedTuple):
@@ -114,7 +116,7 @@ def main(argv=None):
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", default="resnet50", choices=["resnet18", "resnet50", "resnet18_cifar10"])
+    parser.add_argument("--model", default="resnet50", choices=["resnet18", "resnet50", *BUNDLED])
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=ROWS, metavar="NAME")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
@@ -127,9 +129,8 @@ def main(argv=None):
     if not all(map(importlib.util.find_spec, ("torch", "pytorch_grad_cam", "captum"))):
         print("The PyTorch libraries are not installed; this package runs alone.", file=sys.stderr)
         sides = ["jaxcam"]
-    classifier, _ = classifier_and_side(args)
     for batch in args.batch:
-        facts, rows = facts_of(args, classifier, batch), {}
+        facts, rows = facts_of(args, batch), {}
         contestants = {side: start(args, batch, side) for side in sides}
         for name in args.methods:
             rows[name] = measure(args, name, contestants)
@@ -142,8 +143,8 @@ def main(argv=None):
 
 def classifier_and_side(args):
     """The model, and the side of its images in pixels."""
-    if args.model == "resnet18_cifar10":
-        return jaxcam.load(args.model), 32
+    if args.model in BUNDLED:
+        return jaxcam.load(args.model), BUNDLED[args.model]
     return jaxcam.load(_study.random_weights(args.output / "weights" / f"{args.model}.safetensors", args.model)), 224
 
 
@@ -153,12 +154,13 @@ def our_arguments(args, batch):
     images = np.random.default_rng(0).normal(size=(batch, side, side, 3)).astype(np.float32)
     module = classifier.module.clone(dtype=jnp.dtype(args.precision))
     targets = np.arange(batch) % module.num_classes
-    return jaxcam.tap(module, classifier.variables, "layer4"), jnp.asarray(images), jnp.asarray(targets)
+    return jaxcam.tap(module, classifier.variables, classifier.layer), jnp.asarray(images), jnp.asarray(targets)
 
 
-def facts_of(args, classifier, batch) -> dict:
+def facts_of(args, batch) -> dict:
     _, side = classifier_and_side(args)
-    cost = ROWS["forward"].ours.lower(*our_arguments(args, batch)).compile().cost_analysis()
+    model, images, targets = our_arguments(args, batch)
+    cost = ROWS["forward"].ours.lower(model, images, targets).compile().cost_analysis()
     rate, speed = matrix_rate(jnp.dtype(args.precision)), bandwidth()
     return {
         "operations of a pass": cost["flops"],
@@ -166,7 +168,7 @@ def facts_of(args, classifier, batch) -> dict:
         "bytes of a pass": cost["bytes accessed"],
         "bytes per second": speed,
         "floor of a pass": cost["flops"] / rate,
-        "channels": classifier.module.width * 8 * classifier.module.block.expansion,
+        "channels": jax.eval_shape(lambda model, images: model.features(images), model, images).shape[-1],
         "windows": (side // window(side)) ** 2,
     }
 
@@ -192,7 +194,8 @@ def serve(connection, args, batch, side):
 
         classifier, _ = classifier_and_side(args)
         options = {"compiled": "compiled" in side, "half": args.precision == "bfloat16"}
-        peer = Peer(classifier, "layer4", np.asarray(images), np.asarray(targets), **options)
+        layer = THEIRS.get(classifier.layer, classifier.layer)
+        peer = Peer(classifier, layer, np.asarray(images), np.asarray(targets), **options)
 
         def run_of(row):
             peer.clear()

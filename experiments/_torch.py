@@ -15,7 +15,8 @@ from captum import attr
 from torch import nn
 
 from jaxcam import segments
-from jaxcam.models import state_dict
+from jaxcam.models import EfficientNet, state_dict
+from jaxcam.models.layouts import LAYOUTS
 from tests.golden.make_golden import import_torchvision
 
 import_torchvision()  # before what imports it
@@ -80,10 +81,17 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def load(classifier) -> ResNet:
-    """The classifier's network with its weights, in inference mode."""
-    network = ResNet(classifier.module)
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state_dict(classifier.variables).items()}
+def load(classifier) -> nn.Module:
+    """The classifier's network with its weights, in inference mode; an EfficientNet-Lite0 is timm's."""
+    if isinstance(classifier.module, EfficientNet):
+        import timm
+
+        network = timm.create_model("tf_efficientnet_lite0")
+        layout = next(each for each in LAYOUTS if each.library == "timm" and each.family.module is EfficientNet)
+    else:
+        network, layout = ResNet(classifier.module), None
+    named = state_dict(classifier.variables, layout)
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in named.items()}
     result = network.load_state_dict(tensors, strict=False)
     missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or result.unexpected_keys:

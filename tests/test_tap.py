@@ -567,7 +567,9 @@ def test_model_arguments_are_static_or_leaves():
 
 
 def test_layers_lists_every_module():
-    listed = jaxcam.layers(helpers.tiny_resnet(), jnp.zeros((2, 32, 32, 3)))
+    module, images = helpers.tiny_resnet(), jnp.zeros((2, 32, 32, 3))
+    listed = jaxcam.layers(module, images)
+    assert jaxcam.layers(jaxcam.tap(module, helpers.random_variables(module), "fc"), images) == listed
     assert listed["conv1"] == (2, 32, 32, 4)
     assert listed["layer4.0.downsample.1"] == (2, 4, 4, 32)
     assert listed["layer4"] == (2, 4, 4, 32)

@@ -103,7 +103,7 @@ def layers(model, images, variables=None, *, context=None, **apply_kwargs) -> di
     Nothing is computed. A Linen module's `variables` may be left out: they are then those of `module.init`.
 
     Args:
-      model, variables, context, apply_kwargs: what `jaxcam.tap` takes.
+      model, variables, context, apply_kwargs: what `jaxcam.tap` takes; or a tap alone.
       images: an array `[n, *space, c]`, or `jax.ShapeDtypeStruct` of one.
 
     Raises:
@@ -114,6 +114,8 @@ def layers(model, images, variables=None, *, context=None, **apply_kwargs) -> di
       >>> jaxcam.layers(nn.Sequential([nn.Conv(4, (3, 3)), nn.Dense(3)]), jnp.ones((2, 8, 8, 3)))
       {'layers_0': (2, 8, 8, 4), 'layers_1': (2, 8, 8, 3)}
     """
+    if isinstance(model, Tap):
+        return model.shapes(images)
     kind = _kind(model)
     given = (None, None, context, apply_kwargs)
     if kind is linen and variables is None:
