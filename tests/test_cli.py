@@ -210,7 +210,7 @@ COSTS = [
     ("grad_cam", "1 forward pass"),
     ("score_cam", "1,281 forward passes"),
     ("ss_cam", f"{1 + 35 * 1280:,} forward passes"),
-    ("ablation_cam", "1 forward pass + 1,280 of the head"),
+    ("ablation_cam", "1 pass + 1,280 of the head"),
     ("integrated_gradients", "150 forward passes"),
     ("occlusion", "1 + windows forward passes"),
     ("sobol", "32 (d + 2) forward passes"),

@@ -311,7 +311,7 @@ def test_attributions_are_made_legible():
     ramp = np.linspace(-1, 1, 2001).reshape(1, -1, 1)
     np.testing.assert_allclose(_pixels.legible(ramp, True, 0, 50)[0], np.clip(2 * ramp[0, :, 0], -1, 1), atol=2e-3)
     assert not _pixels.legible(np.zeros((4, 4, 3)), True, 0.01, 99).any()
-    assert _pixels.legible(np.eye(50)[:, :3, None], True, 0, 50).max() == 1, "where half are zero, the maximum counts"
+    assert _pixels.legible(5 * np.eye(50)[:, :3, None], True, 0, 50).max() == 1, "where half are zero, the maximum counts"
 
 
 ALTERED = [

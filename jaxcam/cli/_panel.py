@@ -73,11 +73,10 @@ def cost(method, channels: int | None) -> str:
     text = re.sub(r"\w+", lambda word: str(known.get(word[0], word[0])), method.cost)
     first, _, above = text.partition(", and ")
     passes = _evaluated(first)
-    words = f"{passes} forward pass{'' if passes == '1' else 'es'}"
-    if not above:
-        return words
-    times = above.split()[0]
-    return f"{words} + {int(times):,} of the head" if times.isdigit() else f"{words} + {times} of the head"
+    end = "" if passes == "1" else "es"
+    if above:
+        return f"{passes} pass{end} + {_evaluated(above.split()[0])} of the head"
+    return f"{passes} forward pass{end}"
 
 
 def _evaluated(text: str) -> str:
