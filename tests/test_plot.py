@@ -311,13 +311,13 @@ def test_attributions_are_made_legible():
     ramp = np.linspace(-1, 1, 2001).reshape(1, -1, 1)
     np.testing.assert_allclose(_pixels.legible(ramp, True, 0, 50)[0], np.clip(2 * ramp[0, :, 0], -1, 1), atol=2e-3)
     assert not _pixels.legible(np.zeros((4, 4, 3)), True, 0.01, 99).any()
-    assert _pixels.legible(5 * np.eye(50)[:, :3, None], True, 0, 50).max() == 1, "where half are zero, the maximum counts"
+    assert _pixels.legible(5 * np.eye(50)[:, :3, None], True, 0, 50).max() == 1, "half are zero"
 
 
 ALTERED = [
-    ({}, "smoothed", "Smoothed by a Gaussian (σ 1.0% of the side) and clipped at percentile 99, for display only."),
-    ({"smoothing": 0}, "clipped", "Clipped at percentile 99, for display only."),
-    ({"percentile": 100}, "smoothed", "Smoothed by a Gaussian (σ 1.0% of the side), for display only."),
+    ({}, "smoothed", "Smoothed (σ 1% of the side) and clipped (percentile 99), for display only."),
+    ({"smoothing": 0}, "clipped", "Clipped (percentile 99), for display only."),
+    ({"percentile": 100}, "smoothed", "Smoothed (σ 1% of the side), for display only."),
 ]
 
 
@@ -331,7 +331,8 @@ def test_the_panel_says_what_was_done_to_attributions(options, word, sentence):
     written = texts(plot.panel(photograph(), given, smoothing=0, percentile=100))
     assert not any("display" in text for text in written), "nothing was done"
     written = texts(plot.panel(photograph(), {"fem": heat()}))
-    assert not any("display" in text for text in written), "heatmaps are drawn as they are"
+    assert not any("lipped" in text for text in written), "heatmaps are drawn as they are"
+    assert sentence in texts(plot.panel(photograph(90, 30), {"ig": signed()}, **options)), "whole, beside a narrow map"
 
 
 def test_several_classes_stand_side_by_side():

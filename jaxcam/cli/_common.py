@@ -40,15 +40,9 @@ def progress():
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        MofNCompleteColumn(),
-        BarColumn(20),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    # What is printed on stdout stays there, for the user may have sent it elsewhere.
-    return Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal)
+    columns = SpinnerColumn(), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn()
+    options = {"console": console, "transient": True, "disable": not console.is_terminal}
+    return Progress(*columns, TextColumn("{task.description}"), **options)
 
 
 def keep_programs() -> None:

@@ -47,6 +47,7 @@ from jaxcam.plot._pixels import (
 )
 
 LABEL, SAID, SCALE = 0.2, 0.3, 0.44  # heights of a class's name, of the sentence below the grid, of a colour scale
+SENTENCE = 4.2  # its width in small letters
 
 
 class _Map(NamedTuple):
@@ -157,8 +158,8 @@ def _maps(name, given, classes, kind, smoothing, percentile) -> list[_Map]:
 
 def _altered(smoothing, percentile) -> tuple[str, str]:
     """What is done to attributions, in a word and in a sentence."""
-    smoothed = f"smoothed by a Gaussian (σ {smoothing:.1%} of the side)" if smoothing else ""
-    clipped = f"clipped at percentile {percentile:g}" if percentile < 100 else ""
+    smoothed = f"smoothed (σ {100 * smoothing:.3g}% of the side)" if smoothing else ""
+    clipped = f"clipped (percentile {percentile:g})" if percentile < 100 else ""
     said = " and ".join(filter(None, [smoothed, clipped]))
     return said.partition(" ")[0], f"{said[0].upper()}{said[1:]}, for display only." if said else ""
 
@@ -182,7 +183,7 @@ def _places(picture, maps, captions, predictions, headed, said) -> _Places:
     wide = SLIDE[0] * min(high / SLIDE[1], 1.1)  # a long sidebar makes the slide larger
     room = wide - left - MARGIN, high - MARGIN - below - top
     grid = arranged(len(maps), aspect, [(1, count), (count, 1)], (left, top), room, above, label)
-    size = max(grid.right, left + SIDEBAR) + MARGIN, max(grid.bottom + below, bottom) + MARGIN
+    size = max(grid.right, left + (SENTENCE if said else SIDEBAR)) + MARGIN, max(grid.bottom + below, bottom) + MARGIN
     return _Places(photograph, bars, scales, grid, size)
 
 
