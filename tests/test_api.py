@@ -54,7 +54,7 @@ INSIDE = {
         ["_find"],
         ["weights"],
     ],
-    "plot": [["_pixels"], ["_layout"], ["pictures", "charts", "signals"]],
+    "plot": [["_pixels"], ["_layout"], ["panels", "pictures", "charts", "signals"]],
     "metrics": [
         ["_checks"],
         ["_altered", "similarity"],
@@ -257,6 +257,7 @@ def public_functions():
         "score",
         "segments",
         "image",
+        "plot.panels",
         "plot.pictures",
         "plot.charts",
         "plot.signals",

@@ -1,6 +1,7 @@
 """The command line, as a person uses it."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -15,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 import jaxcam
 from jaxcam import cli
 from jaxcam.attribution import METHODS, Method
-from jaxcam.cli import _common
+from jaxcam.cli import _common, _panel
 from jaxcam.cli import explain as command
 from jaxcam.metrics import METRICS
 
@@ -45,7 +45,8 @@ def quick(monkeypatch):
     """No method is run: for tests of what happens around them."""
 
     def explained(model, batch, name):
-        return np.ones((*batch.targets.shape, *batch.images.shape[1:3]), np.float32), []
+        heatmaps = np.ones((*batch.targets.shape, *batch.images.shape[1:3]), np.float32)
+        return command.Explained(heatmaps, heatmaps, [])
 
     monkeypatch.setattr(command, "_explained", explained)
 
@@ -95,11 +96,7 @@ def test_explain_with_no_arguments(tmp_path, monkeypatch, capsys):
 
 
 def test_several_targets_stand_side_by_side(photo, tmp_path, capsys, monkeypatch):
-    rows = []
-    gallery = jaxcam.plot.gallery
-    monkeypatch.setattr(
-        jaxcam.plot, "gallery", lambda given, **options: rows.extend(given) or gallery(given, **options)
-    )
+    panels = drawn_panels(monkeypatch)
     options = ["--method", "grad_cam", "saliency", "--target", "frog", "Cat", "6", "--output", str(tmp_path)]
     assert cli.main(["explain", photo, *MODEL, *options]) == 0
     report = json.loads((tmp_path / "photo.json").read_text())
@@ -107,10 +104,12 @@ def test_several_targets_stand_side_by_side(photo, tmp_path, capsys, monkeypatch
     assert set(report["files"]) == {"grad_cam_6-frog", "grad_cam_3-cat", "saliency_6-frog", "saliency_3-cat", "panel"}
     classifier = jaxcam.load("resnet18_cifar10")
     images, view = classifier.preprocess(photo), classifier.preprocess.view(photo)
+    [(maps, shown)] = panels
+    assert shown["explained"] == ["frog", "cat"] and {"frog", "cat"} <= {label for label, _ in shown["predictions"]}
     for place, (label, index) in enumerate((("frog", 6), ("cat", 3))):
-        maps = jaxcam.explain(classifier.tap(), images, index, methods=["grad_cam", "saliency"])
-        for (_, shown), each in zip(rows[place][1:], maps.values(), strict=True):
-            np.testing.assert_allclose(shown, each[0], atol=1e-4)
+        for name, each in maps.items():
+            expected = METHODS[name].function(classifier.tap(), images, index)[0]
+            np.testing.assert_allclose(each[place], expected, atol=1e-3 * np.abs(expected).max())
         expected = jaxcam.plot.blend(view, jaxcam.grad_cam(classifier.tap(), images, index))[0]
         with Image.open(tmp_path / report["files"][f"grad_cam_{index}-{label}"]) as image:
             assert np.abs(np.asarray(image, int) - expected.astype(int)).max() <= 2
@@ -120,8 +119,9 @@ def test_several_targets_stand_side_by_side(photo, tmp_path, capsys, monkeypatch
 def test_cam_is_not_among_all_methods_of_another_layer(tmp_path):
     """It is defined for the last one alone."""
     given = {"model": "resnet18_cifar10", "architecture": None, "target": [], "method": ["all"], "images": []}
+    given |= {"colormap": "inferno", "theme": "light", "format": "png", "scale": 1}
     for layer, expected in ((None, ["grad_cam", "cam"]), ("layer4", ["grad_cam", "cam"]), ("layer3", ["grad_cam"])):
-        args = argparse.Namespace(**given, layer=layer, output=tmp_path, colormap="inferno")
+        args = argparse.Namespace(**given, layer=layer, output=tmp_path)
         assert command._job(args, ["grad_cam", "cam"]).methods == expected
 
 
@@ -129,23 +129,18 @@ def nothing(model, images, targets=None, *, warn=True):
     """nothing: a method that finds nothing in the second image and after."""
     if not isinstance(images, jax.core.Tracer):
         warnings.warn("All gradients at 'layer4' are zero,\nand so are the heatmaps.", stacklevel=1)
-    return jnp.zeros(images.shape[:3]).at[0].set(1.0)
+    return jnp.zeros(images.shape[:3]).at[0].set(1.0)[:, None]
 
 
 def test_a_heatmap_of_zeros_is_one_line_on_stderr(photo, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METHODS, "nothing", Method(nothing, "none", "tap", "heatmaps", "0"))
     second, third = (shutil.copy(photo, str(tmp_path / name)) for name in ("second.png", "third.png"))
     arguments = ["--method", "nothing", "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(jaxcam, "explain", explained_eagerly)
     assert cli.main(["explain", photo, second, third, *MODEL, *arguments]) == 0
     said = "nothing is zero everywhere. All gradients at 'layer4' are zero, and so are the heatmaps."
     assert capsys.readouterr().err.splitlines() == [f"jaxcam: {path}: {said}" for path in (second, third)]
     assert cli.main(["explain", photo, *MODEL, *arguments]) == 0
     assert capsys.readouterr().err == "jaxcam: All gradients at 'layer4' are zero, and so are the heatmaps.\n"
-
-
-def explained_eagerly(model, images, targets, *, methods, percentile):
-    return {name: METHODS[name].function(model, images, targets)[:, None] for name in methods}
 
 
 def test_what_the_library_warns_of_arrives(photo, tmp_path, monkeypatch, capsys):
@@ -170,6 +165,106 @@ def test_options(photo, tmp_path, capsys):
     options = ["--method", "grad_cam", "--target", "6", "--layer", "layer3", "--output", str(by_index)]
     assert cli.main(["explain", photo, *MODEL, *options]) == 0
     assert json.loads((by_index / "photo.json").read_text())["targets"] == report["targets"]
+
+
+DRAWN = [  # method, whether it gives channels, the shape that is drawn
+    ("grad_cam", False, (1, 2, 7, 7)),
+    ("saliency", True, (1, 2, 7, 7, 3)),
+    ("occlusion", False, (1, 2, 7, 7, 1)),
+    ("integrated_gradients", True, (1, 2, 7, 7, 3)),
+    ("rise", False, (1, 2, 7, 7)),
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "shape"), DRAWN)
+def test_what_is_drawn_of_a_method(name, channels, shape):
+    """Attributions where there are channels or signs to see, else the heatmaps."""
+    found, heatmaps = np.full((1, 2, 7, 7, 3) if channels else (1, 2, 7, 7), -2.0), np.ones((1, 2, 7, 7))
+    drawn = _panel.drawn(name, found, heatmaps)
+    assert drawn.shape == shape and drawn.max() == (1 if shape == heatmaps.shape else -2)
+
+
+def test_what_stands_on_the_panel(photo, tmp_path, monkeypatch, quick):
+    panels = drawn_panels(monkeypatch)
+    methods = ["grad_cam", "saliency", "input_x_gradient", "occlusion"]
+    options = ["--method", *methods, "--theme", "dark", "--colormap", "jet", "--output", str(tmp_path)]
+    assert cli.main(["explain", photo, *MODEL, *options]) == 0
+    [(maps, shown)] = panels
+    assert list(maps) == methods and {np.shape(each) for each in maps.values()} == {(32, 32)}
+    assert shown["signed"] == methods[2:] and len(shown["predictions"]) == 3
+    notes = ["1 forward pass", "3 forward passes", "3 forward passes", "1 + windows forward passes"]
+    assert shown["notes"] == dict(zip(methods, notes, strict=True))
+    expected = {"theme": "dark", "colormap": "jet", "model": "resnet18_cifar10", "title": "photo"}
+    assert {name: shown[name] for name in expected} == expected
+
+
+def drawn_panels(monkeypatch) -> list:
+    """The maps and options of each panel that is drawn from now on."""
+    panels, panel = [], jaxcam.plot.panel
+    keep = lambda image, maps, **options: panels.append((maps, options)) or panel(image, maps, **options)  # noqa: E731
+    monkeypatch.setattr(jaxcam.plot, "panel", keep)
+    return panels
+
+
+COSTS = [
+    ("grad_cam", "1 forward pass"),
+    ("score_cam", "1,281 forward passes"),
+    ("ss_cam", f"{1 + 35 * 1280:,} forward passes"),
+    ("ablation_cam", "1 pass + 1,280 of the head"),
+    ("integrated_gradients", "150 forward passes"),
+    ("occlusion", "1 + windows forward passes"),
+    ("sobol", "32 (d + 2) forward passes"),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), COSTS)
+def test_costs_in_words(name, expected):
+    assert _panel.cost(METHODS[name], 1280) == expected
+
+
+@pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
+def test_the_panel_in_other_formats(photo, tmp_path, quick, kind, start):
+    for scale in ("1", "0.5"):
+        options = ["--method", "fem", "--format", kind, "--scale", scale, "--output", str(tmp_path / scale)]
+        assert cli.main(["explain", photo, *MODEL, *options]) == 0
+    files = {path.name for path in (tmp_path / "1").iterdir()}
+    assert files == {"photo.json", "photo_fem.png", f"photo_panel.{kind}"}
+    assert json.loads((tmp_path / "1" / "photo.json").read_text())["files"]["panel"] == f"photo_panel.{kind}"
+    panel, small = ((tmp_path / scale / f"photo_panel.{kind}").read_bytes() for scale in ("1", "0.5"))
+    assert panel.startswith(start) and len(small) < len(panel)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_sees_what_is_done(photo, tmp_path, monkeypatch, capsys, quick):
+    """On stderr a line for the method, and how many are done; results go to stdout, and nothing else does."""
+    monkeypatch.setattr(command, "BATCH", 2)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    photos = [photo, *(shutil.copy(photo, tmp_path / f"{index}.png") for index in range(4))]
+    options = ["--method", "grad_cam", "fem", "--output", str(tmp_path / "out")]
+    assert cli.main(["explain", *map(str, photos), *MODEL, *options]) == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
+    seen = [re.findall(r"(\d/\d) .* (\d:\d\d:\d\d) (\w+: [\w ]+\w)", line) for line in lines]
+    stages = list(dict.fromkeys((done, text) for line in seen for done, _, text in line))
+    new, again = "compiling and running", "running"
+    expected = [("0/6", new), ("1/6", new), ("2/6", again), ("3/6", again), ("4/6", new), ("5/6", new)]
+    assert stages == [(done, f"{('grad_cam', 'fem')[i % 2]}: {text}") for i, (done, text) in enumerate(expected)]
+    shown = capsys.readouterr().out
+    assert shown.count("explained") == 6 and "compiling" not in shown and "\x1b[2K" not in shown
+    assert lines[-1].strip() == "", "the line goes when it is done"
+
+
+def test_a_mistake_on_a_terminal_is_one_line_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert cli.main(["explain", "missing.jpg", *MODEL, "--output", str(tmp_path)]) == 2
+    assert terminal.getvalue().endswith("jaxcam: Cannot open 'missing.jpg': there is no such file.\n")
+    assert terminal.getvalue().count("jaxcam:") == 1
 
 
 def test_the_overlay_is_the_heatmap_of_that_class(photo, tmp_path):
@@ -228,17 +323,19 @@ def test_files_are_whole_or_absent(photo, tmp_path, monkeypatch, capsys, quick):
     assert [path.name for path in folder.iterdir()] == ["photo_saliency.png"] and size(folder / "photo_saliency.png")
 
 
-def test_labels_are_no_markup(capsys):
+def test_labels_are_no_markup(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     entry = {"index": 0, "label": "[bold]", "probability": 0.5}
-    command._print_report(Console(width=80), {"image": "[x].jpg", "predictions": [entry], "targets": [entry]})
+    command._print_report({"image": "[x].jpg", "predictions": [entry], "targets": [entry]})
     assert "[bold]" in (shown := capsys.readouterr().out) and "[x].jpg" in shown
 
 
-def test_explained_classes_that_are_not_predicted_are_listed_too(capsys):
+def test_explained_classes_that_are_not_predicted_are_listed_too(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     likely, other = (
         {"index": i, "label": label, "probability": p} for i, label, p in ((0, "cat", 0.5), (7, "ox", 0.0))
     )
-    command._print_report(Console(width=80), {"image": "x.jpg", "predictions": [likely], "targets": [other]})
+    command._print_report({"image": "x.jpg", "predictions": [likely], "targets": [other]})
     cat, ox = capsys.readouterr().out.splitlines()[-2:]
     assert "cat" in cat and "explained" not in cat and "ox" in ox and "explained" in ox
 
@@ -279,6 +376,10 @@ MISTAKES = [
     (["explain", "--layer", "layer5"], "Unknown layer 'layer5'. Did you mean 'layer4'"),
     (["explain", "--layer", "fc", "--method", "grad_cam"], "'fc' returns (1, 10), which is not spatial"),
     (["explain", "--colormap", "jett"], "Unknown colour map 'jett'. Did you mean 'jet'"),
+    (["explain", "--theme", "drak"], "invalid choice: 'drak'"),
+    (["explain", "--format", "tif"], "invalid choice: 'tif'"),
+    (["explain", "--scale", "0"], "scale is 0.0; expected a number above 0 and at most 8"),
+    (["explain", "--scale", "2x"], "invalid float value: '2x'"),
     (["explain", "--model", "resnet19"], "Unknown model 'resnet19'. Did you mean"),
     (["explain", "missing.jpg"], "Cannot open 'missing.jpg': there is no such file."),
     (["explain", "--method", "grad_cam", "taken"], "'taken' follows --method, so it was taken for a method"),
@@ -361,7 +462,7 @@ def run():
     return {path.name for path in Path("own").rglob("*-cache")}
 
 first = run()
-assert any("explain" in name for name in first), first
+assert any("saliency" in name for name in first), first
 jax.clear_caches()
 assert run() == first
 """

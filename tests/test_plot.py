@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxcam import plot
 from jaxcam.image import Preprocess, sample
-from jaxcam.plot import _layout
+from jaxcam.plot import _layout, _pixels
 
 PREPROCESS = Preprocess(32, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PREDICTIONS = [("cat", 0.871), ("dog", 0.093), ("frog", 0.0361), ("deer", 0.0002), ("a very long label, " * 9, 0.0)]
@@ -25,6 +25,10 @@ def photograph(height=60, width=60):
 
 def heat(height=7, width=7):
     return np.random.default_rng(1).random((height, width), dtype=np.float32)
+
+
+def signed(height=7, width=7):
+    return np.random.default_rng(2).normal(size=(height, width, 3)).astype(np.float32)
 
 
 def maps(count):
@@ -179,42 +183,51 @@ def check_layout(figure):
         assert apart, f"{one!r} overlaps {other!r}"
 
 
-SIZES = [(count, size) for count in (1, 2, 3, 5, 8, 12) for size in ((60, 60), (60, 150), (150, 60), (4, 400))]
+SIZES = [(count, size, 1) for count in (1, 2, 3, 5, 8, 12) for size in ((60, 60), (60, 150), (150, 60), (4, 400))]
+SEVERAL = [(1, (60, 60), 2), (6, (60, 150), 3), (12, (60, 60), 2)]
 
 
-@pytest.mark.parametrize(("count", "size"), [*SIZES, (24, (60, 60)), (40, (60, 60))])
-def test_panel_at_any_size(count, size):
-    figure = plot.panel(
-        photograph(*size), maps(count), predictions=PREDICTIONS, title="A title " * 40, explained="cat " * 50
-    )
+@pytest.mark.parametrize(("count", "size", "classes"), [*SIZES, (24, (60, 60), 1), (40, (60, 60), 1), *SEVERAL])
+def test_panel_at_any_size(count, size, classes):
+    """With notes and a signed map, or with several classes."""
+    given, explained = maps(count), ["cat " * 50] * classes
+    given |= {"method_of_20_chars00": signed()} if count > 1 else {}
+    given = given if classes == 1 else {name: np.stack([each] * classes) for name, each in given.items()}
+    options = {"notes": dict.fromkeys(given, "1 forward pass"), "explained": explained if classes > 1 else explained[0]}
+    figure = plot.panel(photograph(*size), given, predictions=PREDICTIONS[2:], title="A title " * 40, **options)
     check_layout(figure)
-    assert [len([label for label in labels(figure) if label.startswith(kind)]) for kind in ("heat", "over")] == [
-        count
-    ] * 2
-    pictures = [axes.get_position() for axes in figure.axes if axes.get_label().startswith("overlay")]
+    pictures = [axes.get_position() for axes in figure.axes if axes.get_label().startswith("map ")]
+    assert len(pictures) == count * classes
     width, height = figure.get_size_inches()
     assert min(max(box.width * width, box.height * height) for box in pictures) >= 0.99, "large enough to see"
-    assert max(width, height) < 12.1 + count / 3
-    if count <= 8 and size == (60, 60):
+    assert max(width, height) < 12.1 + count * classes / 3
+    if count <= 8 and size == (60, 60) and classes == 1:
         assert width <= 12.01 and height <= 6.76, "a slide"
     assert [name for name in maps(count) if name not in texts(figure)] == [], "names are whole"
-    assert min(text.get_fontsize() for text in figure.texts) >= 8
+    assert min(text.get_fontsize() for text in figure.texts) >= 7
 
 
 def test_panel_contents():
     image, heatmaps = photograph(300, 300), {"cold": np.zeros((7, 7)), "some": jnp.asarray(heat())}
     figure = plot.panel(
-        image, heatmaps, predictions=PREDICTIONS, title="a $x_1$\n title", explained="dog", colormap="jet"
+        image,
+        heatmaps,
+        predictions=PREDICTIONS,
+        model="resnet19",
+        title="a $x_1$\n title",
+        explained="dog",
+        colormap="jet",
     )
     assert labels(figure)[:2] == ["image", "predictions"] and labels(figure)[-1] == "colour scale"
     np.testing.assert_array_equal(shown(figure, "image"), image)
-    np.testing.assert_array_equal(shown(figure, "overlay cold"), image)
-    assert (shown(figure, "overlay some") != image).any()
-    assert (shown(figure, "heatmap cold") == [0, 0, 127]).all()
+    grey = 0.8 * np.float64(image) @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(shown(figure, "map cold"), grey[..., None] * np.ones(3), atol=1)
+    assert (shown(figure, "map some") != shown(figure, "map cold")).any()
     written = texts(figure)
     for text in (
         "a $x_1$ title",
         "Explained class: dog",
+        "Predicted by resnet19",
         "Image",
         "cold",
         "some",
@@ -264,17 +277,122 @@ def test_scale_shows_the_colours():
     assert np.asarray(axes.images[0].get_array()).ravel()[[0, -1]].tolist() == [0, 1]
 
 
+# Attributions on the panel.
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_signs_are_centred_at_zero(theme):
+    """Zero shows the faded photograph; equal parts for and against the class are as strong, in the scale's colours."""
+    attributions = np.zeros((30, 30, 3), np.float32)
+    attributions[:10, :, 0], attributions[20:, :, 2] = 2, -2
+    image = np.full((300, 300, 3), 100, np.uint8)
+    figure = plot.panel(image, {"ig": attributions}, smoothing=0, percentile=100, theme=theme)
+    assert labels(figure) == ["image", "map ig", "scale of signs"]
+    picture, [scale] = shown(figure, "map ig"), figure.axes[-1].images
+    ends = scale.get_cmap()([0.0, 1.0], bytes=True)[:, :3]
+    np.testing.assert_allclose([picture[250, 100], picture[50, 100]], ends, atol=1)
+    paper, share = np.float64(_layout.blank(1, 1, theme).get_facecolor()[:3]) * 255, {"light": 0.3, "dark": 0.5}[theme]
+    np.testing.assert_allclose(picture[150, 100], paper + share * (100 - paper), atol=1)
+    assert scale.get_clim() == (0, 1) and texts(figure)[-3:] == ["against the class", "0", "for the class"]
+    middle = np.float64(scale.get_cmap()(0.5)[:3]) * 255
+    assert np.abs(middle - paper).max() < 30, "zero has the colour of the ground"
+
+
+def test_attributions_are_made_legible():
+    """Channels are summed, with their signs or without; a Gaussian keeps the sum; the colours end at the percentile."""
+    attributions = np.zeros((50, 50, 2), np.float32)
+    attributions[10, 10], attributions[30, 40] = (3, -1), (-4, -4)
+    signs, magnitudes = (_pixels.legible(attributions, which, 0, 100) for which in (True, False))
+    assert (signs[10, 10], signs[30, 40], signs[0, 0]) == (0.25, -1, 0)
+    assert (magnitudes[10, 10], magnitudes[30, 40], magnitudes[0, 0]) == (0.5, 1, 0)
+    smooth = _pixels.legible(attributions, True, 0.04, 100)
+    width = np.sqrt((smooth[30] * (np.arange(50) - 40) ** 2).sum() / smooth[30].sum())
+    assert width == pytest.approx(2, rel=0.02) and smooth.sum() / smooth.min() == pytest.approx(6 / 8 * 25.1, rel=0.01)
+    ramp = np.linspace(-1, 1, 2001).reshape(1, -1, 1)
+    np.testing.assert_allclose(_pixels.legible(ramp, True, 0, 50)[0], np.clip(2 * ramp[0, :, 0], -1, 1), atol=2e-3)
+    assert not _pixels.legible(np.zeros((4, 4, 3)), True, 0.01, 99).any()
+    assert _pixels.legible(5 * np.eye(50)[:, :3, None], True, 0, 50).max() == 1, "half are zero"
+
+
+ALTERED = [
+    ({}, "smoothed", "Smoothed (σ 1% of the side) and clipped (percentile 99), for display only."),
+    ({"smoothing": 0}, "clipped", "Clipped (percentile 99), for display only."),
+    ({"percentile": 100}, "smoothed", "Smoothed (σ 1% of the side), for display only."),
+]
+
+
+@pytest.mark.parametrize(("options", "word", "sentence"), ALTERED)
+def test_the_panel_says_what_was_done_to_attributions(options, word, sentence):
+    given = {"fem": heat(), "ig": signed(), "saliency": signed()}
+    figure = plot.panel(photograph(), given, signed=["ig"], notes={"ig": "150 passes"}, **options)
+    assert labels(figure)[-2:] == ["colour scale", "scale of signs"]
+    assert {f"150 passes · {word}", word, sentence} < set(texts(figure)) and texts(figure).count(word) == 1
+    assert not (np.diff(np.int64(shown(figure, "map ig"))) == 0).all(), "the signs have colours"
+    written = texts(plot.panel(photograph(), given, smoothing=0, percentile=100))
+    assert not any("display" in text for text in written), "nothing was done"
+    written = texts(plot.panel(photograph(), {"fem": heat()}))
+    assert not any("lipped" in text for text in written), "heatmaps are drawn as they are"
+    assert sentence in texts(plot.panel(photograph(90, 30), {"ig": signed()}, **options)), "whole, beside a narrow map"
+
+
+def test_several_classes_stand_side_by_side():
+    given = {"fem": np.stack([heat(), 0 * heat()]), "ig": np.stack([signed(), -signed()])}
+    figure = plot.panel(photograph(), given, explained=["cat", "dog"], predictions=PREDICTIONS)
+    assert labels(figure)[2:6] == ["map fem cat", "map fem dog", "map ig cat", "map ig dog"]
+    assert {"Explained classes: cat, dog", "dog · zero everywhere"} < set(texts(figure))
+    for name, place in (("cat", 0), ("dog", 1)):
+        alone = plot.panel(photograph(), {each: maps[place] for each, maps in given.items()}, explained=name)
+        for each in given:
+            np.testing.assert_array_equal(shown(figure, f"map {each} {name}"), shown(alone, f"map {each}"))
+    colours = [bar.get_facecolor() for bar in figure.axes[1].patches[1::2]]
+    assert colours[0] == colours[1] != colours[2], "the bars of both stand out"
+
+
+# Themes.
+
+THEMED = [
+    lambda theme: plot.panel(photograph(), {"ig": signed()}, predictions=PREDICTIONS, title="t", theme=theme),
+    lambda theme: plot.overlay([photograph()], heat()[None], titles=["t"], theme=theme),
+    lambda theme: plot.gallery([[photograph(), PREDICTIONS]], columns="ab", labels=["a\nb"], title="t", theme=theme),
+    lambda theme: plot.volume(blocks(), np.zeros((1, 2, 2, 2)), titles=["t"], theme=theme),
+]
+
+
+@pytest.mark.parametrize("drawn", THEMED, ids=["panel", "overlay", "gallery", "volume"])
+def test_themes_have_contrast(drawn, tmp_path):
+    """Words and bars stand out from the ground: 4.5 to 1 for words, as WCAG asks; also in the file."""
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+        return np.dot(linear, [0.2126, 0.7152, 0.0722])
+
+    def contrast(*colours):
+        low, high = sorted(luminance(matplotlib.colors.to_rgba(colour)) for colour in colours)
+        return (high + 0.05) / (low + 0.05)
+
+    for theme, dark in (("light", False), ("dark", True)):
+        figure = drawn(theme)
+        paper = figure.get_facecolor()
+        assert (luminance(paper) < 0.1) == dark
+        assert min(contrast(text.get_color(), paper) for text in figure.texts) > 4.5
+        bars = [bar for axes in figure.axes if axes.get_label() == "predictions" for bar in axes.patches[1::2]]
+        assert min([contrast(bar.get_facecolor(), paper) for bar in bars], default=9) > 3
+        plot.save(figure, tmp_path / "themed.png")
+        with Image.open(tmp_path / "themed.png") as image:
+            np.testing.assert_allclose(image.convert("RGB").getpixel((0, 0)), np.multiply(paper[:3], 255), atol=1)
+
+
 def test_small_images_stay_crisp_and_their_heat_smooth():
     image = photograph(32, 32)
     figure = plot.panel(image, {"some": heat(4, 4)})
     enlarged = shown(figure, "image")
     np.testing.assert_array_equal(enlarged, image.repeat(8, axis=0).repeat(8, axis=1))
-    assert len(np.unique(shown(figure, "heatmap some")[100].reshape(-1, 3), axis=0)) > 50
+    assert len(np.unique(shown(figure, "map some")[100].reshape(-1, 3), axis=0)) > 50
 
 
 def test_huge_images_are_scaled_down():
     figure = plot.panel(np.zeros((1500, 3000, 3), np.uint8), maps(1))
-    assert shown(figure, "overlay method_of_20_chars00").shape == (512, 1024, 3)
+    assert shown(figure, "map method_of_20_chars00").shape == (512, 1024, 3)
 
 
 def test_panel_of_a_normalised_image():
@@ -366,9 +484,37 @@ def test_save_leaves_nothing_half_written(tmp_path, monkeypatch, step):
     assert [each.name for each in tmp_path.iterdir()] == ["old.png"] and (tmp_path / "old.png").read_bytes() == b"old"
 
 
-def test_save_writes_png_only(tmp_path):
-    with pytest.raises(ValueError, match=r"panel.pdf' does not end in .png; figure.savefig writes other formats"):
-        plot.save(plot.overlay(photograph()[None], heat()[None]), tmp_path / "panel.pdf")
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_save_as_vectors(tmp_path, kind):
+    """Words are no pixels, pictures are, and the file does not say when it was written."""
+    figure = plot.panel(photograph(300, 300), {"grad_cam": heat()}, title="A cat")
+    files = [tmp_path / f"{scale}.{kind}" for scale in (1, 2)]
+    for scale, file in enumerate(files, 1):
+        plot.save(figure, file, scale=scale)
+    small, large = (file.read_bytes() for file in files)
+    start, picture, letters, date = {
+        "svg": (b"<?xml", b"data:image/png;base64", b'id="DejaVuSans-', b"<dc:date>"),
+        "pdf": (b"%PDF", b"/Subtype /Image", b"/Type /Font", b"/CreationDate"),
+    }[kind]
+    assert small.startswith(start) and letters in small and date not in small
+    assert small.count(picture) >= 3, "the photograph, the map and the scale"
+    assert len(large) > 2 * len(small), "the pictures have more pixels"
+
+
+def test_save_at_a_scale(tmp_path):
+    figure = plot.overlay(photograph()[None], heat()[None])
+    for scale in (1, 2, 0.5):
+        plot.save(figure, tmp_path / "overlay.png", scale=scale)
+        with Image.open(tmp_path / "overlay.png") as image:
+            np.testing.assert_allclose(image.size, 150 * scale * figure.get_size_inches(), atol=1)
+    for scale in (0, -1, 9, float("nan")):
+        with pytest.raises(ValueError, match=rf"scale is {scale}; expected a number above 0 and at most 8"):
+            plot.save(figure, tmp_path / "overlay.png", scale=scale)
+
+
+def test_save_knows_three_formats(tmp_path):
+    with pytest.raises(ValueError, match=r"panel.tif' does not end in .png, .svg or .pdf; figure.savefig writes other"):
+        plot.save(plot.overlay(photograph()[None], heat()[None]), tmp_path / "panel.tif")
 
 
 # Mistakes.
@@ -456,8 +602,13 @@ def test_labels_of_curves_stay_apart_and_inside():
 
 PANEL_MISTAKES = [
     ({}, {}, r"There are no heatmaps"),
-    ({"grad_cam": heat()[None]}, {}, r"The heatmap 'grad_cam' has shape \(1, 7, 7\); expected \[h, w\]"),
-    ({"saliency": np.zeros((7, 7, 3))}, {}, r"The heatmap 'saliency' .*use jaxcam.heatmap\(attributions\)"),
+    ({"grad_cam": heat()[None]}, {}, r"'grad_cam' has shape \(1, 7, 7\); expected \[h, w\], or \[h, w, c\]"),
+    ({"grad_cam": heat()[None, None]}, {}, r"'grad_cam' has shape \(1, 1, 7, 7\); expected \[h, w\]"),
+    ({"saliency": NAN[..., None]}, {}, r"The heatmap 'saliency' has NaN"),
+    ({"fem": heat()[None]}, {"explained": ["cat", "dog"]}, r"There are 1 heatmaps 'fem'; .* each of the 2 classes"),
+    (maps(1), {"percentile": 0}, r"percentile is 0 and smoothing 0.01; expected \(0, 100\], and 0 or more"),
+    (maps(1), {"smoothing": -1}, r"smoothing -1; expected"),
+    (maps(1), {"theme": "drak"}, r"Unknown theme 'drak'. Did you mean 'dark'"),
     ({"saliency": heat() - 1}, {}, r"The heatmap 'saliency' ranges from -"),
     ({"saliency": NAN}, {}, r"The heatmap 'saliency' has NaN"),
     (maps(1), {"predictions": [("cat", 87.1)]}, r"The probability of 'cat' is 87.1; expected a number in \[0, 1\]"),
@@ -484,7 +635,7 @@ def test_gallery_draws_each_kind_of_cell():
     assert labels(figure)[-1] == "colour scale"
     assert texts(figure).count("heat") == 2 and texts(figure).count("right") == 3 and texts(figure)[0] == "Cats"
     np.testing.assert_array_equal(shown(figure, "overlay 3.3")[::256], shown(figure, "overlay 1.3")[::256])
-    assert _layout.png(figure, 50)
+    assert _layout.written(figure, "png", 50)
 
 
 def test_gallery_rows_stand_below_or_beside_each_other():

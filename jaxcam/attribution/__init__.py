@@ -55,6 +55,8 @@ class Method(NamedTuple):
       sees_class: whether another target gives another map.
       on_host: the package by which it looks at images before anything is compiled; under `jit`, what it finds there
         is given as an option. `None` for methods that are JAX alone.
+      signed: whether the sign of its attributions says for or against the class; that of a gradient says only whether
+        a brighter pixel would be.
     """
 
     function: Callable
@@ -65,6 +67,7 @@ class Method(NamedTuple):
     draws: bool = False
     sees_class: bool = True
     on_host: str | None = None
+    signed: bool = False
 
     @property
     def name(self) -> str:
@@ -119,26 +122,28 @@ ROWS = [
     Method(full_grad, LAYERS, "tap", "heatmaps", "3"),
     Method(attention_rollout, LAYERS, "tokens", "heatmaps", "1", sees_class=False),
     Method(saliency, INPUT, "callable", "attributions", "3"),
-    Method(input_x_gradient, INPUT, "callable", "attributions", "3"),
+    Method(input_x_gradient, INPUT, "callable", "attributions", "3", signed=True),
     Method(smooth_grad, INPUT, "callable", "attributions", "3 num_samples", draws=True),
     Method(smooth_grad_squared, INPUT, "callable", "attributions", "3 num_samples", draws=True),
     Method(var_grad, INPUT, "callable", "attributions", "3 num_samples", draws=True),
-    Method(integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
-    Method(expected_gradients, PATHS, "callable", "attributions", "3 num_samples", draws=True),
-    Method(blur_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
-    Method(guided_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps"),
+    Method(integrated_gradients, PATHS, "callable", "attributions", "3 num_steps", signed=True),
+    Method(expected_gradients, PATHS, "callable", "attributions", "3 num_samples", draws=True, signed=True),
+    Method(blur_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps", signed=True),
+    Method(guided_integrated_gradients, PATHS, "callable", "attributions", "3 num_steps", signed=True),
     Method(xrai, PATHS, "callable", "attributions", "6 num_steps", on_host="skimage"),
     Method(guided_backprop, REWRITTEN, "callable", "attributions", "3"),
     Method(deconvnet, REWRITTEN, "callable", "attributions", "3"),
     Method(guided_grad_cam, REWRITTEN, "tap", "attributions", "3"),
-    Method(deep_lift, REWRITTEN, "callable", "attributions", "4"),
-    Method(lrp, REWRITTEN, "callable", "attributions", "13"),
-    Method(occlusion, PERTURBATION, "callable", "attributions", "1 + windows"),
-    Method(feature_ablation, PERTURBATION, "callable", "attributions", "1 + d"),
+    Method(deep_lift, REWRITTEN, "callable", "attributions", "4", signed=True),
+    Method(lrp, REWRITTEN, "callable", "attributions", "13", signed=True),
+    Method(occlusion, PERTURBATION, "callable", "attributions", "1 + windows", signed=True),
+    Method(feature_ablation, PERTURBATION, "callable", "attributions", "1 + d", signed=True),
     Method(rise, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
-    Method(lime, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
-    Method(kernel_shap, PERTURBATION, "callable", "attributions", "2 + num_samples", draws=True),
-    Method(shapley_sampling, PERTURBATION, "callable", "attributions", "2 + num_samples (d - 1)", draws=True),
+    Method(lime, PERTURBATION, "callable", "attributions", "num_samples", draws=True, signed=True),
+    Method(kernel_shap, PERTURBATION, "callable", "attributions", "2 + num_samples", draws=True, signed=True),
+    Method(
+        shapley_sampling, PERTURBATION, "callable", "attributions", "2 + num_samples (d - 1)", draws=True, signed=True
+    ),
     Method(sobol, PERTURBATION, "callable", "attributions", "num_samples (d + 2)", draws=True),
 ]
 METHODS = {row.name: row for row in ROWS}

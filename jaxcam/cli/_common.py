@@ -35,11 +35,14 @@ def show(*renderables) -> None:
 
 
 def progress():
-    """A bar that goes when it is done."""
+    """A line on stderr that is written anew, and goes when it is done; without a terminal there is none."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, transient=True)
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn()
+    options = {"console": console, "transient": True, "disable": not console.is_terminal}
+    return Progress(*columns, TextColumn("{task.description}"), **options)
 
 
 def keep_programs() -> None:

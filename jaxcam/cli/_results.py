@@ -21,30 +21,31 @@ def make_writable(folder: Path) -> None:
         ) from None
 
 
-def files(name: str, maps: Sequence[str]) -> dict[str, str]:
-    """What is written for one image: its maps by what they are called, a panel and the report."""
-    return {each: f"{name}_{each}.png" for each in [*maps, "panel"]} | {"report": f"{name}.json"}
+def files(name: str, maps: Sequence[str], kind: str) -> dict[str, str]:
+    """What is written for one image: its maps by what they are called, a panel of this kind and the report."""
+    overlays = {each: f"{name}_{each}.png" for each in maps}
+    return overlays | {"panel": f"{name}_panel.{kind}", "report": f"{name}.json"}
 
 
-def unique_names(paths: Sequence[str], maps: Sequence[str]) -> list[str]:
+def unique_names(paths: Sequence[str], maps: Sequence[str], kind: str) -> list[str]:
     """One name per image, so that those of a/dog.jpg and b/dog.jpg, and of a.jpg and a_x.jpg, are different files."""
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
         stem, name, count = Path(path).stem, Path(path).stem, 1
-        while taken.intersection(files(name, maps).values()):
+        while taken.intersection(files(name, maps, kind).values()):
             count += 1
             name = f"{stem}-{count}"
         names.append(name)
-        taken.update(files(name, maps).values())
+        taken.update(files(name, maps, kind).values())
     return names
 
 
-def refuse_to_overwrite(folder: Path, paths: Sequence[str], names: Sequence[str], maps: Sequence[str]) -> None:
+def refuse_to_overwrite(folder: Path, paths: Sequence[str], names: Sequence[str], maps: Sequence[str], kind: str):
     """Files of an earlier run may be written again; an image that is explained, or a report of someone else, not."""
     images = {Path(path).resolve() for path in paths}
     for name in names:
-        own = files(name, maps)
+        own = files(name, maps, kind)
         for file in own.values():
             if (folder / file).resolve() in images:
                 raise ValueError(f"'{folder / file}' is one of the images; choose another folder with --output.")
@@ -61,31 +62,16 @@ def _is_report(path: Path) -> bool:
     return isinstance(content, dict) and {"predictions", "methods", "targets"} <= set(content)
 
 
-def write(folder: Path, name: str, view, heatmaps: dict, report: dict, colormap: str) -> None:
+def write(folder: Path, name: str, view, heatmaps: dict, panel, report: dict, look) -> None:
     """The overlay of each map, the panel, and last the report, which names them."""
     from jaxcam import plot
 
-    own = files(name, list(heatmaps))
+    own = files(name, list(heatmaps), look.format)
     for each, heat in heatmaps.items():
-        _files.write(folder / own[each], _png(plot.blend(view[None], heat[None], colormap=colormap)[0]))
-    plot.save(_panel(view, heatmaps, report, legible(name), colormap), folder / own["panel"])
+        _files.write(folder / own[each], _png(plot.blend(view[None], heat[None], colormap=look.colormap)[0]))
+    plot.save(panel, folder / own["panel"], scale=look.scale)
     place = folder / own.pop("report")
     _files.write(place, (json.dumps({**report, "files": own}, indent=2) + "\n").encode())
-
-
-def _panel(view, heatmaps: dict, report: dict, title: str, colormap: str):
-    """All methods for one class; of several classes their overlays, a class in each row."""
-    from jaxcam import plot
-
-    targets, methods = report["targets"], list(report["methods"])
-    if len(targets) == 1:
-        predictions = [(each["label"], each["probability"]) for each in report["predictions"]]
-        options = {"title": title, "explained": targets[0]["label"], "colormap": colormap}
-        return plot.panel(view, heatmaps, predictions=predictions, **options)
-    maps = list(heatmaps.values())  # method by method
-    rows = [[view, *((view, heat) for heat in maps[place :: len(targets)])] for place in range(len(targets))]
-    labels = [f"{each['label']}\n{each['probability']:.1%}" for each in targets]
-    return plot.gallery(rows, columns=["image", *methods], labels=labels, title=title, side=2.0, colormap=colormap)
 
 
 def _png(pixels) -> bytes:

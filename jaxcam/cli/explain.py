@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxcam.cli import _results
-from jaxcam.cli._common import add_model, complain, keep_programs, progress, table
+from jaxcam.cli import _panel, _results
+from jaxcam.cli._common import add_model, complain, keep_programs, progress, show, table
 
 BATCH = 16  # images explained at once
 # Without --method: of each idea one that takes no more than some forward and backward passes.
@@ -31,6 +31,10 @@ def add(commands) -> None:
         "--output", type=Path, default=Path("jaxcam_output"), metavar="DIR", help="folder for the results"
     )
     parser.add_argument("--colormap", default="inferno", metavar="NAME", help="any of matplotlib's, such as jet")
+    parser.add_argument("--theme", choices=["light", "dark"], default="light", help="of the panel (default: light)")
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the panel (default: png)")
+    scale = "of the panel's resolution: 1 is 1800 pixels across a slide, 2 is 3600 (default: 1)"
+    parser.add_argument("--scale", type=float, default=1, metavar="NUMBER", help=scale)
 
 
 class Job(NamedTuple):
@@ -44,7 +48,15 @@ class Job(NamedTuple):
     paths: list[str]
     names: list[str]  # of each image's files
     output: Path
-    colormap: str
+    look: _panel.Look
+
+
+class Explained(NamedTuple):
+    """What a method says of a batch."""
+
+    heatmaps: Any  # float[n, t, h, w]
+    drawn: Any  # on the panel: the same, or attributions [n, t, h, w, c]
+    said: list[str]  # what the library warned of
 
 
 class Batch(NamedTuple):
@@ -62,29 +74,43 @@ def run(args) -> None:
     """Checks everything, then predicts, explains and writes batch by batch."""
     keep_programs()
     methods = _methods(args.method)
-    _check_colormap(args.colormap)
+    _panel.check(_look(args))
     _results.make_writable(args.output)
     remarks: list[str] = []
     with progress() as bar:
-        task = bar.add_task("loading", total=None)
+        task = bar.add_task("loading the model", total=len(methods))
         job = _job(args, methods)
         model = job.classifier.tap(job.layer)
         starts = range(0, len(job.paths), BATCH)
-        bar.update(task, total=len(job.methods) * len(starts))
+        bar.update(task, total=len(job.methods) * len(starts), description="predicting", refresh=True)
         for start in starts:
             batch = _predicted(job, model, slice(start, start + BATCH))
-            heatmaps = {}
+            found = {}
             for name in job.methods:
-                bar.update(task, description=name)
-                heatmaps[name], said = _explained(model, batch, name)
-                remarks += _remarks(job, batch, name, heatmaps[name], said)
+                bar.update(task, description=f"{name}: {_stage(job, start)}", refresh=True)
+                found[name] = _explained(model, batch, name)
+                remarks += _remarks(job, batch, name, found[name])
                 bar.advance(task)
-            for report in _written(job, batch, heatmaps):
-                _print_report(bar.console, report)
+            bar.update(task, description="drawing", refresh=True)
+            reports = list(_written(job, batch, found, _channels(job, model, batch)))
+            bar.stop()  # the line makes room
+            for report in reports:
+                _print_report(report)
+            bar.start()
     for remark in dict.fromkeys(remarks):
         complain(remark)
     count = len(job.paths)
     print(f"{count} image{'s' if count > 1 else ''} explained; results in {args.output}")
+
+
+def _stage(job: Job, start: int) -> str:
+    """Programs are compiled for the first images, and for the last ones where these are fewer."""
+    new = start == 0 or start + BATCH > len(job.paths)
+    return "compiling and running" if new else "running"
+
+
+def _look(args) -> _panel.Look:
+    return _panel.Look(args.colormap, args.theme, args.format, args.scale)
 
 
 def _methods(names: Sequence[str]) -> list[str]:
@@ -114,14 +140,6 @@ def _wants(package: str) -> str:
     return f"needs {package}, which is not installed: pip install 'jaxcam-xai[superpixels]'."
 
 
-def _check_colormap(name: str) -> None:
-    import numpy as np
-
-    from jaxcam import plot
-
-    plot.colorize(np.zeros((1, 1, 1)), name)
-
-
 def _job(args, methods: list[str]) -> Job:
     """Loads the model and looks at all images, so that a damaged file is found before anything is computed."""
     import jaxcam
@@ -133,11 +151,11 @@ def _job(args, methods: list[str]) -> Job:
         methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
     paths = args.images or [str(jaxcam.sample())]
     maps = [file for method in methods for file in _files_of(method, targets, classifier.labels)]
-    names = _results.unique_names(paths, maps)
-    _results.refuse_to_overwrite(args.output, paths, names, maps)
+    names = _results.unique_names(paths, maps, args.format)
+    _results.refuse_to_overwrite(args.output, paths, names, maps, args.format)
     for path in paths:
         jaxcam.image.open_image(path)
-    return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, args.colormap)
+    return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, _look(args))
 
 
 def _files_of(method: str, targets: Sequence[int], labels: Sequence[str]) -> list[str]:
@@ -187,36 +205,53 @@ def _probabilities(model, images):
     return jax.nn.softmax(model(images), axis=-1)
 
 
-def _explained(model, batch: Batch, name: str) -> tuple[Any, list[str]]:
-    """The heatmaps `[n, t, h, w]` of a method, and what the library warned of."""
+def _explained(model, batch: Batch, name: str) -> Explained:
+    import jax
     import numpy as np
 
-    import jaxcam
+    from jaxcam.attribution import METHODS, heatmap
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = jaxcam.explain(model, batch.images, batch.targets, methods=[name], percentile=99)
-    return np.asarray(found[name]), list(dict.fromkeys(str(each.message) for each in caught))
+        found = METHODS[name].function(model, batch.images, batch.targets)
+        heatmaps = found if METHODS[name].gives == "heatmaps" else jax.jit(heatmap)(found, batch.images)
+    found, heatmaps = np.asarray(found), np.asarray(heatmaps)
+    said = dict.fromkeys(str(each.message) for each in caught)
+    return Explained(heatmaps, _panel.drawn(name, found, heatmaps), list(said))
 
 
-def _remarks(job: Job, batch: Batch, name: str, heatmaps, said: Sequence[str]) -> list[str]:
+def _channels(job: Job, model, batch: Batch) -> int | None:
+    """Of the layer, where a method's cost depends on them."""
+    import jax
+
+    from jaxcam.attribution import METHODS
+
+    if not any(re.search(r"\bk\b", METHODS[name].cost) for name in job.methods):
+        return None
+    return jax.eval_shape(model.features, batch.images).shape[-1]
+
+
+def _remarks(job: Job, batch: Batch, name: str, found: Explained) -> list[str]:
     """A sentence for each heatmap that is zero everywhere, with the reason where the library said one."""
     zeros = []
-    for path, maps, targets in zip(batch.paths, heatmaps, batch.targets, strict=True):
+    for path, maps, targets in zip(batch.paths, found.heatmaps, batch.targets, strict=True):
         for heat, target in zip(maps, targets, strict=True):
             of_class = f" for {job.classifier.labels[target]}" if len(targets) > 1 else ""
-            zeros += [] if heat.any() else [" ".join([f"{path}: {name} is zero everywhere{of_class}.", *said])]
-    return zeros or list(said)
+            zeros += [] if heat.any() else [" ".join([f"{path}: {name} is zero everywhere{of_class}.", *found.said])]
+    return zeros or list(found.said)
 
 
-def _written(job: Job, batch: Batch, heatmaps: dict):
+def _written(job: Job, batch: Batch, found: dict[str, Explained], channels: int | None):
     """Writes the files of each image, and gives its report."""
     for index, name in enumerate(batch.names):
-        report = _report(job, batch, index)
+        report, view = _report(job, batch, index), batch.views[index]
         own = {}
-        for method, maps in heatmaps.items():
-            own |= zip(_files_of(method, batch.targets[index], job.classifier.labels), maps[index], strict=True)
-        _results.write(job.output, name, batch.views[index], own, report, job.colormap)
+        for method, each in found.items():
+            files = _files_of(method, batch.targets[index], job.classifier.labels)
+            own |= zip(files, each.heatmaps[index], strict=True)
+        maps = {method: each.drawn[index] for method, each in found.items()}
+        panel = _panel.panel(view, maps, report, _results.legible(name), channels, job.look)
+        _results.write(job.output, name, view, own, panel, report, job.look)
         yield report
 
 
@@ -248,13 +283,13 @@ def _settings(method) -> dict:
     return {name: getattr(value, "__name__", value) for name, value in options.items()}
 
 
-def _print_report(console, report: dict) -> None:
+def _print_report(report: dict) -> None:
     from rich.markup import escape
 
-    console.print(f"\n[bold]{escape(_results.legible(report['image']))}[/bold]")
+    show(f"\n[bold]{escape(_results.legible(report['image']))}[/bold]")
     rows = table("class", "probability", "")
     others = [each for each in report["targets"] if each not in report["predictions"]]
     for each in [*report["predictions"], *others]:
         explained = "explained" if each in report["targets"] else ""
         rows.add_row(escape(each["label"]), f"{each['probability']:.1%}", explained)
-    console.print(rows)
+    show(rows)

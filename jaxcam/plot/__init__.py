@@ -15,7 +15,8 @@ Conventions:
 from jaxcam.plot._layout import save
 from jaxcam.plot._pixels import blend, colorize
 from jaxcam.plot.charts import curves, intervals, matrix, scatter
-from jaxcam.plot.pictures import gallery, overlay, panel, volume
+from jaxcam.plot.panels import panel
+from jaxcam.plot.pictures import gallery, overlay, volume
 from jaxcam.plot.signals import signal
 
 __all__ = [

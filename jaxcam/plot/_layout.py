@@ -1,4 +1,7 @@
-"""Figures, and where things stand in them: all lengths in inches, from the figure's top left corner."""
+"""Figures, and where things stand in them: all lengths in inches, from the figure's top left corner.
+
+A figure carries the colours of its theme, so that whatever is drawn on it later finds them there.
+"""
 
 import io
 import math
@@ -10,15 +13,33 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcam import _files
-from jaxcam.plot._pixels import find_colormap
+from jaxcam._errors import unknown
+from jaxcam.plot._pixels import PAPER, find_colormap
 
-SAVED_DPI, SHOWN_DPI = 150, 100
-INK, GREY, TRACK, ACCENT = "#1c1c1c", "#6a6a6a", "#ebebeb", "#c2403d"
+SAVED_DPI, SHOWN_DPI, MOST = 150, 100, 8  # dots an inch, and by how much a saved figure may be scaled
+FORMATS = ("png", "svg", "pdf")
+
+
+class Theme(NamedTuple):
+    """The colours of a figure: its ground, what is written on it, the empty part of bars, and what is highlighted."""
+
+    paper: str
+    ink: str
+    grey: str
+    track: str
+    accent: str
+
+
+THEMES = {
+    "light": Theme(PAPER["light"], "#1c1c1c", "#6a6a6a", "#ebebeb", "#c2403d"),
+    "dark": Theme(PAPER["dark"], "#f1efec", "#a9a7af", "#37363f", "#f2766e"),
+}
+_, INK, GREY, TRACK, ACCENT = THEMES["light"]
 FONT = {"family": "DejaVu Sans", "usetex": False, "parse_math": False}  # it ships with matplotlib; labels are no TeX
 
 # The layouts, in inches; font sizes in points.
 MARGIN, GUTTER, GAP, SEAM = 0.35, 0.45, 0.2, 0.05
-HEADING, SUBHEADING, CAPTION, NOTE, FOOTER = 0.4, 0.34, 0.28, 0.16, 0.56
+HEADING, CAPTION, NOTE, FOOTER = 0.4, 0.28, 0.16, 0.56
 SIDEBAR, SLIDE = 2.6, (12.0, 6.75)
 BAR_ROW, SCALE_WIDTH, MOST_PREDICTIONS = 0.37, 2.6, 10
 SMALLEST, LARGEST = 1.0, 4.2  # sides of a square picture
@@ -35,16 +56,17 @@ class Grid(NamedTuple):
     bottom: float
 
 
-def arranged(count, aspect, shapes, origin, room, caption) -> Grid:
+def arranged(count, aspect, shapes, origin, room, caption, label=0.0) -> Grid:
     """Arranges `count` blocks so that pictures become as large as the room allows; too small, and the room grows.
 
-    `shapes` are the blocks to choose from: pictures across and down.
+    `shapes` are the blocks to choose from: pictures across and down. A block has a caption, and each of its pictures a
+    label above it, of these heights.
     """
     root, best = math.sqrt(framed(aspect)), (0, 0, 0, (1, 1))
 
     def side(columns, rows, across, down):
         wide = ((room[0] + GAP) / columns - GAP - (across - 1) * SEAM) / across / root
-        high = ((room[1] + GAP) / rows - GAP - caption - (down - 1) * SEAM) / down * root
+        high = ((room[1] + GAP) / rows - GAP - caption - (down - 1) * SEAM - down * label) / down * root
         legible = not caption or across * min(wide, high) * root >= NARROWEST
         return min(wide, high) if legible else 0
 
@@ -59,14 +81,14 @@ def arranged(count, aspect, shapes, origin, room, caption) -> Grid:
     largest, _, columns, (across, down) = best
     wide, high = min(largest, LARGEST) * root, min(largest, LARGEST) / root
     width = across * (wide + SEAM) - SEAM
-    height = caption + down * (high + SEAM) - SEAM
+    height = caption + down * (label + high + SEAM) - SEAM
     corners = [
         (origin[0] + index % columns * (width + GAP), origin[1] + index // columns * (height + GAP))
         for index in range(count)
     ]
     boxes = [
         [
-            (x + column * (wide + SEAM), y + caption + row * (high + SEAM), wide, high)
+            (x + column * (wide + SEAM), y + caption + label + row * (label + high + SEAM), wide, high)
             for row in range(down)
             for column in range(across)
         ]
@@ -81,38 +103,60 @@ def framed(aspect: float) -> float:
     return min(max(aspect, 0.4), 2.5)
 
 
-def blank(width, height):
+def blank(width, height, theme="light"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=SHOWN_DPI, facecolor="white", layout="none")
+    if theme not in THEMES:
+        raise unknown("theme", theme, THEMES)
+    figure = Figure(figsize=(width, height), dpi=SHOWN_DPI, facecolor=THEMES[theme].paper, layout="none")
+    figure.theme = THEMES[theme]
     FigureCanvasAgg(figure)
-    figure._repr_png_ = partial(png, figure, SHOWN_DPI)  # notebooks show it, though pyplot was never imported
+    figure._repr_png_ = partial(written, figure, "png", SHOWN_DPI)  # notebooks show it, though pyplot was not imported
     return figure
 
 
-def png(figure, dpi) -> bytes:
+def written(figure, kind, dpi) -> bytes:
+    """A figure as a file of this kind; what is no vector in it has `dpi` dots an inch."""
     content = io.BytesIO()
     box = figure.bbox_inches  # all of it, whatever rcParams say
-    figure.savefig(content, format="png", dpi=dpi, facecolor="white", transparent=False, bbox_inches=box, pad_inches=0)
+    style = {"facecolor": figure.get_facecolor(), "transparent": False, "bbox_inches": box, "pad_inches": 0}
+    undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    figure.savefig(content, format=kind, dpi=dpi, metadata=undated, **style)
     return content.getvalue()
 
 
-def save(figure: "matplotlib.figure.Figure", path: str | os.PathLike) -> None:
-    """Writes a figure as PNG at 150 dpi, whole or not at all; makes the folders that are missing.
+def save(figure: "matplotlib.figure.Figure", path: str | os.PathLike, *, scale: float | int = 1) -> None:
+    """Writes a figure as PNG, SVG or PDF, whole or not at all; makes the folders that are missing.
+
+    The pictures in it have `150 scale` dots an inch, and so has all of a PNG: a slide of 12 inches is 1800 pixels wide,
+    and 3600 with `scale=2`. The rest of an SVG or PDF is drawn by curves and letters, sharp at any size.
+
+    Args:
+      figure: a figure of `jaxcam.plot`, or any of matplotlib's.
+      path: ends in `.png`, `.svg` or `.pdf`.
+      scale: of the resolution, above 0 and at most 8.
 
     Raises:
-      ValueError: the path does not end in `.png` (`figure.savefig` writes other formats).
+      ValueError: another suffix, or a scale outside of its range.
       OSError: the folder cannot be made or written.
 
     Example:
       >>> figure = jaxcam.plot.overlay(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 4, 4)))
-      >>> save(figure, "figures/overlay.png")
+      >>> save(figure, "figures/overlay.png", scale=2)
+      >>> save(figure, "figures/overlay.pdf")
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"'{path}' does not end in .png; figure.savefig writes other formats.")
-    _files.write(path, png(figure, SAVED_DPI))
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(f"'{path}' does not end in .png, .svg or .pdf; figure.savefig writes other formats.")
+    check_scale(scale)
+    _files.write(path, written(figure, kind, SAVED_DPI * scale))
+
+
+def check_scale(scale) -> None:
+    if not 0 < scale <= MOST:
+        raise ValueError(f"scale is {scale}; expected a number above 0 and at most {MOST}.")
 
 
 def axes_at(figure, box, label):
@@ -129,14 +173,14 @@ def show(figure, box, picture, label):
     axes = axes_at(figure, box, label)
     axes.imshow(picture, origin="upper", aspect="equal", interpolation="bicubic", resample=True)
     axes.set_anchor("NW")
-    height, width = picture.shape[:2]  # a picture on white gets an edge
-    axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=TRACK, linewidth=0.5, clip_on=False))
+    (height, width), edge = picture.shape[:2], figure.theme.track  # a picture on white gets an edge
+    axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=edge, linewidth=0.5, clip_on=False))
 
 
 def write(figure, x, y, text, **style):
     across, down = figure.get_size_inches()
     text = " ".join(str(text).split())
-    return figure.text(x / across, 1 - y / down, text, **{"color": INK, "va": "baseline", **FONT, **style})
+    return figure.text(x / across, 1 - y / down, text, **{"color": figure.theme.ink, "va": "baseline", **FONT, **style})
 
 
 def fit(texts, width, smallest):
@@ -159,13 +203,15 @@ def _length(renderer, text) -> float:
     return max(text.get_window_extent(renderer).width / text.figure.dpi, 1e-6)
 
 
-def headline(figure, title, explained):
+def headline(figure, title, explained=""):
+    """The title and, at the right end of its line, what is explained."""
     room = figure.get_figwidth() - 2 * MARGIN
+    shared = (room - GAP) / 2 if title and explained else room
     if title:
-        fit([write(figure, MARGIN, MARGIN + 0.2, title, fontsize=16, fontweight="bold")], room, 10)
+        fit([write(figure, MARGIN, MARGIN + 0.2, title, fontsize=16, fontweight="bold")], shared, 10)
     if explained:
-        y = MARGIN + (HEADING if title else 0) + 0.12
-        fit([write(figure, MARGIN, y, f"Explained class: {explained}", fontsize=11, color=GREY)], room, 8)
+        place = {"x": MARGIN + room, "ha": "right"} if title else {"x": MARGIN}
+        fit([write(figure, y=MARGIN + 0.2, text=explained, fontsize=11.5, color=figure.theme.grey, **place)], shared, 8)
 
 
 def caption_height(names, notes=()) -> float:
@@ -185,20 +231,20 @@ def captions_above(figure, corners, names, width, notes=()):
     ]
     fit(written, width, 8)
     noted = [(corner, note) for corner, note in zip(corners, notes, strict=True) if note]
-    fit([write(figure, x, y + last, note, fontsize=8.5, color=GREY) for (x, y), note in noted], width, 8)
+    fit([write(figure, x, y + last, note, fontsize=8.5, color=figure.theme.grey) for (x, y), note in noted], width, 7)
 
 
-def probability_bars(figure, x, y, predictions, explained):
-    """Labels with their probabilities, each above a bar as long as the probability."""
+def probability_bars(figure, x, y, predictions, explained=()):
+    """Labels with their probabilities, each above a bar as long as the probability; the explained ones stand out."""
     height = BAR_ROW * len(predictions)
     axes = axes_at(figure, (x, y, SIDEBAR, height), "predictions")
     axes.set(xlim=(0, 1), ylim=(height, 0))
-    highlighted = predictions[0][0] if explained is None else explained
+    highlighted = explained or [predictions[0][0]]
     texts = []
     for row, (label, probability) in enumerate(predictions, 1):
-        colour, weight = (ACCENT, "bold") if label == highlighted else (GREY, "normal")
+        colour, weight = (figure.theme.accent, "bold") if label in highlighted else (figure.theme.grey, "normal")
         bar = BAR_ROW * row - 0.1
-        axes.barh(bar, 1, 0.07, color=TRACK, linewidth=0)
+        axes.barh(bar, 1, 0.07, color=figure.theme.track, linewidth=0)
         axes.barh(bar, probability, 0.07, color=colour, linewidth=0)
         style = {"fontsize": 9.5, "fontweight": weight}
         texts.append(write(figure, x, y + bar - 0.09, label, **style))
@@ -212,8 +258,8 @@ def _percent(probability: float) -> str:
     return f"{probability:.1%}" if probability == 1 or probability < 0.9995 else ">99.9%"
 
 
-def colour_scale(figure, x, y, colormap):
-    axes = axes_at(figure, (x, y, SCALE_WIDTH, 0.11), "colour scale")
+def colour_scale(figure, x, y, colormap, label="colour scale", ends=("0", "relative importance", "1")):
+    axes = axes_at(figure, (x, y, SCALE_WIDTH, 0.11), label)
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=find_colormap(colormap), aspect="auto", interpolation="nearest")
-    for position, text, side in ((0, "0", "left"), (0.5, "relative importance", "center"), (1, "1", "right")):
-        write(figure, x + position * SCALE_WIDTH, y + 0.29, text, fontsize=9, color=GREY, ha=side)
+    for position, text, side in zip((0, 0.5, 1), ends, ("left", "center", "right"), strict=True):
+        write(figure, x + position * SCALE_WIDTH, y + 0.29, text, fontsize=9, color=figure.theme.grey, ha=side)

@@ -10,7 +10,11 @@ from PIL import Image
 from jaxcam._errors import unknown
 
 COLORMAP = "inferno"  # perceptually uniform; any name that matplotlib knows will do, "jet" included
+PAPER = {"light": "#ffffff", "dark": "#131318"}  # the ground of figures, by theme
+DIVERGING = {"light": "RdBu_r", "dark": "berlin"}  # for signs, by theme: zero is the ground's colour, nearly
+FADED = {"light": 0.3, "dark": 0.5}  # how much of the photograph shows below signs
 OPACITY = 0.7  # of the hottest places: the photograph's texture still shows
+CHANNELS = 4  # at most, of attributions: more would be a batch of heatmaps
 SLACK = 1e-3  # by which floats may leave [0, 1]
 ZERO = "zero everywhere"  # said of such a heatmap, which would otherwise look like one that was not drawn
 AXES = {1: "length", 2: "h, w", 3: "d, h, w"}  # of a heatmap, by the number of its image's axes of space
@@ -146,6 +150,16 @@ def as_heat(heat, name, space: int = 2) -> np.ndarray:
     return np.clip(heat, 0, 1)
 
 
+def as_attributions(given, name) -> np.ndarray:
+    """Attributions `[h, w, c]`: any finite numbers, of the few channels that a picture has."""
+    values = np.asarray(given, np.float32)
+    if not values.size or values.shape[-1] > CHANNELS:
+        raise ValueError(f"{name} has shape {values.shape}; expected [h, w], or [h, w, c] of attributions.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has NaN or infinite values.")
+    return values
+
+
 def as_probabilities(predictions) -> list[tuple[str, float]]:
     for label, probability in predictions:
         if not -SLACK <= probability <= 1 + SLACK:
@@ -188,6 +202,45 @@ def blended(picture, heat, colormap, alpha) -> np.ndarray:
     opacity = OPACITY * np.minimum(1, 2 * heat) if alpha is None else np.full_like(heat, alpha)
     colours = np.float32(find_colormap(colormap)(heat, bytes=True)[..., :3])
     return np.uint8(np.round(picture + opacity[..., None] * (colours - picture)))
+
+
+def heated(picture, heat, colormap) -> np.ndarray:
+    """Heat over the photograph in dimmed greys, so that all colour is heat."""
+    heat = stretched(heat, picture)
+    opacity = 0.85 * np.minimum(1, 1.5 * heat)[..., None]
+    return _mixed(0.8 * _grey(picture), heat, opacity, colormap)
+
+
+def signs(picture, values, theme) -> np.ndarray:
+    """Values in [-1, 1] in diverging colours over the faded photograph, which is what zero shows."""
+    values = stretched(values / 2 + 0.5, picture)
+    paper = np.float32([int(PAPER[theme][place : place + 2], 16) for place in (1, 3, 5)])
+    faded = paper + FADED[theme] * (_grey(picture) - paper)
+    return _mixed(faded, values, np.minimum(1, 1.5 * np.abs(2 * values - 1))[..., None], DIVERGING[theme])
+
+
+def _grey(picture) -> np.ndarray:
+    return np.float32(picture) @ np.float32([0.299, 0.587, 0.114])[:, None] * np.ones(3, np.float32)
+
+
+def _mixed(ground, values, opacity, colormap) -> np.ndarray:
+    colours = np.float32(find_colormap(colormap)(values, bytes=True)[..., :3])
+    return np.uint8(np.round(ground + opacity * (colours - ground)))
+
+
+def legible(attributions, signed: bool, smoothing, percentile) -> np.ndarray:
+    """Attributions `[h, w, c]` for the eye: smoothed, and scaled by a percentile of their magnitudes.
+
+    Signed, the sum over channels in [-1, 1], zero staying where it is; else that of absolute values in [0, 1].
+    """
+    from scipy.ndimage import gaussian_filter
+
+    summed = attributions.sum(-1) if signed else np.abs(attributions).sum(-1)
+    smooth = gaussian_filter(summed, smoothing * min(summed.shape), mode="nearest")
+    smooth = smooth if signed else smooth - smooth.min()
+    magnitude = np.abs(smooth)
+    limit = np.percentile(magnitude, percentile) or magnitude.max()
+    return np.clip(smooth / limit, -1, 1) if limit else smooth
 
 
 def displayed(picture) -> np.ndarray:

@@ -111,7 +111,7 @@ def matrix(
     cell, left, top = 0.56, 1.25, MARGIN + (HEADING if title else 0) + 0.75
     extent = cell * len(labels)
     figure = blank(left + extent + 2 * MARGIN, top + extent + MARGIN)
-    headline(figure, title, None)
+    headline(figure, title)
     shares = np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
     axes = axes_at(figure, (MARGIN + left, top, extent, extent), "matrix")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -153,7 +153,7 @@ def intervals(
     top = MARGIN + (HEADING if title else 0)
     high = LINE * (len(values) + sum(map(len, values.values())))
     figure = blank(2 * MARGIN + BESIDE + WIDE + NUMBER, top + high + 0.45 + MARGIN)
-    headline(figure, title, None)
+    headline(figure, title)
     axes = axes_at(figure, (MARGIN + BESIDE, top, WIDE, high), "intervals")
     _dress(axes, xlabel, "")
     axes.spines["left"].set_visible(False)

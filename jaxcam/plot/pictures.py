@@ -1,8 +1,8 @@
-"""Figures of images and their heatmaps: overlays, the panel of one photograph, galleries of rows, volumes in slices."""
+"""Figures of images and their heatmaps: overlays, galleries of rows, volumes in slices."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,17 +11,13 @@ from jaxcam.plot._layout import (
     CAPTION,
     FOOTER,
     GAP,
-    GREY,
     GUTTER,
     HEADING,
     MARGIN,
-    MOST_PREDICTIONS,
     SCALE_WIDTH,
     SIDEBAR,
     SLIDE,
     SMALLEST,
-    SUBHEADING,
-    Grid,
     arranged,
     blank,
     caption_height,
@@ -61,6 +57,7 @@ def overlay(
     colormap: str = COLORMAP,
     alpha: float | None = None,
     titles: Sequence[str] | None = None,
+    theme: str = "light",
 ) -> "matplotlib.figure.Figure":
     """A figure of heatmaps laid over their images, one column per image, wrapped into a grid, with a colour scale.
 
@@ -72,9 +69,11 @@ def overlay(
       colormap: any name that matplotlib knows.
       alpha: constant opacity in [0, 1]; `None` lets it follow the heat, as in `blend`.
       titles: one per image.
+      theme: "light" or "dark".
 
     Raises:
-      ValueError: wrong shapes, different `n`, NaN, heat outside [0, 1], unknown colour map, alpha outside [0, 1].
+      ValueError: wrong shapes, different `n`, NaN, heat outside [0, 1], unknown colour map or theme, alpha outside
+        [0, 1].
 
     Example:
       >>> figure = overlay(np.zeros((2, 32, 32, 3), np.uint8), np.zeros((2, 4, 4)), titles=["cat", "dog"])
@@ -90,97 +89,12 @@ def overlay(
     aspect = float(np.median([picture.shape[1] / picture.shape[0] for picture in pictures]))
     room = SLIDE[0] - 2 * MARGIN, SLIDE[1] - 2 * MARGIN - FOOTER
     grid = arranged(len(pictures), aspect, [(1, 1)], (MARGIN, MARGIN), room, above)
-    figure = blank(max(grid.right, MARGIN + SCALE_WIDTH) + MARGIN, grid.bottom + FOOTER + MARGIN)
+    figure = blank(max(grid.right, MARGIN + SCALE_WIDTH) + MARGIN, grid.bottom + FOOTER + MARGIN, theme)
     for index, (picture, heat, [box]) in enumerate(zip(pictures, heats, grid.boxes, strict=True), 1):
         show(figure, box, blended(displayed(picture), heat, colormap, alpha), f"overlay {index}")
     captions_above(figure, grid.corners, captions, grid.width, notes)
     colour_scale(figure, MARGIN, grid.bottom + GAP, colormap)
     return figure
-
-
-def panel(
-    image: Any,
-    heatmaps: Mapping[str, Any],
-    *,
-    predictions: Sequence[tuple[str, Any]] = (),
-    title: str | None = None,
-    explained: str | None = None,
-    colormap: str = COLORMAP,
-) -> "matplotlib.figure.Figure":
-    """One photograph, what the model takes it for, and per method the heatmap and its overlay, with a colour scale.
-
-    The grid of methods is arranged so that the pictures become as large as a 16:9 slide allows; from some twenty
-    methods on the figure grows instead, so that every title stays readable. A heatmap that is zero everywhere is said
-    to be so above it.
-
-    Args:
-      image: `[H, W, 3]`: uint8, float in [0, 1], or normalised floats.
-      heatmaps: by method, float `[h, w]` in [0, 1], of any resolution.
-      predictions: (label, probability) of the top classes, best first; at most ten are drawn.
-      title: headline, such as the file's name.
-      explained: the label of the class that the heatmaps explain; its bar is highlighted, or the first bar without it.
-      colormap: any name that matplotlib knows.
-
-    Raises:
-      ValueError: no heatmaps, wrong shapes, NaN, heat outside [0, 1], a probability outside [0, 1], unknown colour map.
-
-    Example:
-      >>> figure = panel(np.zeros((64, 64, 3), np.uint8), {"grad_cam": np.eye(7)}, predictions=[("cat", 0.9)])
-      >>> [axes.get_label() for axes in figure.axes]
-      ['image', 'predictions', 'heatmap grad_cam', 'overlay grad_cam', 'colour scale']
-    """
-    picture = displayed(as_pictures([image])[0])
-    if not heatmaps:
-        raise ValueError("There are no heatmaps: the mapping is empty.")
-    heats = {name: stretched(as_heat(heat, f"The heatmap {name!r}"), picture) for name, heat in heatmaps.items()}
-    predictions = as_probabilities(predictions)[:MOST_PREDICTIONS]
-    places = _panel_places(picture, heats, predictions, title, explained)
-    figure = blank(*places.size)
-    headline(figure, title, explained)
-    _sidebar(figure, places, picture, predictions, explained)
-    _heats(figure, places, picture, heats, colormap)
-    return figure
-
-
-class _Places(NamedTuple):
-    """Where things stand in a panel."""
-
-    photograph: tuple[float, float, float, float]  # x, y, width, height
-    bars: float  # y of the predictions
-    grid: Grid  # of the methods
-    size: tuple[float, float]
-
-
-def _panel_places(picture, heats, predictions, title, explained) -> _Places:
-    aspect = picture.shape[1] / picture.shape[0]
-    above = caption_height(list(heats), list(map(note, heats.values())))
-    left, top = MARGIN + SIDEBAR + GUTTER, MARGIN + (HEADING if title else 0) + (SUBHEADING if explained else 0)
-    photograph = MARGIN, top + above, SIDEBAR, SIDEBAR / framed(aspect)
-    bars = photograph[1] + photograph[3] + GAP
-    bottom = bars + CAPTION + BAR_ROW * len(predictions) if predictions else bars - GAP
-    room = SLIDE[0] - left - MARGIN, max(SLIDE[1] - MARGIN, bottom) - FOOTER - top
-    grid = arranged(len(heats), aspect, [(1, 2), (2, 1)], (left, top), room, above)
-    size = max(grid.right, left + SCALE_WIDTH) + MARGIN, max(grid.bottom + FOOTER, bottom) + MARGIN
-    return _Places(photograph, bars, grid, size)
-
-
-def _sidebar(figure, places, picture, predictions, explained):
-    """The photograph, and below it what the model takes it for."""
-    captions_above(figure, [(MARGIN, places.photograph[1] - CAPTION)], ["Image"], SIDEBAR)
-    show(figure, places.photograph, picture, "image")
-    if predictions:
-        captions_above(figure, [(MARGIN, places.bars)], ["Predicted class"], SIDEBAR)
-        probability_bars(figure, MARGIN, places.bars + CAPTION, predictions, explained)
-
-
-def _heats(figure, places, picture, heats, colormap):
-    """Each method's heatmap and its overlay, and the scale of their colours."""
-    grid = places.grid
-    captions_above(figure, grid.corners, list(heats), grid.width, list(map(note, heats.values())))
-    for (name, heat), (alone, over) in zip(heats.items(), grid.boxes, strict=True):
-        show(figure, alone, find_colormap(colormap)(heat, bytes=True)[..., :3], f"heatmap {name}")
-        show(figure, over, blended(picture, heat, colormap, None), f"overlay {name}")
-    colour_scale(figure, grid.corners[0][0], grid.bottom + GAP, colormap)
 
 
 def gallery(
@@ -193,6 +107,7 @@ def gallery(
     side: float = 1.5,
     colormap: str = COLORMAP,
     alpha: float | None = None,
+    theme: str = "light",
 ) -> "matplotlib.figure.Figure":
     """Rows of pictures under common headings, with a colour scale where heat is shown.
 
@@ -208,6 +123,7 @@ def gallery(
       side: of a picture, in inches.
       colormap: any name that matplotlib knows.
       alpha: of overlays, as in `blend`.
+      theme: "light" or "dark".
 
     Raises:
       ValueError: no rows, rows, labels or columns of different number, and all that `overlay` and `panel` reject.
@@ -221,7 +137,7 @@ def gallery(
         raise ValueError("The rows must hold equally many cells, and at least one.")
     if len(columns) not in (0, len(rows[0])) or len(labels) not in (0, len(rows)):
         raise ValueError(f"There are {len(columns)} columns and {len(labels)} labels for {len(rows)}x{len(rows[0])}.")
-    return _gallery(rows, columns, labels, title, min(across, len(rows)), (side, side), colormap, alpha)
+    return _gallery(rows, columns, labels, title, min(across, len(rows)), (side, side), colormap, alpha, theme)
 
 
 def volume(
@@ -233,6 +149,7 @@ def volume(
     titles: Sequence[str] | None = None,
     colormap: str = COLORMAP,
     alpha: float | None = None,
+    theme: str = "light",
 ) -> "matplotlib.figure.Figure":
     """A figure of slices through volumes with their heatmaps laid over them, one row per volume, with a colour scale.
 
@@ -248,6 +165,7 @@ def volume(
       titles: one per volume, to the left of its row; lines after the first are smaller.
       colormap: any name that matplotlib knows.
       alpha: constant opacity in [0, 1]; `None` lets it follow the heat, as in `blend`.
+      theme: "light" or "dark".
 
     Raises:
       ValueError: wrong shapes, different `n`, NaN, heat outside [0, 1], an axis that is none of 0, 1, 2, no slices,
@@ -278,7 +196,7 @@ def volume(
     labels = labels if titles or any(notes) else []
     height, width = rows[0][0][0].shape[:2]
     columns = [f"{place + 1} / {length}" for place in places]
-    return _gallery(rows, columns, labels, None, 1, _slice_size(width / height, num_slices), colormap, alpha)
+    return _gallery(rows, columns, labels, None, 1, _slice_size(width / height, num_slices), colormap, alpha, theme)
 
 
 def _slice_size(aspect, count) -> tuple[float, float]:
@@ -289,7 +207,7 @@ def _slice_size(aspect, count) -> tuple[float, float]:
     return side * root, side / root
 
 
-def _gallery(rows, columns, labels, title, across, size, colormap, alpha):
+def _gallery(rows, columns, labels, title, across, size, colormap, alpha, theme):
     """A gallery whose pictures have this size, in inches."""
     wide, high = size
     widths = [SIDEBAR if any(isinstance(row[place], list) for row in rows) else wide for place in range(len(rows[0]))]
@@ -301,8 +219,8 @@ def _gallery(rows, columns, labels, title, across, size, colormap, alpha):
     bottom = first + down * pitch[1] - GAP / 2
     heat = any(isinstance(cell, tuple) or getattr(cell, "ndim", 0) == 2 for row in rows for cell in row)
     whole = max(across * pitch[0] - GUTTER, SCALE_WIDTH if heat else 0)
-    figure = blank(whole + 2 * MARGIN, bottom + (FOOTER if heat else 0) + MARGIN)
-    headline(figure, title, None)
+    figure = blank(whole + 2 * MARGIN, bottom + (FOOTER if heat else 0) + MARGIN, theme)
+    headline(figure, title)
     for block in range(across if columns else 0):
         corners = [(MARGIN + block * pitch[0] + start, top) for start in starts[:-1]]
         captions_above(figure, corners, columns, min(widths))
@@ -320,13 +238,13 @@ def _gallery(rows, columns, labels, title, across, size, colormap, alpha):
 def _label(figure, corner, label):
     """Lines to the left of a row; those after the first are smaller."""
     for line, text in enumerate(label.splitlines()):
-        style = {"fontsize": 9, "color": GREY} if line else {"fontsize": 10.5, "fontweight": "bold"}
+        style = {"fontsize": 9, "color": figure.theme.grey} if line else {"fontsize": 10.5, "fontweight": "bold"}
         fit([write(figure, corner[0], corner[1] + 0.17 * (line + 1), text, **style)], LABELS - GAP / 2, 7)
 
 
 def _cell(figure, box, cell, label, colormap, alpha):
     if isinstance(cell, list):
-        probability_bars(figure, *box[:2], as_probabilities(cell)[:5], None)
+        probability_bars(figure, *box[:2], as_probabilities(cell)[:5])
     elif isinstance(cell, tuple):
         picture = displayed(as_pictures([cell[0]])[0])
         show(figure, box, blended(picture, as_heat(cell[1], "The heatmap"), colormap, alpha), f"overlay {label}")
