@@ -33,6 +33,7 @@ LAYERS = [
     ["attribution", "models"],
     ["metrics", "explain"],
     ["data", "train", "plot"],
+    ["dataset"],
     ["cli"],
 ]
 # Inside a folder, files come in an order too.
@@ -54,6 +55,7 @@ INSIDE = {
         ["_find"],
         ["weights"],
     ],
+    "dataset": [["read", "program", "store"], ["run"], ["report", "ray"]],
     "plot": [["_pixels"], ["_layout"], ["pictures", "charts", "signals"]],
     "metrics": [
         ["_checks"],
