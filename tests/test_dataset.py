@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 
 import jaxcam
 from jaxcam import cli, dataset
-from jaxcam.dataset import read, run
+from jaxcam.dataset import program, read, run
 
 ROOT = Path(__file__).parents[1]
 SIZE, COUNT = 8, 21  # three ranges, the last of which is not full
@@ -440,6 +441,65 @@ def test_nothing_heavy_before_it_is_used():
     code = f"import sys, jaxcam.dataset; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+# --- Several devices --------------------------------------------------------------------------------------------------
+
+
+def precise(photos, output, model=None, **options):
+    given = {"methods": METHODS, "preprocess": preprocess, "dtype": "float32", **options}
+    results = dataset.explain(helpers.small() if model is None else model, photos, output, **given)
+    return {name: np.asarray(each[:]) for name, each in results.maps.items()}, results.table().to_pydict()
+
+
+def assert_same(found, expected):
+    for name, each in expected[0].items():
+        np.testing.assert_allclose(found[0][name], each, atol=1e-6)
+    for name, each in expected[1].items():
+        if "probability" not in name:
+            assert found[1][name] == each
+
+
+def test_eight_devices_give_what_one_does(photos, tmp_path):
+    """By default all of them; 10 images a batch are no multiple of 8, and neither is the one image of the last."""
+    one = precise(photos, tmp_path / "one", batch_size=10, devices=ONE)
+    eight = precise(photos, tmp_path / "eight", batch_size=10)
+    assert dataset.open(tmp_path / "eight").manifest["device"]["count"] == 8
+    assert_same(eight, one)
+
+
+def test_devices_send_each_other_nothing():
+    """And each holds its own images alone."""
+    metrics = ("average_drop", "deletion", "road", "gini")
+    work = program.work_of(helpers.small(), methods=(*METHODS, "score_cam"), metrics=metrics)
+    step, spread = program.compiled(work)
+    images, labels = np.zeros((16, 12, 16, 3), np.float32), np.zeros(16, np.int32)
+    lowered = step.lower(images, labels).compile()
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (\(?.*?) ({kinds})(?:-start)?\(", lowered.as_text())
+    assert spread == 8 and not [each for each in found if re.search(r"\[\d", each[0])]
+    for each in jax.tree.leaves(step(images, labels)):
+        assert {shard.data.shape[0] for shard in each.addressable_shards} == {2}
+
+
+@pytest.mark.parametrize("axes", [("rows", "channels"), ("channels",)])
+def test_weights_stay_where_the_caller_put_them(photos, tmp_path, axes):
+    """Sharded over channels; images go to what is left of the mesh."""
+    sizes = {("rows", "channels"): (4, 2), ("channels",): (2,)}[axes]
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = jax.make_mesh(sizes, axes, (jax.sharding.AxisType.Auto,) * len(axes), devices=devices)
+
+    def place(leaf):
+        last = "channels" if leaf.shape[-1] % 2 == 0 else None
+        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*[None] * (leaf.ndim - 1), last)))
+
+    model = jax.tree.map(place, helpers.small())
+    work = program.work_of(model, methods=["grad_cam"])
+    kept, at, spread = program.placed(work.model, jax.local_devices())
+    assert [a.sharding for a in jax.tree.leaves(kept)] == [a.sharding for a in jax.tree.leaves(model)]
+    assert spread == (4 if len(axes) == 2 else 1) and at.spec == (jax.P(("rows",)) if len(axes) == 2 else jax.P(None))
+    one = precise(photos, tmp_path / "one", batch_size=10, devices=ONE)
+    assert_same(precise(photos, tmp_path / "sharded", model, batch_size=10), one)
 
 
 # --- The command line -------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ class Work:
                 f"The model returns {jnp.shape(logits)}; a data set is explained with logits [n, k], k > 1."
             )
         probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-        top, best = jax.lax.top_k(probabilities, min(TOP, logits.shape[1]))
+        best = jnp.argsort(-probabilities, axis=-1)[:, :TOP]  # top_k would gather all images on each device
+        top = jnp.take_along_axis(probabilities, best, axis=-1)
         prediction = best[:, 0]
         if self.target == "label":
             targets = jnp.where(labels < 0, prediction, labels)
@@ -184,7 +185,7 @@ def _axes(spec) -> list[str]:
 
 
 def compiled(work: Work, devices: Sequence | None = None) -> tuple[Callable, int]:
-    """`(images, labels) -> results` on these devices (by default this process's), and over how many images are spread."""
+    """`(images, labels) -> results` on these devices (this process's, if none), and over how many images are spread."""
     model, at, spread = placed(work.model, jax.local_devices() if devices is None else list(devices))
     step = jax.jit(work)
 
