@@ -426,6 +426,7 @@ def test_too_many_errors_stop_it(photos, whole, tmp_path):
         ({"max_errors": -1}, "max_errors is -1"),
         ({"part": (2, 2)}, "the i-th of n processes"),
         ({"allow": ["weights"]}, "Unknown section that may differ 'weights'"),
+        ({"engine": "spark"}, "Unknown engine 'spark'"),
         ({"preprocess": None}, "pass preprocess="),
     ],
     ids=lambda each: str(each)[:25],

@@ -1,4 +1,4 @@
-"""`jaxcam explain-dataset`: every image of a data set, and on from where it stopped."""
+"""`jaxcam explain-dataset` and `jaxcam report`: a whole data set, and the page that shows what came of it."""
 
 import resource
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxcam.cli._common import add_model, complain, keep_programs
 
 USUAL = ("grad_cam",)
+DAY = 86_400
 
 
 def add(commands) -> None:
@@ -31,6 +32,15 @@ def add(commands) -> None:
     parser.add_argument("--part", metavar="I/N", help="the ranges of the I-th of N processes, counted from 0")
     several = "with other processes, as SLURM, a TPU pod or JAX_COORDINATOR_ADDRESS say (jax.distributed)"
     parser.add_argument("--distributed", action="store_true", help=several)
+    parser.add_argument("--engine", default="local", metavar="NAME", help="local, or ray")
+    parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster (default: one on this machine)")
+    parser.add_argument("--ray-workers", type=int, metavar="N", help="(default: one for each GPU, or two)")
+    page = commands.add_parser("report", help="write a page about the results of explain-dataset")
+    page.set_defaults(run=report)
+    page.add_argument("folder", type=Path, metavar="DIR", help="the output of explain-dataset")
+    page.add_argument("--output", type=Path, metavar="FILE", help="the page (default: DIR.html)")
+    page.add_argument("--source", metavar="SOURCE", help="where the images are now, if they have moved")
+    page.add_argument("--data-dir", metavar="DIR", help="of TFDS, if it has moved")
 
 
 def run(args) -> None:
@@ -40,15 +50,18 @@ def run(args) -> None:
     import jax
 
     if args.distributed:
-        jax.distributed.initialize()
+        jax.distributed.initialize(shutdown_timeout_seconds=DAY)  # the first waits for those that take longer
     from jaxcam import dataset, load
 
+    options = {"address": args.address, "num_workers": args.ray_workers} if args.engine == "ray" else None
     named = ("methods", "metrics", "targets", "batch_size", "dtype", "layer", "data_dir", "max_errors", "workers")
-    asked = {name: getattr(args, name) for name in (*named, "allow")}
+    asked = {name: getattr(args, name) for name in (*named, "allow", "engine")}
     model = load(args.model, architecture=args.architecture)
     with warnings.catch_warnings(record=True) as caught, _Bar() as bar:
         warnings.simplefilter("always", UserWarning)
-        results = dataset.explain(model, args.source, args.output, part=part, progress=bar.show, **asked)
+        results = dataset.explain(
+            model, args.source, args.output, part=part, engine_options=options, progress=bar.show, **asked
+        )
     for said in dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning):
         complain(said)
     print(_summary(bar.last, results))
@@ -103,3 +116,10 @@ def _summary(state, results) -> str:
         new = f"nothing was missing: {state.total} images{unreadable}"
     rest = "" if results.is_complete else "; other processes have ranges left"
     return f"{new}; devices waited {state.waiting:.1%} of the time; results in {results.folder}{rest}"
+
+
+def report(args) -> None:
+    """Writes the page."""
+    from jaxcam import dataset
+
+    print(f"report in {dataset.report(args.folder, args.output, source=args.source, data_dir=args.data_dir)}")

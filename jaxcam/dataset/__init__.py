@@ -4,7 +4,9 @@
 >>> results = jaxcam.dataset.open("out")  # doctest: +SKIP
 """
 
+from jaxcam.dataset.ray import Explainer
+from jaxcam.dataset.report import report
 from jaxcam.dataset.run import Progress, explain
 from jaxcam.dataset.store import Results, open
 
-__all__ = ["Progress", "Results", "explain", "open"]
+__all__ = ["Explainer", "Progress", "Results", "explain", "open", "report"]

@@ -244,6 +244,8 @@ def plain(value):
     if callable(value) and hasattr(value, "__qualname__"):
         source = inspect.getsource(value) if inspect.isfunction(value) and value.__name__ == "<lambda>" else ""
         return f"{value.__module__}.{value.__qualname__}" + (f" {source.strip()}" if source else "")
+    if not isinstance(value, np.ndarray | np.generic | jax.Array):
+        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(getattr(value, "__dict__", {}))}
     array = np.asarray(value)
     return {"shape": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
 

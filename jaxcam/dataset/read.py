@@ -336,17 +336,34 @@ def read_one(item: Item, preprocess: Callable) -> tuple[np.ndarray | None, str |
     """An image as the model takes it, `[h, w, c]`, the sha256 of its pixels, and what was wrong with it."""
     digest = None
     try:
-        image = decode_image(item.content) if isinstance(item.content, bytes) else _from_file(item.content)
+        image = opened(item)
         digest = _sha256(np.asarray(image))
         return prepared(preprocess, image), digest, None
     except Exception as error:  # whatever a broken image makes a decoder raise
-        return None, digest, " ".join(str(error).split())[:LONGEST] or type(error).__name__
+        return None, digest, _said(error)
 
 
-def _from_file(path: Path):
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+def pixels_of(array, preprocess: Callable) -> tuple[np.ndarray | None, str | None]:
+    """Pixels, uint8 `[h, w, 3]` or grey, as the model takes them, and what was wrong with them."""
+    from PIL import Image
+
+    try:
+        return prepared(preprocess, Image.fromarray(np.asarray(array, np.uint8)).convert("RGB")), None
+    except Exception as error:
+        return None, _said(error)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:LONGEST] or type(error).__name__
+
+
+def opened(item: Item):
+    """The upright RGB image of a row."""
+    if isinstance(item.content, bytes):
+        return decode_image(item.content)
+    if item.content.exists() and not stat.S_ISREG(item.content.stat().st_mode):
         raise ValueError("It is no regular file.")  # a pipe would wait for ever
-    return open_image(path)
+    return open_image(item.content)
 
 
 def prepared(preprocess: Callable, image) -> np.ndarray:

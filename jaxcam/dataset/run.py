@@ -1,53 +1,27 @@
 """A run: a manifest and a list of ranges, each a pure function of the two, of which some are done.
 
-Whoever computes a range (this process, one of several, a worker of Ray) calls `compute`; a range counts when its record
-is there, so to resume is to compute what has none. While the devices compute a batch, Grain reads the next ones, one
-thread fetches results and another writes them.
+A range counts when its record is there, so to resume is to compute what has none. Engines (this process, one of
+several, Ray) only decide who computes which range. What must be the same is in the manifest; what differs is refused.
 """
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxcam._checks import positive
 from jaxcam._errors import unknown
-from jaxcam.dataset import program, read, store
+from jaxcam.dataset import program, ray, read, store
+from jaxcam.dataset.ranges import Job, compute
 from jaxcam.image import Preprocess
 from jaxcam.models import Classifier, load
 
 VERSIONS = ("jaxcam-xai", "jax", "jaxlib", "flax", "numpy", "pillow", "tensorstore", "pyarrow")
 ALLOWED = ("versions", "device")  # what may differ, if the user says so
-AHEAD = 2  # batches that are computed before the first of them must be written
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """All that a process must know to compute ranges; it can be pickled."""
-
-    work: program.Work
-    loader: read.Loader
-    folder: Path
-    workers: int = 0
-    devices: Sequence | None = None
-
-
-class Done(NamedTuple):
-    """A range that was computed and written just now."""
-
-    index: int
-    images: int
-    errors: int
-    last_error: str | None
-    waited: float  # seconds in which the devices had nothing to do before it, for want of images
 
 
 class Progress(NamedTuple):
@@ -81,6 +55,8 @@ def explain(
     devices: Sequence | None = None,
     part: tuple[int, int] | None = None,
     allow: Sequence[str] = (),
+    engine: str = "local",
+    engine_options: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> store.Results:
     """Explains every image of a data set, on all devices; goes on where an earlier call was interrupted.
@@ -109,6 +85,8 @@ def explain(
       devices: of this process; by default all.
       part: `(i, n)`: the i-th of n processes, which do their ranges each; by default JAX's.
       allow: `"versions"` or `"device"` may differ from those that the run began with; the last bits may, then, too.
+      engine: `"local"`, or `"ray"`: workers on the machines of a Ray cluster, which all see `output` and `source`.
+      engine_options: of Ray: `address`, `num_workers`, `num_cpus` and `num_gpus` of each.
       progress: is called after each range.
 
     Raises:
@@ -126,28 +104,33 @@ def explain(
         raise ValueError(
             "A tap does not say how images become its input; pass preprocess=, such as a jaxcam.image.Preprocess."
         )
-    _check(part, allow, max_errors)
+    _check(part, allow, engine, max_errors)
     options = {"metrics": metrics, "targets": targets, "dtype": dtype, "layer": layer, "labels": labels or ()}
     work = program.work_of(model, methods=methods, **options)
-    source = read.source_of(source, data_dir)
-    job, manifest = _planned(work, source, preprocess, labels, Path(output), batch_size, workers, devices)
+    job, manifest = _planned(
+        work, read.source_of(source, data_dir), preprocess, labels, Path(output), batch_size, workers, devices
+    )
+    manifest["place"] = _place(source, data_dir)
     size = manifest["settings"]["batch_size"]
     found = program.outline(work, read.shape_of(preprocess), size)
     store.start(job.folder, manifest, found["maps"], resume=resume, allow=allow)
+    run_ranges = ray.engine(**(engine_options or {})) if engine == "ray" else compute
     place, of = (jax.process_index(), jax.process_count()) if part is None else part
-    _run(job, range(place, manifest["ranges"], of), compute, max_errors, progress)
+    _run(job, range(place, manifest["ranges"], of), run_ranges, max_errors, progress)
     results = store.open(job.folder)
     if results.is_complete:
         store.tidy(job.folder)
     return results
 
 
-def _check(part, allow, max_errors) -> None:
+def _check(part, allow, engine, max_errors) -> None:
     if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
         raise ValueError(f"part is {part!r}; it must be (i, n), the i-th of n processes, counted from 0.")
     for each in allow:
         if each not in ALLOWED:
             raise unknown("section that may differ", each, ALLOWED)
+    if engine not in ("local", "ray"):
+        raise unknown("engine", engine, ("local", "ray"))
     if max_errors is not None and max_errors < 0:
         raise ValueError(f"max_errors is {max_errors}; it must be 0 or more.")
 
@@ -168,7 +151,7 @@ def _planned(work, source, preprocess, labels, folder, batch_size, workers, devi
         "format": 1,
         "images": len(source),
         "ranges": -(-len(source) // batch_size),
-        "place": _place(source),
+        "place": None,
         "source": {"kind": source.kind, "sha256": source.digest()},
         "model": {
             "sha256": program.digest(work.model),
@@ -192,12 +175,13 @@ def _begun(folder: Path) -> int | None:
         return None
 
 
-def _place(source) -> str:
-    for name in ("root", "paths"):
-        if hasattr(source, name):
-            found = getattr(source, name)
-            return str((found if name == "root" else found[0]).resolve())
-    return f"tfds:{source.name}/{source.split}" if hasattr(source, "split") else type(source).__name__
+def _place(source, data_dir: str | None) -> dict:
+    """Where the images were, for the report; the same images at another place are the same run."""
+    named = isinstance(source, str | os.PathLike)
+    spec = os.fspath(source) if named else type(source).__name__
+    if named and not spec.startswith("tfds:"):
+        spec = os.path.abspath(os.path.expanduser(spec))
+    return {"source": spec, "data_dir": data_dir and os.path.abspath(data_dir)}
 
 
 def _has_labels(source) -> bool:
@@ -238,77 +222,3 @@ def _run(job: Job, indices: Sequence[int], run_ranges, max_errors, progress) -> 
                 f"{errors} images could not be read, which is more than max_errors={max_errors}; the last of them: "
                 f"{each.last_error} What is done is kept in '{job.folder}'."
             )
-
-
-def compute(job: Job, indices: Sequence[int]) -> Iterator[Done]:
-    """Computes and writes ranges, in order; gives each when its record is there."""
-    if not indices:
-        return
-    step, _ = program.compiled(job.work, job.devices)
-    free = None  # since when the devices have had nothing to do
-    with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(1) as writing:
-        pending: deque = deque()
-        for batch in read.batches(job.loader, indices, workers=job.workers):
-            while len(pending) > AHEAD:
-                yield pending.popleft().result()
-            labels = np.full(len(batch.images), -1, np.int32)
-            labels[: len(batch.labels)] = [-1 if each is None else each for each in batch.labels]
-            begun = time.perf_counter()
-            fetched = fetching.submit(_fetched, step(batch.images, labels))
-            pending.append(writing.submit(_written, job, batch, fetched, free, begun))
-            free = fetched
-        while pending:
-            yield pending.popleft().result()
-
-
-def _fetched(results) -> tuple[Any, float]:
-    jax.block_until_ready(results)
-    ready = time.perf_counter()
-    return jax.device_get(results), ready
-
-
-def _written(job: Job, batch: read.Batch, fetched, before, begun: float) -> Done:
-    results, _ = fetched.result()
-    waited = 0.0 if before is None else max(0.0, begun - before.result()[1])
-    files = range_files(batch, results, job.loader.size)
-    wrong = [f"{name}: {error}" for name, error in zip(batch.names, batch.errors, strict=True) if error]
-    store.commit(job.folder, batch.index, files, len(wrong))
-    return Done(batch.index, len(batch.names), len(wrong), wrong[-1] if wrong else None, waited)
-
-
-def range_files(batch: read.Batch, results: Mapping, size: int) -> dict[str, bytes]:
-    """What a range's files hold: a function of its images and of the work alone."""
-    count = len(batch.names)
-    missing = np.array([error is not None for error in batch.errors])
-    maps = {}
-    for name, each in results["maps"].items():
-        rows = np.array(each[:count])
-        rows[missing] = 0 if rows.dtype == np.uint8 else np.nan
-        maps[name] = rows
-    return store.encoded(batch.index, batch.start, maps, size, _table(batch, results, missing))
-
-
-def _table(batch: read.Batch, results: Mapping, missing: np.ndarray):
-    import pyarrow as pa
-
-    count = len(batch.names)
-
-    def present(values, kind):
-        return pa.array([None if gone else each for each, gone in zip(values, missing, strict=True)], kind)
-
-    def numbers(name, kind):
-        return present(results[name][:count].tolist(), kind)
-
-    columns = {
-        "index": pa.array(range(batch.start, batch.start + count), pa.int64()),
-        "file": pa.array(batch.names, pa.string()),
-        "sha256": pa.array(batch.hashes, pa.string()),
-        "label": pa.array(batch.labels, pa.int32()),
-        "prediction": numbers("prediction", pa.int32()),
-        "target": numbers("target", pa.int32()),
-        "top5": numbers("top5", pa.list_(pa.int32())),
-        "top5_probability": numbers("top5_probability", pa.list_(pa.float32())),
-        **{name: present(each[:count].tolist(), pa.float32()) for name, each in results["metrics"].items()},
-        "error": pa.array(batch.errors, pa.string()),
-    }
-    return pa.table(columns)
