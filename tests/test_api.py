@@ -55,7 +55,7 @@ INSIDE = {
         ["_find"],
         ["weights"],
     ],
-    "dataset": [["read", "program", "store"], ["ranges", "report"], ["ray"], ["run"]],
+    "dataset": [["sources", "program", "store"], ["read"], ["ranges", "report"], ["ray"], ["run"]],
     "plot": [["_pixels"], ["_layout"], ["pictures", "charts", "signals"]],
     "metrics": [
         ["_checks"],

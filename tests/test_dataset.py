@@ -18,7 +18,7 @@ from PIL import Image
 
 import jaxcam
 from jaxcam import cli, dataset
-from jaxcam.dataset import program, read, run
+from jaxcam.dataset import program, read, run, sources
 
 ROOT = Path(__file__).parents[1]
 SIZE, COUNT = 8, 21  # three ranges, the last of which is not full
@@ -158,23 +158,23 @@ PLACES = [*LABELLED, "flat", "flat/*.png", "list.txt", "bytes.parquet", "*.parqu
 @pytest.mark.parametrize("place", PLACES)
 def test_every_kind_of_source(places, place):
     folder, contents = places
-    source = read.source_of(str(folder / place))
+    source = sources.source_of(str(folder / place))
     items = source.read(range(len(source)))
     pixels = [np.asarray(jaxcam.image.decode_image(each)) for each in contents]
     expected = [hashlib.sha256(each).hexdigest() for each in pixels]
-    found = [read.read_one(item, preprocess)[1] for item in items]
+    found = [read.image_of(item)[1] for item in items]
     assert found == (expected * 2 if place == "*.parquet" else expected)
     if place != "*.parquet":
         assert [item.label for item in items] == ([0, 0, 1, 1] if place in LABELLED else [None] * 4)
-    assert source.digest() == read.source_of(str(folder / place)).digest()
+    assert source.digest() == sources.source_of(str(folder / place)).digest()
     assert source.read([2])[0].name == items[2].name  # any row, in any order
 
 
 def test_another_file_is_another_source(places, tmp_path):
     folder = Path(shutil.copytree(places[0] / "flat", tmp_path / "flat"))
-    before = read.source_of(folder).digest()
+    before = sources.source_of(folder).digest()
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes() + b"more")
-    assert read.source_of(folder).digest() != before
+    assert sources.source_of(folder).digest() != before
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_sources_that_are_none(tmp_path, name, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "half.txt").write_text("a.png\tcat\nb.png\n")
     with pytest.raises((ValueError, OSError), match=words):
-        read.source_of(name if name.startswith("tfds:") else tmp_path / name)
+        sources.source_of(name if name.startswith("tfds:") else tmp_path / name)
 
 
 def test_labels_by_name_or_in_order(places, tmp_path):
@@ -207,7 +207,7 @@ def test_labels_by_name_or_in_order(places, tmp_path):
 def test_readers_in_processes_read_the_same(places):
     """Grain's worker processes, which are spawned; they get numbers and send batches."""
     loader = read.Loader(
-        read.source_of(places[0] / "flat"), jaxcam.image.Preprocess(8, 8, (0.0,) * 3, (1.0,) * 3), 3, 4, None
+        sources.source_of(places[0] / "flat"), jaxcam.image.Preprocess(8, 8, (0.0,) * 3, (1.0,) * 3), 3, 4, None
     )
     here, there = (list(read.batches(loader, [0, 1], workers=each)) for each in (0, 1))
     assert len(here) == len(there) == 2

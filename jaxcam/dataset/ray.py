@@ -31,7 +31,7 @@ class Explainer:
       targets: `"predicted"`, `"label"`, or a class by its index or label.
       dtype: of the heatmaps: `"float16"`, `"float32"` or `"uint8"`.
       batch_size: rows of the one compiled program; batches are padded to it. By default the first batch's.
-      preprocess: `[image] -> float[1, h, w, c]` of a PIL image; by default the classifier's.
+      preprocess: `[image, ...] -> float[n, h, w, c]` of PIL images; by default the classifier's.
       layer: the layer for the CAM methods; by default the classifier's.
 
     Returns:
@@ -72,7 +72,9 @@ class Explainer:
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         if "image" not in batch:
             raise ValueError(f"The batch has no column 'image'; it has {', '.join(batch)}.")
-        items = [read.pixels_of(each, self.preprocess) for each in batch["image"]]
+        found = [read.pixels_of(each) for each in batch["image"]]
+        arrays = read.prepared([image for image, _ in found], self.preprocess)
+        items = [(pixels, error or said) for (_, error), (pixels, said) in zip(found, arrays, strict=True)]
         labels = np.asarray(batch.get("label", np.full(len(items), -1)), np.int32)
         self.size = self.size or len(items)
         parts = [

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcam import _files
-from jaxcam.dataset import read, store
+from jaxcam.dataset import read, sources, store
 from jaxcam.dataset.program import column
 from jaxcam.image import Preprocess
 from jaxcam.metrics import METRICS
@@ -255,7 +255,7 @@ class Pictures:
     def __init__(self, manifest: dict, source, data_dir):
         self.remark, self.source, place = "", None, manifest["place"]
         try:
-            found = read.source_of(source or place["source"], data_dir or place["data_dir"])
+            found = sources.source_of(source or place["source"], data_dir or place["data_dir"])
             if found.digest() == manifest["source"]["sha256"]:
                 self.source = found
             else:

@@ -15,7 +15,7 @@ import jax
 
 from jaxcam._checks import positive
 from jaxcam._errors import unknown
-from jaxcam.dataset import program, ray, read, store
+from jaxcam.dataset import program, ray, read, sources, store
 from jaxcam.dataset.ranges import Job, compute
 from jaxcam.image import Preprocess
 from jaxcam.models import Classifier, load
@@ -76,7 +76,7 @@ def explain(
       batch_size: images computed at once, on all devices together; by default what keeps these devices busy.
       dtype: of the heatmaps on disk: `"float16"`, `"float32"`, or `"uint8"` with 255 for 1.
       resume: whether a run that has begun in `output` goes on; otherwise it is an error.
-      preprocess: `[image] -> float[1, h, w, c]` of a PIL image; by default the classifier's.
+      preprocess: `[image, ...] -> float[n, h, w, c]` of PIL images; by default the classifier's.
       labels: the name of each class; by default the classifier's.
       layer: the layer for the CAM methods; by default the classifier's.
       data_dir: of TFDS.
@@ -108,7 +108,7 @@ def explain(
     options = {"metrics": metrics, "targets": targets, "dtype": dtype, "layer": layer, "labels": labels or ()}
     work = program.work_of(model, methods=methods, **options)
     job, manifest = _planned(
-        work, read.source_of(source, data_dir), preprocess, labels, Path(output), batch_size, workers, devices
+        work, sources.source_of(source, data_dir), preprocess, labels, Path(output), batch_size, workers, devices
     )
     manifest["place"] = _place(source, data_dir)
     size = manifest["settings"]["batch_size"]
