@@ -194,6 +194,26 @@ def test_sources_that_are_none(tmp_path, name, words):
         sources.source_of(name if name.startswith("tfds:") else tmp_path / name)
 
 
+def test_a_row_that_its_source_cannot_read(places):
+    """Is a row with an error, too, and the other rows of its batch are read."""
+
+    class Torn:
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def read(self, rows):
+            if 2 in rows:
+                raise RuntimeError("the record is torn")
+            return self.source.read(rows)
+
+    batch = read.Loader(Torn(sources.source_of(places[0] / "flat")), preprocess, 4, 4, None)(0)
+    assert batch.errors == [None, None, "the record is torn", None] and batch.names[2] == "row 2"
+    assert batch.images.any((1, 2, 3)).tolist() == [True, True, False, True]
+
+
 def test_labels_by_name_or_in_order(places, tmp_path):
     """The folders of a tree are the model's classes by their names, or in order where there are as many."""
     assert run._classes(("cat", "dog"), ["Dog", "bird", "CAT"]) == (2, 0)
@@ -352,6 +372,8 @@ def test_another_model_or_source_is_refused(photos, copy, tmp_path):
     (folder / "diary.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         explain(photos, folder)
+    with pytest.raises(ValueError, match="is a file; choose a folder"):
+        explain(photos, folder / "diary.txt")
 
 
 def test_what_may_differ_if_the_user_says_so(photos, copy):

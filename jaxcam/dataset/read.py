@@ -43,7 +43,7 @@ class Loader:
 
     def __call__(self, index: int) -> Batch:
         start = index * self.size
-        items = self.source.read(range(start, min(start + self.size, len(self.source))))
+        items = rows_of(self.source, range(start, min(start + self.size, len(self.source))))
         found = [image_of(item) for item in items]
         arrays = prepared([image for image, *_ in found], self.preprocess)
         errors = [error or said for (_, _, error), (_, said) in zip(found, arrays, strict=True)]
@@ -55,6 +55,16 @@ class Loader:
         labels = [_mapped(item.label, self.classes) for item in items]
         names = [item.name.encode("utf-8", "replace").decode() for item in items]
         return Batch(index, start, names, [digest for _, digest, _ in found], labels, errors, images)
+
+
+def rows_of(source, rows: Sequence[int]) -> list[Item]:
+    """The rows of a source; where they cannot be read together, those that can be read alone."""
+    try:
+        return source.read(rows)
+    except Exception as error:
+        if len(rows) == 1:
+            return [Item(f"row {rows[0]}", error, None)]
+        return [item for row in rows for item in rows_of(source, [row])]
 
 
 def image_of(item: Item) -> tuple[Any, str | None, str | None]:
@@ -95,6 +105,8 @@ def _said(error: Exception) -> str:
 
 def opened(item: Item):
     """The upright RGB image of a row."""
+    if isinstance(item.content, Exception):
+        raise item.content
     if isinstance(item.content, bytes):
         return decode_image(item.content)
     if item.content.exists() and not stat.S_ISREG(item.content.stat().st_mode):

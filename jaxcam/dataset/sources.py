@@ -21,10 +21,13 @@ RECORDS = (".arrayrecord", ".array_record")
 
 
 class Item(NamedTuple):
-    """A row of a source: what it is called, its file or the content of one, and its class if that is known."""
+    """A row of a source: what it is called, its file or the content of one, and its class if that is known.
+
+    The content of a row that cannot be read is the error.
+    """
 
     name: str
-    content: Path | bytes
+    content: Path | bytes | Exception
     label: int | None
 
 

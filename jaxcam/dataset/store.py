@@ -48,6 +48,8 @@ def start(folder: Path, manifest: dict, maps: Mapping[str, Any], *, resume: bool
         if differing:
             raise ValueError(f"'{folder}' holds another run: {'; '.join(differing)}. Choose another folder.")
     else:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"'{folder}' is a file; choose a folder for the results.")
         if folder.exists() and any(not each.match(UNFINISHED) for each in folder.iterdir()):
             raise ValueError(f"'{folder}' is not empty and holds no run; choose another folder.")
         _files.write(place, _json(manifest))
