@@ -144,8 +144,9 @@ def test_importing_loads_nothing_heavy():
 import sys
 import flax.linen, flax.nnx
 before = set(sys.modules)
-import jaxcam
-heavy = ("torch", "tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "optax", "huggingface_hub", "safetensors")
+import jaxcam, jaxcam.dataset
+heavy = ["torch", "tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "optax", "huggingface_hub", "safetensors"]
+heavy += ["ray", "grain", "tensorstore", "pyarrow", "zarr", "array_record"]
 print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(heavy)))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

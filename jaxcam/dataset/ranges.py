@@ -6,7 +6,7 @@ record of a range is written last, and only then is it given as done.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +42,11 @@ class Done(NamedTuple):
     waited: float  # seconds in which the devices had nothing to do before it, for want of images
 
 
-def compute(job: Job, indices: Sequence[int]) -> Iterator[Done]:
-    """Computes and writes ranges, in order; gives each when its record is there."""
+def compute(job: Job, indices: Sequence[int], step: Callable | None = None) -> Iterator[Done]:
+    """Computes and writes ranges, in order; gives each when its record is there. `step` is the compiled program."""
     if not indices:
         return
-    step, _ = program.compiled(job.work, job.devices)
+    step = step or program.compiled(job.work, job.devices)[0]
     free = None  # since when the devices have had nothing to do
     with ThreadPoolExecutor(1) as fetching, ThreadPoolExecutor(1) as writing:
         pending: deque = deque()

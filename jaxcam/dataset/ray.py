@@ -103,10 +103,10 @@ class _Worker:
     """Computes and writes ranges; lives in a process of its own."""
 
     def __init__(self, job: ranges.Job):
-        self.job = job
+        self.job, self.step = job, program.compiled(job.work)[0]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        done = list(ranges.compute(self.job, [int(each) for each in batch["range"]]))
+        done = list(ranges.compute(self.job, [int(each) for each in batch["range"]], self.step))
         columns = {name: [getattr(each, name) for each in done] for name in ranges.Done._fields}
         return {name: np.array(each, object if name == "last_error" else None) for name, each in columns.items()}
 
