@@ -49,16 +49,30 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
+RUNNING: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Whatever a test ends in."""
+    yield
+    while RUNNING:
+        process = RUNNING.pop()
+        process.kill()
+        process.communicate()
+
+
 def python(program: str, *arguments, **variables) -> subprocess.Popen:
     environment = {**os.environ, **variables, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_memory_monitor_refresh_ms": "0"}  # whatever else the machine does
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-W", "ignore", "-c", COMMON + program, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    RUNNING.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+    return RUNNING[-1]
 
 
 def finished(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err[-3000:]
     return out
 

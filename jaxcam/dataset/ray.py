@@ -5,6 +5,7 @@ out. `engine` is for `explain-dataset`: the numbers of the missing ranges are th
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from jaxcam.dataset import program, ranges, read
 from jaxcam.models import Classifier, load
 
+RETRIES = 8  # of a task whose worker dies: perhaps it is the task that kills it
 TOGETHER = 4  # ranges that a worker is given at once, so that it reads the next while it computes one
 
 
@@ -145,7 +147,7 @@ def engine(
         workers = num_workers or int(gpus) or 2
         each = {"num_cpus": num_cpus, "num_gpus": num_gpus if num_gpus is not None else (1 if gpus else None)}
         # A worker that dies is started again, and what it had begun is given out again: a range is a pure function.
-        kept = {"max_restarts": -1, "max_task_retries": -1}
+        kept = {"max_restarts": -1, "max_task_retries": RETRIES}
         job = replace(job, folder=job.folder.resolve(), work=replace(job.work, model=jax.device_get(job.work.model)))
         blocks = -(-len(indices) // TOGETHER)
         rows = ray.data.from_items([{"range": index} for index in indices], override_num_blocks=blocks)
@@ -158,7 +160,12 @@ def engine(
             **{name: value for name, value in each.items() if value is not None},
             **kept,
         )
-        for row in found.iter_rows():
-            yield ranges.Done(**row)
+        try:
+            for row in found.iter_rows():
+                yield ranges.Done(**row)
+        except ray.exceptions.RayError as error:
+            lines = str(error).splitlines()
+            said = next((each.strip() for each in reversed(lines) if re.match(r"\s*[\w.]*Error\b.*: ", each)), lines[0])
+            raise ValueError(f"A worker of Ray failed: {said[:300]} What is done is kept in '{job.folder}'.") from error
 
     return computed
