@@ -63,7 +63,7 @@ from jaxcam.image import sample
 from jaxcam.models import Classifier, load
 from jaxcam.taps import Tap, Tokens, layers, tap, tokens
 
-_SUBMODULES = ("data", "plot", "train")  # what they need is heavy, so they are imported at first use
+_SUBMODULES = ("data", "dataset", "plot", "train")  # what they need is heavy, so they are imported at first use
 
 
 def __getattr__(name: str):
@@ -83,6 +83,7 @@ __all__ = [
     "cam",
     "config",
     "data",
+    "dataset",
     "deconvnet",
     "deep_feature_factorization",
     "deep_lift",

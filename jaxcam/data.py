@@ -65,6 +65,45 @@ def cifar10(split: str, *, data_dir: str | Path | None = None) -> Split:
     return Split(images, np.array([row["label"] for row in rows], np.int32))
 
 
+def encoded(name: str, split: str, *, data_dir: str | Path | None = None):
+    """A prepared TFDS data set whose images stay encoded: `source[row]["image"]` are the bytes of a file.
+
+    Nothing is held in memory, and no TensorFlow is needed. The order is that of the files on disk.
+
+    Returns:
+      `source`, with `len(source)` and rows that are dicts, and what TFDS knows of it (`builder.info`).
+
+    Raises:
+      ValueError: it is not prepared in `data_dir`, has no such split, or has no images.
+
+    Example:
+      >>> source, info = encoded("cifar10", "test[:100]")  # doctest: +SKIP
+    """
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    data_dir = Path(default if data_dir is None else data_dir).expanduser()
+    with _quiet_absl():
+        import tensorflow_datasets as tfds
+
+        if name == "cifar10" and not list(data_dir.glob("cifar10/3.0.2/*.array_record*")):
+            prepare_cifar10(data_dir)
+        try:
+            builder = tfds.builder(name, data_dir=str(data_dir))
+        except Exception as error:  # an unknown name ends in one of many
+            raise ValueError(f"There is no TFDS data set {name!r} ({str(error).splitlines()[0]}).") from error
+        if not Path(builder.data_dir).is_dir():
+            raise ValueError(
+                f"{name} is not prepared in {data_dir}. Prepare it with `tfds.load({name!r}, data_dir=...)`, in the "
+                "format array_record, and pass that folder as data_dir."
+            )
+        known = list(builder.info.splits)
+        if split.partition("[")[0] not in known:
+            raise unknown(f"split of {name}", split, known)
+        if "image" not in builder.info.features:
+            raise ValueError(f"{name} has no images: its rows hold {', '.join(builder.info.features)}.")
+        skip = {"image": tfds.decode.SkipDecoding()}
+        return builder.as_data_source(split=split, decoders=skip), builder.info
+
+
 def with_square(
     split: Split, label: int | None = None, size: int = 4, color: tuple[int, int, int] = (255, 255, 0)
 ) -> Split:

@@ -71,19 +71,32 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     except OSError as error:
         reason = UNREADABLE.get(type(error), error.strerror)
         raise type(error)(f"Cannot open '{path}': {reason}.") from None
+    return decode_image(content, f"'{path}'")
+
+
+def decode_image(content: bytes, name: str = "The image") -> Image.Image:
+    """The content of an image file as an upright RGB image; `name` is what errors call it.
+
+    Raises:
+      ValueError: the content is empty, truncated, damaged, no image, or far too large.
+
+    Example:
+      >>> decode_image(sample().read_bytes()).size
+      (451, 300)
+    """
     if not content:
-        raise ValueError(f"'{path}' is empty (0 bytes).")
+        raise ValueError(f"{name} is empty (0 bytes).")
     try:
         image = Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"'{path}' is too large: {error}. Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+            f"{name} is too large: {error}. Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
         ) from None
     except UnidentifiedImageError:
-        raise ValueError(f"'{path}' is not an image that Pillow can read, or its header is damaged.") from None
+        raise ValueError(f"{name} is not an image that Pillow can read, or its header is damaged.") from None
     except Exception as error:  # on damaged bytes a decoder may raise anything
-        raise _damaged(f"'{path}'", error) from error
-    return _upright_rgb(image, f"'{path}'")
+        raise _damaged(name, error) from error
+    return _upright_rgb(image, name)
 
 
 @dataclass(frozen=True)
@@ -137,8 +150,18 @@ class Preprocess:
           >>> float(preprocess(np.ones((48, 64, 3), np.float32)).max())
           1.0
         """
+        return jnp.asarray(self.on_host(images))
+
+    def on_host(self, images: Any) -> Float[np.ndarray, "n h w 3"]:
+        """The same batch as a NumPy array, without a device: what the processes that read a data set call.
+
+        Example:
+          >>> preprocess = Preprocess(32, 32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+          >>> type(preprocess.on_host(sample())).__name__
+          'ndarray'
+        """
         batch = np.stack([self._resized(image, name) for name, image in _named(images)])
-        return jnp.asarray((batch - np.float32(self.mean)) / np.float32(self.std))
+        return (batch - np.float32(self.mean)) / np.float32(self.std)
 
     def view(self, images: Any) -> list[np.ndarray]:
         """For display: the square that the model sees of each image, uint8 `[s, s, 3]` at the image's own resolution.

@@ -33,6 +33,7 @@ LAYERS = [
     ["attribution", "models"],
     ["metrics", "explain"],
     ["data", "train", "plot"],
+    ["dataset"],
     ["cli"],
 ]
 # Inside a folder, files come in an order too.
@@ -54,6 +55,7 @@ INSIDE = {
         ["_find"],
         ["weights"],
     ],
+    "dataset": [["sources", "program", "store"], ["read"], ["ranges", "report"], ["ray"], ["run"]],
     "plot": [["_pixels"], ["_layout"], ["panels", "pictures", "charts", "signals"]],
     "metrics": [
         ["_checks"],
@@ -142,8 +144,9 @@ def test_importing_loads_nothing_heavy():
 import sys
 import flax.linen, flax.nnx
 before = set(sys.modules)
-import jaxcam
-heavy = ("torch", "tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "optax", "huggingface_hub", "safetensors")
+import jaxcam, jaxcam.dataset
+heavy = ["torch", "tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "optax", "huggingface_hub", "safetensors"]
+heavy += ["ray", "grain", "tensorstore", "pyarrow", "zarr", "array_record"]
 print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(heavy)))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
