@@ -718,6 +718,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         self.files, self.sent, self.etags, self.failing, self.requests = {}, {}, {}, {}, []
+        self.over = threading.Event()  # until then, a body that hangs hangs
+        self.body = lambda handler, data: handler.wfile.write(data)
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -732,6 +734,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         server.requests.append((self.command, self.path))
         path = re.sub(r"/resolve/[^/]+/", "/", self.path)
+        if self.command == "GET" and "GET" in server.failing:
+            self.send_response(server.failing["GET"])
+            self.send_header("Retry-After", "121")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return b""
         failing = [status for prefix, status in server.failing.items() if path.startswith(prefix)]
         if failing:
             self.send_response(failing[0])
@@ -755,7 +763,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         with contextlib.suppress(ConnectionError):
-            self.wfile.write(self.do_HEAD())
+            self.server.body(self, self.do_HEAD())
 
     def log_message(self, *_):
         pass
@@ -783,6 +791,7 @@ def online(tmp_path, monkeypatch):
     thread.start()
     yield server
     close_session()
+    server.over.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -878,6 +887,68 @@ def test_a_download_from_the_hub_that_ends_early(online, imagenet, tmp_path):
     assert not list((tmp_path / "hub").rglob("model.safetensors"))
     online.sent[HUB] = imagenet[1]
     assert_loaded(load("resnet18"), imagenet[0])
+
+
+def half_and_hang(handler, data):
+    handler.wfile.write(data[: len(data) // 2])
+    handler.server.over.wait()
+
+
+def a_block_now_and_then(handler, data):
+    for position in range(0, len(data), _download.BLOCK):
+        handler.wfile.write(data[position : position + _download.BLOCK])
+        if handler.server.over.wait(0.1):
+            break
+
+
+@pytest.mark.parametrize(
+    "status, body, limits, message",
+    [
+        (429, None, (0.4, 60), r"nothing came for 0.4 seconds, HF_HUB_DOWNLOAD_TIMEOUT( \(HTTP Error 429 thrown)?"),
+        (None, half_and_hang, (0.4, 60), "nothing came for 0.4 seconds, HF_HUB_DOWNLOAD_TIMEOUT"),
+        (None, a_block_now_and_then, (0.4, 0.8), "not whole after 0.8 seconds, JAXCAM_DOWNLOAD_TIMEOUT"),
+    ],
+    ids=["429", "hangs", "trickles"],
+)
+@pytest.mark.parametrize("name", ["hf:timm/resnet18.tv_in1k", "torchvision"])
+def test_a_server_that_stops_is_given_up(
+    online, torchvision, imagenet, monkeypatch, capfd, tmp_path, name, status, body, limits, message
+):
+    """With the limit in the sentence, a bar meanwhile, and nothing of what the client logs."""
+    if (name, status) == ("torchvision", 429):
+        message = "HTTP Error 429"
+    monkeypatch.setattr(_download, "SILENCE", limits[0])
+    monkeypatch.setattr(_download, "TOTAL", limits[1])
+    if name == "torchvision":
+        name, online.failing["/timm/"] = "resnet18", 404
+    else:
+        online.put(HUB, imagenet[1])
+    if status:
+        online.failing["GET"] = status
+    else:
+        online.body = body
+    start = time.monotonic()
+    said = refused(name, OSError)
+    assert re.search(message, said) and time.monotonic() - start < 4
+    shown = capfd.readouterr().err
+    assert "Error" not in shown and "Retry" not in shown and "resume" not in shown
+    assert status == 429 or ("model.safetensors" in shown or Path(torchvision).name in shown)
+    assert not list((tmp_path / "torchvision").glob("*"))
+
+
+def test_a_connection_that_is_cut_is_one_sentence(online, imagenet, capfd):
+    online.put(HUB, imagenet[1])
+
+    def cut(handler, data):
+        handler.wfile.write(data[:1000])
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    online.body = cut
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: None)  # between the client's own five tries
+        said = refused("hf:timm/resnet18.tv_in1k", OSError)
+    assert "could not be downloaded" in said
+    assert not re.search("Error while downloading|Trying to resume|Max retries", capfd.readouterr().err)
 
 
 def test_without_links_in_the_cache_the_download_is_verified(online, imagenet, monkeypatch):
