@@ -1,8 +1,10 @@
 """Figures, and where things stand in them: all lengths in inches, from the figure's top left corner."""
 
+import contextlib
 import io
 import math
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -94,7 +96,9 @@ def blank(width, height):
 def png(figure, dpi) -> bytes:
     content = io.BytesIO()
     box = figure.bbox_inches  # all of it, whatever rcParams say
-    figure.savefig(content, format="png", dpi=dpi, facecolor="white", transparent=False, bbox_inches=box, pad_inches=0)
+    options = {"facecolor": "white", "transparent": False, "bbox_inches": box, "pad_inches": 0}
+    with _any_letters():
+        figure.savefig(content, format="png", dpi=dpi, **options)
     return content.getvalue()
 
 
@@ -155,8 +159,17 @@ def fit(texts, width, smallest):
             text.set_text(full[:keep].rstrip() + "…")
 
 
+@contextlib.contextmanager
+def _any_letters():
+    """A name may have letters that the font lacks; a frame stands for each, and matplotlib need not say so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def _length(renderer, text) -> float:
-    return max(text.get_window_extent(renderer).width / text.figure.dpi, 1e-6)
+    with _any_letters():
+        return max(text.get_window_extent(renderer).width / text.figure.dpi, 1e-6)
 
 
 def headline(figure, title, explained):
