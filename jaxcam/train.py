@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxcam import _files
+
 DIGEST = "digest.sha256"  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
 
 
@@ -349,7 +351,7 @@ def save(directory, state: State, history: list[dict], settings: dict) -> None:
     with _checkpointer(directory) as checkpointer:
         checkpointer.save(int(state.step), _named_leaves(state), custom_metadata=metadata, overwrite=True)
     folder = Path(directory) / str(int(state.step))
-    (folder / DIGEST).write_text(_digest(folder))
+    _files.write(folder / DIGEST, _digest(folder))
 
 
 def restore(directory, like: State, settings: dict) -> tuple[State, list[dict]] | None:
