@@ -6,6 +6,7 @@ Who is killed in the middle leaves what was there before, and at most a hidden `
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -17,6 +18,7 @@ from typing import IO
 from jaxcam._errors import shown
 
 UNFINISHED = ".unfinished"
+DIGEST = "digest.sha256"  # of all other files in a folder
 STALE = 24 * 3600  # seconds after which an unfinished file is nobody's any more
 REASONS = {
     errno.ENOENT: "there is no such file",
@@ -124,3 +126,12 @@ def _memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 2**36
+
+
+def digest(folder: Path) -> str:
+    """One sha256 of every file below `folder` but its digest, of its name and its bytes."""
+    whole = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != DIGEST):
+        whole.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
+        whole.update(file.read_bytes())
+    return whole.hexdigest()

@@ -12,6 +12,7 @@ Conventions:
 
 import contextlib
 import io
+import logging
 import math
 import os
 import warnings
@@ -29,6 +30,7 @@ from jaxcam import _files
 from jaxcam._errors import shown, unknown
 
 ASSETS = Path(__file__).parent / "assets"
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it has to say of a file, an error says in a sentence
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -323,6 +325,8 @@ def _upright_rgb(image, name) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
         raise ValueError(f"{name} has the mode {image.mode}, which cannot become RGB: {shown(error)}.") from None
+    except (Exception, MemoryError) as error:  # such as a palette that is missing
+        raise _damaged(name, error) from error
 
 
 def _strips(image):

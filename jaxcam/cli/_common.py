@@ -34,6 +34,20 @@ def count(text: str) -> int:
 
 
 @contextlib.contextmanager
+def muffled():
+    """Nothing arrives on stderr: libraries in C say there what an error will say in a sentence."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
 def pixels_at_most(count: int | None):
     """Images are refused beyond so many pixels; `None` leaves Pillow's limit."""
     from PIL import Image

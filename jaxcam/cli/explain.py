@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxcam._errors import printable
 from jaxcam.cli import _results
-from jaxcam.cli._common import add_model, complain, count, keep_programs, pixels_at_most, progress, table
+from jaxcam.cli._common import add_model, complain, count, keep_programs, muffled, pixels_at_most, progress, table
 
 BATCH = 16  # images explained at once
 # Without --method: of each idea one that takes no more than some forward and backward passes.
@@ -139,7 +139,8 @@ def _job(args, methods: list[str]) -> Job:
     names = _results.unique_names(paths, maps)
     _results.refuse_to_overwrite(args.output, paths, names, maps)
     for path in paths:
-        jaxcam.image.open_image(path)
+        with muffled():
+            jaxcam.image.open_image(path)
     return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, args.colormap)
 
 
@@ -190,7 +191,8 @@ def _seen(preprocess, path: str) -> tuple:
     """What the model gets of an image, and what a person sees of it; a large image is decoded once, and let go."""
     from jaxcam.image import open_image
 
-    image = open_image(path)
+    with muffled():
+        image = open_image(path)
     return preprocess(image), preprocess.view(image)[0]
 
 

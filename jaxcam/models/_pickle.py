@@ -14,6 +14,7 @@ import math
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,10 +75,11 @@ def read(data: bytes, name: str) -> Any:
 the state dict alone: torch.save(model.state_dict(), 'new.pth').
     """
     try:
-        if data[:1] == b"\x80":
-            return _read_legacy(data)
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _Archive(archive, len(data)).load()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of escapes in words
+            if data[:1] == b"\x80":
+                return _read_legacy(data)
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                return _Archive(archive, len(data)).load()
     except _Refusal as error:
         raise ValueError(f"{name} is refused: {error}.") from None
     except (Exception, MemoryError) as error:  # a damaged pickle can raise anything

@@ -1,6 +1,11 @@
 """Weight files as `{name: array}`: of safetensors, PyTorch, Flax and Orbax, less what training wraps around."""
 
+import contextlib
+import gc
 import json
+import logging
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,9 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from jaxcam import _files
 from jaxcam._errors import shown
+from jaxcam._files import DIGEST, digest
 from jaxcam.models import _labels, _pickle
 from jaxcam.models._convert import state_dict
 
@@ -84,6 +91,23 @@ def _read_msgpack(data: bytes, name: str) -> dict[str, np.ndarray]:
     return _of_variables(tree, name)
 
 
+@contextlib.contextmanager
+def _unheard():
+    """Orbax reports a damaged folder in many voices: in logs, and later by what its tasks had still to say."""
+    level, hook = logging.root.manager.disable, sys.excepthook
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    except BaseException:
+        sys.excepthook = lambda *_: None
+        time.sleep(0.1)
+        gc.collect()
+        raise
+    finally:
+        logging.disable(level)
+        sys.excepthook = hook
+
+
 def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     """The state dict of the variables that Orbax, or `jaxcam.train`, saved in a folder."""
     from orbax.checkpoint import v1 as ocp
@@ -91,9 +115,12 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     for path in folder.rglob("*"):
         if not (path.is_file() or path.is_dir()):  # a pipe in it would be waited for
             raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays: {shown(path.name)} is no file.")
+    if (folder / DIGEST).is_file() and _files.read(folder / DIGEST, 100).decode("ascii", "replace") != digest(folder):
+        raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays: it was altered since it was written.")
     try:
-        tree = ocp.load(folder.absolute())
-    except Exception as error:  # Orbax reports a damaged folder in many voices
+        with _unheard():
+            tree = ocp.load(folder.absolute())
+    except (Exception, MemoryError) as error:
         message = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays ({shown(message)}).") from error
     return _of_variables(tree, str(folder))
