@@ -31,7 +31,7 @@ import numpy as np
 
 import jaxcam
 from experiments import _study
-from jaxcam import metrics, plot
+from jaxcam import _files, metrics, plot
 
 STEPS = 50  # of integrated gradients
 FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of ROAD
@@ -298,7 +298,6 @@ def markdown(args, rows) -> str:
 
 
 def write(args, batch, rows, facts) -> None:
-    args.output.mkdir(parents=True, exist_ok=True)
     environment = _study.environment()
     path = (
         args.output
@@ -306,7 +305,7 @@ def write(args, batch, rows, facts) -> None:
     )
     settings = {"model": args.model, "batch": batch, "precision": args.precision, "rounds": args.rounds}
     everything = {"rows": rows, **facts, "settings": settings, **environment}
-    path.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
+    _files.write(path.with_suffix(".json"), json.dumps(everything, indent=1) + "\n")
     title = f"{args.model}, batch {batch}, {args.precision}, {environment['device']}"
     flops, moved = facts["operations of a pass"], facts["bytes of a pass"]
     rate, speed = facts["operations per second"], facts["bytes per second"]
@@ -315,7 +314,7 @@ def write(args, batch, rows, facts) -> None:
         f"{rate / 1e9:.0f} billion a second. XLA's moves {moved / 1e9:.2f} GB, which take "
         f"{1000 * moved / speed:.1f} ms from memory at {speed / 1e9:.1f} GB/s, and less from caches."
     )
-    path.with_suffix(".md").write_text(f"{title}\n\n{passes}\n\n{markdown(args, rows)}")
+    _files.write(path.with_suffix(".md"), f"{title}\n\n{passes}\n\n{markdown(args, rows)}")
     found = {name: ratios(row) for name, row in rows.items()}
     bars = {
         name: (float(np.median(each)), float(np.ptp(np.percentile(each, [25, 75])) / 2))

@@ -96,12 +96,13 @@ def report(args, seconds) -> None:
     import numpy as np
 
     from experiments import _study
+    from jaxcam import _files
 
     ratios = np.divide(seconds["torch"], seconds["jaxcam"])
     environment = _study.environment()
     results = {"seconds": seconds, "ratios": ratios.tolist(), "model": args.model, **environment}
     path = args.output / f"startup-{args.model}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    _files.write(path, json.dumps(results, indent=1) + "\n")
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     for side, own in seconds.items():
         print(f"{side}: {np.median(own):.2f} s from the first import to the first heatmap")

@@ -1,11 +1,12 @@
 """The leaderboard's tables, pictures and its section of experiments/README.md, all from its rows."""
 
 import csv
+import io
 
 import numpy as np
 
 from experiments import _study
-from jaxcam import plot
+from jaxcam import _files, plot
 
 SHOWN = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "saliency", "random_cam"]  # in the section's table
 MARKS = {"shapes": "pointing game", "photographs": "pointing game"}
@@ -43,15 +44,16 @@ def write_tables(folder, rows, runs, columns) -> None:
             cells = [interval(row["values"][column]) for column, _ in shown]
             lines.append(f"| `{row['method']}` | {row['rank']:.2f} | {row['passes']:.1f} | " + " | ".join(cells) + " |")
         lines.append("")
-    (folder / "table.md").write_text("\n".join(lines))
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["data", "method", "rank", "forward passes", "metric", "mean", "95 % interval"])
-        for row in rows:
-            for column, value in row["values"].items():
-                numbers = [f"{each:.5g}" for each in (row["rank"], row["passes"])]
-                measured = [f"{value['mean']:.5g}", f"{value['interval']:.5g}"]
-                writer.writerow([row["data"], row["method"], *numbers, column, *measured])
+    _files.write(folder / "table.md", "\n".join(lines))
+    content = io.StringIO(newline="")
+    writer = csv.writer(content)
+    writer.writerow(["data", "method", "rank", "forward passes", "metric", "mean", "95 % interval"])
+    for row in rows:
+        for column, value in row["values"].items():
+            numbers = [f"{each:.5g}" for each in (row["rank"], row["passes"])]
+            measured = [f"{value['mean']:.5g}", f"{value['interval']:.5g}"]
+            writer.writerow([row["data"], row["method"], *numbers, column, *measured])
+    _files.write(folder / "table.csv", content.getvalue())
 
 
 def interval(value) -> str:

@@ -96,9 +96,8 @@ def markdown(header: list[str], rows: list[list]) -> str:
 
 def write_metrics(args: argparse.Namespace, metrics: dict) -> Path:
     """Writes `metrics.json`: the numbers, the settings and the environment."""
-    args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "metrics.json"
-    path.write_text(json.dumps({**metrics, "settings": settings(args), **environment()}, indent=2) + "\n")
+    _files.write(path, json.dumps({**metrics, "settings": settings(args), **environment()}, indent=2) + "\n")
     return path
 
 
@@ -142,11 +141,8 @@ def part(args: argparse.Namespace, name: str, compute, **settings) -> dict:
     wanted = json.dumps({"smoke": args.smoke, **settings}, sort_keys=True, default=str)
     if not path.exists():
         result = {key: value if hasattr(value, "shape") else json.dumps(value) for key, value in compute().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        with unfinished.open("wb") as file:
+        with _files.writing(path) as file:
             np.savez(file, settings=wanted, **result)
-        unfinished.replace(path)  # whole or not at all
     with np.load(path) as file:
         saved = {key: file[key] for key in file.files}
     if str(saved.pop("settings")) != wanted:
@@ -207,7 +203,6 @@ def random_weights(path: Path, architecture: str = "resnet50", *, width: int = 6
     measure = jax.jit(lambda variables, images: module.apply(variables, images, train=True, mutable=["batch_stats"])[1])
     for key in keys:  # of what the running averages were at first, 30 passes leave a twentieth
         variables = variables | measure(variables, jax.random.normal(key, (8, 64, 64, 3)))
-    path.parent.mkdir(parents=True, exist_ok=True)
     save(path, variables, metadata={"architecture": architecture, "note": RANDOM})
     return path
 

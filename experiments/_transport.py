@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import _study
-from jaxcam import plot
+from jaxcam import _files, plot
 
 
 def show(value) -> str:
@@ -138,7 +138,7 @@ def page(args, results) -> dict[str, str]:
 
 
 def write(args, results, images, maps) -> None:
-    (args.output / "table.md").write_text("\n".join(tables(args, results)))
+    _files.write(args.output / "table.md", "\n".join(tables(args, results)))
     plot.save(examples(args, results, images, maps), args.output / "examples.png")
     plot.save(groups_figure(results), args.output / "groups.png")
     plot.save(stability_figure(results), args.output / "stability.png")

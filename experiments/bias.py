@@ -20,7 +20,7 @@ import optax
 import jaxcam
 from experiments import _report, _study
 from experiments.train_cifar10 import MEAN, STD
-from jaxcam import data, metrics, plot, train
+from jaxcam import _files, data, metrics, plot, train
 
 FROG = data.CIFAR10_LABELS.index("frog")
 NORMALIZE = train.Normalization(MEAN, STD)
@@ -96,7 +96,7 @@ def main(argv=None):
     }
     shares = {size: area(size, test_data) for size in args.sizes}
     _study.write_metrics(args, {"squares": results, "shares": shares, "original": ORIGINAL})
-    (args.output / "table.md").write_text(tables(args, results, shares))
+    _files.write(args.output / "table.md", tables(args, results, shares))
     for method in METHODS:
         file = f"mass-{method.lower().replace(' ', '_').replace('-', '_')}.png"
         plot.save(mass_per_epoch(method, results, shares), args.output / file)

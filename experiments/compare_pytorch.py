@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxcam
 from experiments import _report, _study
-from jaxcam import metrics, plot
+from jaxcam import _files, metrics, plot
 from jaxcam.score import log_probability, logit
 
 NOISE = 0.15  # of SmoothGrad and its kin, as a share of the image's range
@@ -157,7 +157,7 @@ def main(argv=None):
     }
     results = {"weights": classifier.about.get("note", args.model), "logits": apart, "methods": rows}
     _study.write_metrics(args, results)
-    (args.output / "table.md").write_text(table(args, results))
+    _files.write(args.output / "table.md", table(args, results))
     plot.save(maps(views[0], measured, rows), args.output / "maps.png")
     _report.publish_results(args, "compare_pytorch")
     print(f"{len(rows)} methods compared; written to {args.output}")

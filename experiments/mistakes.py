@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 import jaxcam
 from experiments import _report, _study
-from jaxcam import data, metrics, plot, segments
+from jaxcam import _files, data, metrics, plot, segments
 
 METHODS = {"Grad-CAM": jaxcam.grad_cam, "Grad-CAM++": jaxcam.grad_cam_plus_plus, "XGrad-CAM": jaxcam.x_grad_cam}
 SPREADS = {  # high is spread out
@@ -94,7 +94,7 @@ def main(argv=None):
         },
     }
     _study.write_metrics(args, results)
-    (args.output / "table.md").write_text(tables(args, results))
+    _files.write(args.output / "table.md", tables(args, results))
     least = np.argsort(agreement["Grad-CAM"]["Pearson"], kind="stable")[:WORST]
     figures = {
         "confusion": confusion_figure(results),

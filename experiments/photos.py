@@ -26,7 +26,7 @@ from PIL import Image, ImageFilter
 
 import jaxcam
 from experiments import _report, _study
-from jaxcam import metrics, plot
+from jaxcam import _files, metrics, plot
 
 # ImageNet has five cats and 118 dogs: a doubt among them is no doubt about what is there. The classes come in the order
 # of their kinds.
@@ -131,9 +131,9 @@ def main(argv=None):
     check = check_flags(args) if args.check_images else None
 
     _study.write_metrics(args, {"photos": [each for group in reports for each in group], "check": check})
-    (args.output / "table.md").write_text(table(reports) + ("\n" + check_table(args, check) if check else ""))
+    _files.write(args.output / "table.md", table(reports) + ("\n" + check_table(args, check) if check else ""))
     figures = write_figures(args, paths, pictures, seen, reports)
-    (args.output / "index.html").write_text(page(args, reports, figures), encoding="utf-8")
+    _files.write(args.output / "index.html", page(args, reports, figures))
     _report.publish(args, "photos", **section(args, reports, figures, check))
     flagged = sum(bool(group[0]["flags"]) for group in reports)
     print(f"{flagged} of {len(reports)} photographs are flagged; open {args.output / 'index.html'}")

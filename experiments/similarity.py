@@ -18,7 +18,7 @@ import numpy as np
 import jaxcam
 from experiments import _report, _study
 from experiments.train_cifar10 import MEAN, STD
-from jaxcam import data, metrics, plot, train
+from jaxcam import _files, data, metrics, plot, train
 
 LAYER = "layer4"
 BUNDLED = "resnet18_cifar10"
@@ -117,7 +117,7 @@ def main(argv=None):
 
     epochs = [over_seeds([runs[seed, epoch] for seed in args.seeds]) for epoch in range(1, args.epochs + 1)]
     _study.write_metrics(args, {"epochs": epochs, "well-trained": well_trained, "original": ORIGINAL})
-    (args.output / "table.md").write_text(tables(args, epochs, well_trained))
+    _files.write(args.output / "table.md", tables(args, epochs, well_trained))
     for metric in METRICS:
         plot.save(against_accuracy(args, metric, epochs, well_trained), args.output / f"accuracy-{metric}.png")
     if not (args.output / "examples.png").exists():

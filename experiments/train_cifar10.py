@@ -17,7 +17,7 @@ import optax
 
 import jaxcam
 from experiments import _report, _study
-from jaxcam import plot, train
+from jaxcam import _files, plot, train
 from jaxcam.data import CIFAR10_LABELS
 from jaxcam.models.resnet import ARCHITECTURES
 from jaxcam.models.weights import save
@@ -55,7 +55,6 @@ def main(argv=None):
 
     def keep(record, state):
         if record["epoch"] >= args.epochs:
-            weights_after(record["epoch"]).parent.mkdir(parents=True, exist_ok=True)
             save(weights_after(record["epoch"]), state.variables)
 
     state, history = train.fit(
@@ -103,7 +102,7 @@ def main(argv=None):
         **_study.environment(),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    weights.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+    _files.write(weights.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
     _study.write_metrics(args, {"test_accuracy": accuracy, "test_loss": loss, "epochs": history})
     write_table(args.output / "table.md", history)
     curves = {
@@ -129,7 +128,7 @@ def write_table(path, history):
             f"| {record['epoch']} | {record['loss']:.3f} | {record['accuracy']:.2%} | {record['test_loss']:.3f} "
             f"| {record['test_accuracy']:.2%} | {record['seconds']:.0f} |"
         )
-    path.write_text("\n".join(rows) + "\n")
+    _files.write(path, "\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import os
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +17,7 @@ import numpy as np
 
 from jaxcam._errors import unknown
 from jaxcam.models import CIFAR10_LABELS as CIFAR10_LABELS
+from jaxcam.models._download import fetch
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -235,7 +234,7 @@ def prepare_cifar10(data_dir: str | Path, *, url: str | None = None, sha256: str
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         if not archive.exists():
-            _download(url, archive)
+            fetch(url, archive)
     except (OSError, TimeoutError) as error:
         raise OSError(
             f"CIFAR-10 is not prepared in {data_dir} and {url} could not be downloaded ({error}). Prepare it where "
@@ -274,21 +273,6 @@ def _read_archive(archive: Path, split: str) -> Iterator[tuple[int, dict]]:
                 image = PIL.Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0).copy())
                 yield index, {"id": f"{split}_{index:05d}", "image": image, "label": int(record[0])}
                 index += 1
-
-
-def _download(url: str, path: Path, timeout: float = 5.0) -> None:
-    """Streams `url` to `path` with a progress bar; `path` appears only when it is complete."""
-    from rich.progress import wrap_file
-
-    part = path.with_name(path.name + ".part")
-    with urllib.request.urlopen(url, timeout=timeout) as response, part.open("wb") as file:
-        size = int(response.headers["Content-Length"])
-        with wrap_file(response, size, description=f"downloading {path.name}") as stream:
-            while block := stream.read(1 << 20):
-                file.write(block)
-    if part.stat().st_size != size:
-        raise OSError(f"the connection ended after {part.stat().st_size:,} of {size:,} bytes")
-    part.replace(path)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,12 @@ Conventions:
 - An error names the file, or the image's place in the list, and says what to do.
 """
 
+import contextlib
 import io
+import logging
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxcam._errors import unknown
+from jaxcam import _files
+from jaxcam._errors import shown, unknown
 
 ASSETS = Path(__file__).parent / "assets"
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it has to say of a file, an error says in a sentence
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -33,11 +38,9 @@ INTERPOLATIONS = {
 }
 VIEW_SIDE = 640  # pixels: enough for any figure
 SLACK = 1e-3  # by which floats may leave [0, 1]: other people's resizing overshoots
-UNREADABLE = {
-    FileNotFoundError: "there is no such file",
-    IsADirectoryError: "it is a folder; name the image files in it",
-    PermissionError: "you have no permission to read it",
-}
+MOST_BYTES = 2**30  # of an image file
+STRIP = 512  # rows that are laid on white at once
+LIMIT = "Scale it down, or raise the limit if you trust the file: --max-pixels, PIL.Image.MAX_IMAGE_PIXELS in Python"
 
 
 def sample() -> Path:
@@ -54,10 +57,12 @@ def open_image(path: str | os.PathLike) -> Image.Image:
     """Reads an image file as an upright RGB image, whatever its format, mode and EXIF orientation.
 
     Args:
-      path: of any format that Pillow reads. Alpha is composited on white; 16-bit grey is scaled to 8 bits.
+      path: of any format that Pillow reads without another program. Alpha is composited on white; 16-bit grey is scaled
+        to 8 bits. `PIL.Image.MAX_IMAGE_PIXELS`, 89 million, is the most pixels that are decoded; of a JPEG with up to
+        twice as many, each second one in each direction.
 
     Raises:
-      OSError: the file is missing, a folder, or cannot be read.
+      OSError: the file is missing, a folder, a pipe, or cannot be read.
       ValueError: the file is empty, truncated, damaged, no image, or far too large.
 
     Example:
@@ -65,13 +70,7 @@ def open_image(path: str | os.PathLike) -> Image.Image:
       >>> open_image("photo.jpg").mode
       'RGB'
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except OSError as error:
-        reason = UNREADABLE.get(type(error), error.strerror)
-        raise type(error)(f"Cannot open '{path}': {reason}.") from None
-    return decode_image(content, f"'{path}'")
+    return decode_image(_files.read(path, MOST_BYTES), f"'{shown(os.fspath(path))}'")
 
 
 def decode_image(content: bytes, name: str = "The image") -> Image.Image:
@@ -86,17 +85,40 @@ def decode_image(content: bytes, name: str = "The image") -> Image.Image:
     """
     if not content:
         raise ValueError(f"{name} is empty (0 bytes).")
+    with _quiet():
+        return _upright_rgb(_opened(content, name), name)
+
+
+def _opened(content: bytes, name: str) -> Image.Image:
+    """The image in a file's bytes, its header read and no more pixels to come than are allowed."""
     try:
         image = Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{name} is too large: {error}. Scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
-        ) from None
+        raise ValueError(f"{name} is too large: {shown(error)} {LIMIT}.") from None
     except UnidentifiedImageError:
         raise ValueError(f"{name} is not an image that Pillow can read, or its header is damaged.") from None
-    except Exception as error:  # on damaged bytes a decoder may raise anything
+    except (Exception, MemoryError) as error:  # on damaged bytes a decoder may raise anything
         raise _damaged(name, error) from error
-    return _upright_rgb(image, name)
+    if image.format == "EPS":
+        raise ValueError(f"{name} is PostScript, a program that another would have to run. Save it as PNG first.")
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    if image.format == "JPEG" and not image.info.get("progressive") and _pixels(image) > most:
+        image.draft(None, (image.width // 2, image.height // 2))  # what is progressive is held whole all the same
+    if _pixels(image) > most:
+        raise ValueError(f"{name} is too large: it has {_pixels(image):,} pixels, and the limit is {most:,}. {LIMIT}.")
+    return image
+
+
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Pillow warns of broken EXIF blocks, odd tags and large images; what matters of it is an error here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 @dataclass(frozen=True)
@@ -288,30 +310,69 @@ def _shape_advice(shape) -> str:
 
 
 def _damaged(name, error) -> ValueError:
-    return ValueError(f"{name} is truncated or damaged: {str(error).rstrip('.') or type(error).__name__}.")
+    said = shown(error).rstrip(".") or type(error).__name__
+    return ValueError(f"{name} is truncated or damaged: {said}.")
+
+
+TURNS = {  # by EXIF's number of how the camera was held
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _upright_rgb(image, name) -> Image.Image:
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:
-        raise _damaged(name, error) from error
+    """The image as it should be seen; itself where it is so already."""
     if not (image.width and image.height):
         raise ValueError(f"{name} is {image.width} pixels wide and {image.height} high: it has no pixels.")
+    try:
+        image.load()
+    except (Exception, MemoryError) as error:  # on damaged bytes a decoder may raise anything
+        raise _damaged(name, error) from error
+    with contextlib.suppress(Exception):  # an EXIF block that cannot be read says nothing
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        if turn is not None:
+            kept = {key: value for key, value in image.info.items() if key == "transparency"}  # not the EXIF block
+            image = image.transpose(turn)
+            image.info = kept
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, name)
     try:
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+            return _on_white(image)
+        return image if image.mode == "RGB" else image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{name} has the mode {image.mode}, which cannot become RGB: {error}.") from None
+        raise ValueError(f"{name} has the mode {image.mode}, which cannot become RGB: {shown(error)}.") from None
+    except (Exception, MemoryError) as error:  # such as a palette that is missing
+        raise _damaged(name, error) from error
+
+
+def _strips(image):
+    """The place and the pixels of some rows after others: what is computed of them takes less memory than of all."""
+    for top in range(0, image.height, STRIP):
+        yield top, image.crop((0, top, image.width, min(top + STRIP, image.height)))
+
+
+def _on_white(image) -> Image.Image:
+    result = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        strip = strip.convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return result
 
 
 def _eight_bits(image, name) -> Image.Image:
     """Grey of higher precision: 16-bit integers (which Pillow may hold in 32), or floats in [0, 1]."""
-    values, highest = np.asarray(image, np.float64), 1 if image.mode == "F" else 65535
-    if not (values.min() >= 0 and values.max() <= highest):
-        raise ValueError(f"{name} has the mode {image.mode} and grey values outside 0..{highest}. Rescale them first.")
-    return Image.fromarray(np.uint8(np.round(values * (255 / highest))))
+    highest = 1 if image.mode == "F" else 65535
+    result = np.empty((image.height, image.width), np.uint8)
+    for top, strip in _strips(image):
+        values = np.asarray(strip, np.float64)
+        if not (values.min() >= 0 and values.max() <= highest):
+            outside = f"the mode {image.mode} and grey values outside 0..{highest}"
+            raise ValueError(f"{name} has {outside}. Rescale them first.")
+        result[top : top + STRIP] = np.round(values * (255 / highest))
+    return Image.fromarray(result)

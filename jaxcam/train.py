@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-DIGEST = "digest.sha256"  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
+from jaxcam import _files
+
+DIGEST = _files.DIGEST  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
 
 
 class Normalization(NamedTuple):
@@ -327,15 +329,6 @@ def _hash(arrays) -> str:
     return digest.hexdigest()
 
 
-def _digest(folder: Path) -> str:
-    """One hash of every file below `folder`, of its name and its bytes."""
-    digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != DIGEST):
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size} ".encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _checkpointer(directory):
     from orbax.checkpoint import v1 as ocp
 
@@ -349,7 +342,7 @@ def save(directory, state: State, history: list[dict], settings: dict) -> None:
     with _checkpointer(directory) as checkpointer:
         checkpointer.save(int(state.step), _named_leaves(state), custom_metadata=metadata, overwrite=True)
     folder = Path(directory) / str(int(state.step))
-    (folder / DIGEST).write_text(_digest(folder))
+    _files.write(folder / DIGEST, _files.digest(folder))
 
 
 def restore(directory, like: State, settings: dict) -> tuple[State, list[dict]] | None:
@@ -358,7 +351,9 @@ def restore(directory, like: State, settings: dict) -> tuple[State, list[dict]] 
     if not complete:
         return None
     folder = max(complete, key=lambda folder: int(folder.name))
-    if _digest(folder) != (folder / DIGEST).read_text():  # checked first: Orbax reports a damaged file in many voices
+    if (
+        _files.digest(folder) != (folder / DIGEST).read_text()
+    ):  # checked first: Orbax reports a damaged file in many voices
         raise ValueError(f"The checkpoint {folder} was altered since it was written; delete that folder.")
     with _checkpointer(directory) as checkpointer:
         metadata = checkpointer.metadata(int(folder.name)).custom_metadata

@@ -26,7 +26,8 @@ PACKAGE = pathlib.Path(jaxcam.__file__).parent
 
 # Lower layers first; a file imports only from layers below its own.
 LAYERS = [
-    ["_typing", "_errors", "_array", "_checks", "_files"],
+    ["_typing", "_errors"],
+    ["_array", "_checks", "_files"],
     ["_engine"],
     ["taps", "image", "_noise", "_scores"],
     ["score", "segments"],

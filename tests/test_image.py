@@ -258,12 +258,12 @@ def test_missing_file(tmp_path):
 
 
 def test_folder(tmp_path):
-    with pytest.raises(IsADirectoryError, match=r"it is a folder; name the image files in it"):
+    with pytest.raises(IsADirectoryError, match=r"it is a folder; name the files in it"):
         SMALL([tmp_path])
 
 
 def test_no_permission(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
@@ -272,7 +272,7 @@ def test_no_permission(tmp_path, monkeypatch):
 
 
 def test_disk_failure(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("builtins.open", fail)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import http.server
-import io
 import json
 import os
 import pickle
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from files import HOOKS, Call, Name, Reference, archive, dump, legacy, pth, rebuilt
 from safetensors.numpy import load_file, save_file
 from safetensors.numpy import save as serialize
 
@@ -57,82 +57,8 @@ def assert_loaded(classifier, tensors):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(classifier.variables))
 
 
-class Name:
-    """A global, by name: nothing is imported to write it."""
-
-    def __init__(self, module, name):
-        self.opcode = f"c{module}\n{name}\n".encode()
-
-
-class Call:
-    def __init__(self, function, *arguments, state=None):
-        self.function, self.arguments, self.state = function, arguments, state
-
-
-class Reference(tuple):
-    """A tuple that the pickle hands to `persistent_load`."""
-
-
-def dump(value) -> bytes:
-    """The opcodes that leave `value` on the stack."""
-    if isinstance(value, Name):
-        return value.opcode
-    if isinstance(value, Call):
-        built = dump(value.function) + dump(value.arguments) + b"R"
-        return built if value.state is None else built + dump(value.state) + b"b"
-    if isinstance(value, Reference):
-        return dump(tuple(value)) + b"Q"
-    if isinstance(value, dict):
-        return b"}(" + b"".join(dump(key) + dump(item) for key, item in value.items()) + b"u"
-    if isinstance(value, tuple):
-        return b"(" + b"".join(map(dump, value)) + b"t"
-    return pickle.dumps(value, 2)[2:-1]  # without the protocol and the stop: strings, numbers, None
-
-
-KINDS = {np.dtype(dtype): kind for kind, dtype in _pickle.STORAGES.items()}
-HOOKS = Call(Name("collections", "OrderedDict"))
-
-
-def rebuilt(key, array, offset=0, size=None, stride=None, length=None):
-    """What a pickle says of a tensor whose storage is the entry `key`."""
-    stride = tuple(step // array.itemsize for step in array.strides) if stride is None else stride
-    storage = Reference(
-        ("storage", Name("torch", KINDS[array.dtype]), key, "cpu", array.size if length is None else length)
-    )
-    size = array.shape if size is None else size
-    return Call(Name("torch._utils", "_rebuild_tensor_v2"), storage, offset, size, stride, False, HOOKS)
-
-
-def archive(program: bytes, storages=None, compression=zipfile.ZIP_STORED, **entries) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        file.writestr("archive/data.pkl", b"\x80\x02" + program + b".")
-        for key, array in (storages or {}).items():
-            file.writestr(f"archive/data/{key}", array.tobytes())
-        for name, content in entries.items():
-            file.writestr(f"archive/{name}", content)
-    return buffer.getvalue()
-
-
-def legacy(program: bytes, storages=None, little_endian=True, follow=None) -> bytes:
-    """The format before PyTorch 1.6: header, pickle, the keys of the storages that follow, and their values."""
-    storages = storages or {}
-    follow = sorted(storages) if follow is None else follow
-    header = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little_endian})
-    values = [struct.pack("<q", storages[key].size) + storages[key].tobytes() for key in sorted(storages)]
-    pickles = [*(pickle.dumps(each, 2) for each in header), b"\x80\x02" + program + b".", pickle.dumps(follow, 2)]
-    return b"".join(pickles + values)
-
-
 PACKERS = {"zip": archive, "legacy": legacy}
 each_format = pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
-
-
-def pth(tensors, wrap=lambda state: state, pack=archive, **entries) -> bytes:
-    """The file that `torch.save(wrap(tensors), ...)` writes."""
-    keys = {name: str(index) for index, name in enumerate(tensors)}
-    state = {name: rebuilt(keys[name], array) for name, array in tensors.items()}
-    return pack(dump(wrap(state)), {keys[name]: array for name, array in tensors.items()}, **entries)
 
 
 def one_tensor(array=None, pack=archive, **changes) -> bytes:
@@ -525,9 +451,17 @@ def test_globals_that_are_refused_by_name(tmp_path, program, name, pack):
         (b"}p999999999\n", "remembers an object as number 999999999"),
         (b"\x96" + struct.pack("<Q", 2**36), "is truncated or altered"),
         (b"\x8e" + struct.pack("<Q", 2**36), "is truncated or altered"),
-        (b")" + 60 * b"2\x86" + b"Q", "is truncated or altered"),
-        (dump(("storage", "FloatStorage"))[:-1] + b")" + 60 * b"2\x86" + b"K\x00K\x00tQ", "other things than words"),
-        (Name("torch._utils", "_rebuild_tensor_v2").opcode + b"(N)" + 60 * b"2\x86" + b"))tR", "cannot be"),
+        (b")" + 60 * b"2\x86" + b"Q", "50 deep or 20,000,000 of them"),
+        (b"}(" + b")" + 24 * b"2\x86" + b"Nu", "50 deep or 20,000,000 of them"),  # a key, which would be hashed
+        (b")" + 700_000 * b"\x85", "50 deep or 20,000,000 of them"),
+        (b")" + 9 * b"2\x86" + b"Q", "is truncated or altered"),
+        (dump(("storage", "FloatStorage"))[:-1] + b")" + 9 * b"2\x86" + b"K\x00K\x00tQ", "other things than words"),
+        (Name("torch._utils", "_rebuild_tensor_v2").opcode + b"(N)" + 9 * b"2\x86" + b"))tR", "cannot be"),
+        (b"}q\x00(X\x05\x00\x00\x00modelh\x00u", "fills an object that another holds already, maybe itself"),
+        (b"]q\x00h\x00a", "fills an object that another holds already, maybe itself"),
+        (b"]q\x00h\x00\x85q\x010h\x00h\x01a", "fills an object that another holds already, maybe itself"),
+        (3 * b"N" + b"0" * 4, "an opcode takes more than there is"),
+        (b"N(\x86", "an opcode takes more than there is"),  # across a mark
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -535,6 +469,44 @@ def test_a_small_pickle_cannot_take_much(as_user, program, message, pack):
     """Neither memory, by sizes that it only claims, nor time, by what an error would show nested 2**60 times."""
     with pytest.raises(ValueError, match=message):
         _pickle.read(pack(program), "w.pth")
+
+
+@each_format
+@pytest.mark.parametrize(
+    "program, message",
+    [
+        (50 * b"N0" + b"N", "more than 99 opcodes or 500 bytes"),
+        (dump("x" * 501) + b"0N", "(more than|its pickle has) .* bytes, which no state dict needs"),
+        (b"(" + 50 * b"N" + b"t0" + b"(" + 50 * b"N" + b"t", "more than 99 opcodes"),
+    ],
+)
+def test_a_pickle_is_no_longer_than_a_state_dicts(as_user, monkeypatch, program, message, pack):
+    monkeypatch.setattr(_pickle, "MOST_OPCODES", 99)
+    monkeypatch.setattr(_pickle, "MOST_BYTES", 500)
+    with pytest.raises(ValueError, match=message):
+        _pickle.read(pack(program), "w.pth")
+
+
+def test_the_limits_leave_room_for_large_checkpoints():
+    """Three copies of a thousand tensors in a state dict of OrderedDicts, and 100,000 numbers of a training's log."""
+    array = np.ones(1, np.float32)
+    state = {f"layer{index}.conv.weight": rebuilt("0", array) for index in range(1000)}
+    copies = {name: Call(Name("collections", "OrderedDict"), tuple(state.items())) for name in ("model", "m", "v")}
+    log = pickle.dumps({"losses": [0.5] * 100_000}, 2)[2:-1]
+    read = _pickle.read(archive(b"(" + dump(copies) + log + b"t", {"0": array}), "w.pth")
+    assert [len(each) for each in read[0].values()] == [1000] * 3 and len(read[1]["losses"]) == 100_000
+
+
+def test_entries_of_a_zip_file_that_overlap():
+    """A few bytes could be read as thousands of storages."""
+    data = archive(dump({}), {"0": np.ones(4000, np.uint8)})
+    place = data.rindex(b"PK\x01\x02")
+    count = data.count(b"PK\x01\x02")
+    again = data[place : data.rindex(b"PK\x05\x06")]
+    ending = bytearray(data[data.rindex(b"PK\x05\x06") :])
+    struct.pack_into("<HHI", ending, 8, count + 9, count + 9, struct.unpack_from("<I", ending, 12)[0] + 9 * len(again))
+    with pytest.raises(ValueError, match="the entries of this zip file are larger than itself"):
+        _pickle.read(data[: data.rindex(b"PK\x05\x06")] + 9 * again + bytes(ending), "w.pth")
 
 
 @each_format
@@ -593,13 +565,17 @@ def test_strides_and_offsets(pack):
         ({"size": (-1,)}, "cannot be"),
         ({"size": (2, 3)}, "cannot be"),
         ({"size": (2.0,)}, "cannot be"),
+        ({"size": (2**200,)}, "cannot be"),
+        ({"size": (1,) * 65, "stride": (1,) * 65}, "cannot be"),
+        ({"size": tuple(range(9999))}, "cannot be"),
         ({"length": 7}, "has 6 elements instead of 7"),
         ({"length": 5}, "has 6 elements instead of 5"),
     ],
 )
 def test_tensors_beyond_their_storage(tmp_path, changes, message, pack):
     (tmp_path / "w.pth").write_bytes(one_tensor(pack=pack, **changes))
-    assert message in refused(tmp_path / "w.pth", architecture="resnet18")
+    said = refused(tmp_path / "w.pth", architecture="resnet18")
+    assert message in said and len(said) < 800
 
 
 @each_format
@@ -742,6 +718,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         self.files, self.sent, self.etags, self.failing, self.requests = {}, {}, {}, {}, []
+        self.over = threading.Event()  # until then, a body that hangs hangs
+        self.body = lambda handler, data: handler.wfile.write(data)
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -756,6 +734,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         server.requests.append((self.command, self.path))
         path = re.sub(r"/resolve/[^/]+/", "/", self.path)
+        if self.command == "GET" and "GET" in server.failing:
+            self.send_response(server.failing["GET"])
+            self.send_header("Retry-After", "121")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return b""
         failing = [status for prefix, status in server.failing.items() if path.startswith(prefix)]
         if failing:
             self.send_response(failing[0])
@@ -779,7 +763,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         with contextlib.suppress(ConnectionError):
-            self.wfile.write(self.do_HEAD())
+            self.server.body(self, self.do_HEAD())
 
     def log_message(self, *_):
         pass
@@ -807,6 +791,7 @@ def online(tmp_path, monkeypatch):
     thread.start()
     yield server
     close_session()
+    server.over.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -902,6 +887,68 @@ def test_a_download_from_the_hub_that_ends_early(online, imagenet, tmp_path):
     assert not list((tmp_path / "hub").rglob("model.safetensors"))
     online.sent[HUB] = imagenet[1]
     assert_loaded(load("resnet18"), imagenet[0])
+
+
+def half_and_hang(handler, data):
+    handler.wfile.write(data[: len(data) // 2])
+    handler.server.over.wait()
+
+
+def a_block_now_and_then(handler, data):
+    for position in range(0, len(data), _download.BLOCK):
+        handler.wfile.write(data[position : position + _download.BLOCK])
+        if handler.server.over.wait(0.1):
+            break
+
+
+@pytest.mark.parametrize(
+    "status, body, limits, message",
+    [
+        (429, None, (0.4, 60), r"nothing came for 0.4 seconds, HF_HUB_DOWNLOAD_TIMEOUT( \(HTTP Error 429 thrown)?"),
+        (None, half_and_hang, (0.4, 60), "nothing came for 0.4 seconds, HF_HUB_DOWNLOAD_TIMEOUT"),
+        (None, a_block_now_and_then, (0.4, 0.8), "not whole after 0.8 seconds, JAXCAM_DOWNLOAD_TIMEOUT"),
+    ],
+    ids=["429", "hangs", "trickles"],
+)
+@pytest.mark.parametrize("name", ["hf:timm/resnet18.tv_in1k", "torchvision"])
+def test_a_server_that_stops_is_given_up(
+    online, torchvision, imagenet, monkeypatch, capfd, tmp_path, name, status, body, limits, message
+):
+    """With the limit in the sentence, a bar meanwhile, and nothing of what the client logs."""
+    if (name, status) == ("torchvision", 429):
+        message = "HTTP Error 429"
+    monkeypatch.setattr(_download, "SILENCE", limits[0])
+    monkeypatch.setattr(_download, "TOTAL", limits[1])
+    if name == "torchvision":
+        name, online.failing["/timm/"] = "resnet18", 404
+    else:
+        online.put(HUB, imagenet[1])
+    if status:
+        online.failing["GET"] = status
+    else:
+        online.body = body
+    start = time.monotonic()
+    said = refused(name, OSError)
+    assert re.search(message, said) and time.monotonic() - start < 4
+    shown = capfd.readouterr().err
+    assert "Error" not in shown and "Retry" not in shown and "resume" not in shown
+    assert status == 429 or ("model.safetensors" in shown or Path(torchvision).name in shown)
+    assert not list((tmp_path / "torchvision").glob("*"))
+
+
+def test_a_connection_that_is_cut_is_one_sentence(online, imagenet, capfd):
+    online.put(HUB, imagenet[1])
+
+    def cut(handler, data):
+        handler.wfile.write(data[:1000])
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    online.body = cut
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: None)  # between the client's own five tries
+        said = refused("hf:timm/resnet18.tv_in1k", OSError)
+    assert "could not be downloaded" in said
+    assert not re.search("Error while downloading|Trying to resume|Max retries", capfd.readouterr().err)
 
 
 def test_without_links_in_the_cache_the_download_is_verified(online, imagenet, monkeypatch):

@@ -2,22 +2,26 @@
 
 import io
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcam import _files
+from jaxcam._errors import shown
+
+LONGEST_STEM = 120  # bytes; a name may have 255, with the method and the class that follow
 
 
 def make_writable(folder: Path) -> None:
     """Creates the output folder, so that a place that cannot be written is found before anything is computed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".jaxcam"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # of no name that another process could remove
+            _files.sweep(folder)
     except OSError as error:
         raise OSError(
-            f"Cannot write to the output folder '{folder}': {error.strerror}. Choose another with --output."
+            f"Cannot write to the output folder '{shown(str(folder))}': {error.strerror}. Choose another with --output."
         ) from None
 
 
@@ -32,7 +36,8 @@ def unique_names(paths: Sequence[str], maps: Sequence[str], kind: str) -> list[s
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
-        stem, name, count = Path(path).stem, Path(path).stem, 1
+        name = stem = _stem(path)
+        count = 1
         while taken.intersection(files(name, maps, kind).values()):
             count += 1
             name = f"{stem}-{count}"
@@ -41,13 +46,19 @@ def unique_names(paths: Sequence[str], maps: Sequence[str], kind: str) -> list[s
     return names
 
 
+def _stem(path: str) -> str:
+    """The name that an image lends to its files: without what a terminal would obey, and no longer than leaves room."""
+    stem = "".join(each if each.isprintable() else "_" for each in Path(path).stem)
+    return stem.encode()[:LONGEST_STEM].decode(errors="ignore")
+
+
 def refuse_to_overwrite(folder: Path, paths: Sequence[str], names: Sequence[str], maps: Sequence[str], kind: str):
     """Files of an earlier run may be written again; an image that is explained, or a report of someone else, not."""
-    images = {Path(path).resolve() for path in paths}
+    images = {os.path.realpath(path) for path in paths}  # unlike Path.resolve, of a link to itself too
     for name in names:
         own = files(name, maps, kind)
         for file in own.values():
-            if (folder / file).resolve() in images:
+            if os.path.realpath(folder / file) in images:
                 raise ValueError(f"'{folder / file}' is one of the images; choose another folder with --output.")
         report = folder / own["report"]
         if report.exists() and not _is_report(report):
@@ -80,8 +91,3 @@ def _png(pixels) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
     return content.getvalue()
-
-
-def legible(text: str) -> str:
-    """Text without what is no UTF-8 in it: the names of old files."""
-    return text.encode("utf-8", "replace").decode()

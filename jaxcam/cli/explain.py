@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxcam._errors import printable
 from jaxcam.cli import _panel, _results
-from jaxcam.cli._common import add_model, complain, keep_programs, progress, show, table
+from jaxcam.cli._common import add_model, complain, count, keep_programs, muffled, pixels_at_most, progress, show, table
 
 BATCH = 16  # images explained at once
 # Without --method: of each idea one that takes no more than some forward and backward passes.
@@ -30,6 +31,8 @@ def add(commands) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("jaxcam_output"), metavar="DIR", help="folder for the results"
     )
+    pixels = "most pixels of an image that is decoded (default: 89 million)"
+    parser.add_argument("--max-pixels", type=count, metavar="N", help=pixels)
     parser.add_argument("--colormap", default="inferno", metavar="NAME", help="any of matplotlib's, such as jet")
     parser.add_argument("--theme", choices=["light", "dark"], default="light", help="of the panel (default: light)")
     parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the panel (default: png)")
@@ -77,7 +80,7 @@ def run(args) -> None:
     _panel.check(_look(args))
     _results.make_writable(args.output)
     remarks: list[str] = []
-    with progress() as bar:
+    with pixels_at_most(args.max_pixels), progress() as bar:
         task = bar.add_task("loading the model", total=len(methods))
         job = _job(args, methods)
         model = job.classifier.tap(job.layer)
@@ -100,7 +103,7 @@ def run(args) -> None:
     for remark in dict.fromkeys(remarks):
         complain(remark)
     count = len(job.paths)
-    print(f"{count} image{'s' if count > 1 else ''} explained; results in {args.output}")
+    print(f"{count} image{'s' if count > 1 else ''} explained; results in {printable(str(args.output))}")
 
 
 def _stage(job: Job, start: int) -> str:
@@ -154,7 +157,8 @@ def _job(args, methods: list[str]) -> Job:
     names = _results.unique_names(paths, maps, args.format)
     _results.refuse_to_overwrite(args.output, paths, names, maps, args.format)
     for path in paths:
-        jaxcam.image.open_image(path)
+        with muffled():
+            jaxcam.image.open_image(path)
     return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, _look(args))
 
 
@@ -165,7 +169,8 @@ def _files_of(method: str, targets: Sequence[int], labels: Sequence[str]) -> lis
     """
     if len(targets) < 2:
         return [method]
-    return [f"{method}_{target}-{re.sub('[^0-9A-Za-z]+', '-', labels[target]).strip('-')}" for target in targets]
+    spelt = {target: re.sub("[^0-9A-Za-z]+", "-", labels[target])[:60].strip("-") for target in targets}
+    return [f"{method}_{target}-{spelt[target]}" for target in targets]
 
 
 def _class_index(target: str, labels: Sequence[str]) -> int:
@@ -192,11 +197,21 @@ def _predicted(job: Job, model, part: slice) -> Batch:
     import jax
     import numpy as np
 
-    paths, preprocess = job.paths[part], job.classifier.preprocess
-    images = preprocess(paths)
+    paths = job.paths[part]
+    seen = [_seen(job.classifier.preprocess, path) for path in paths]
+    images, views = jax.numpy.asarray(np.concatenate([image for image, _ in seen])), [view for _, view in seen]
     probabilities = np.asarray(jax.jit(_probabilities)(model, images))
     targets = np.tile(job.targets, (len(paths), 1)) if job.targets else probabilities.argmax(-1)[:, None]
-    return Batch(paths, job.names[part], images, preprocess.view(paths), probabilities, targets)
+    return Batch(paths, job.names[part], images, views, probabilities, targets)
+
+
+def _seen(preprocess, path: str) -> tuple:
+    """What the model gets of an image, and what a person sees of it; a large image is decoded once, and let go."""
+    from jaxcam.image import open_image
+
+    with muffled():
+        image = open_image(path)
+    return preprocess(image), preprocess.view(image)[0]
 
 
 def _probabilities(model, images):
@@ -250,7 +265,7 @@ def _written(job: Job, batch: Batch, found: dict[str, Explained], channels: int 
             files = _files_of(method, batch.targets[index], job.classifier.labels)
             own |= zip(files, each.heatmaps[index], strict=True)
         maps = {method: each.drawn[index] for method, each in found.items()}
-        panel = _panel.panel(view, maps, report, _results.legible(name), channels, job.look)
+        panel = _panel.panel(view, maps, report, printable(name), channels, job.look)
         _results.write(job.output, name, view, own, panel, report, job.look)
         yield report
 
@@ -286,10 +301,10 @@ def _settings(method) -> dict:
 def _print_report(report: dict) -> None:
     from rich.markup import escape
 
-    show(f"\n[bold]{escape(_results.legible(report['image']))}[/bold]")
+    show(f"\n[bold]{escape(printable(report['image']))}[/bold]")
     rows = table("class", "probability", "")
     others = [each for each in report["targets"] if each not in report["predictions"]]
     for each in [*report["predictions"], *others]:
         explained = "explained" if each in report["targets"] else ""
-        rows.add_row(escape(each["label"]), f"{each['probability']:.1%}", explained)
+        rows.add_row(escape(printable(each["label"])), f"{each['probability']:.1%}", explained)
     show(rows)

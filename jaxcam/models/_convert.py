@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxcam._errors import shown
 from jaxcam.models._families import FAMILIES
 from jaxcam.models.layouts import LAYOUTS, Layout
 
@@ -104,7 +105,7 @@ def variables_of(tensors: Mapping, module: nn.Module, layout: Layout, what: str)
         if not isinstance(tensor, np.ndarray):
             wrong.append(f"{key} is {type(tensor).__name__} instead of a tensor")
         elif tensor.shape != shape or not jnp.issubdtype(tensor.dtype, jnp.floating):
-            wrong.append(f"{key} is {tensor.dtype} {list(tensor.shape)} instead of float {list(shape)}")
+            wrong.append(f"{key} is {tensor.dtype} {shown(list(tensor.shape))} instead of float {list(shape)}")
         else:
             with np.errstate(over="ignore"):  # a float64 that overflows is reported as infinite
                 floats[key] = tensor.astype(np.float32, copy=False)
@@ -128,11 +129,11 @@ def variables_of(tensors: Mapping, module: nn.Module, layout: Layout, what: str)
 
 
 def grouped(names: Iterable[str]) -> str:
-    """`["bn1.bias", "bn1.weight", "fc"]` -> `"bn1.{bias, weight}, fc"`: all names, but not all letters."""
+    """`["bn1.bias", "bn1.weight", "fc"]` -> `"bn1.{bias, weight}, fc"`: all names, but not all letters of each."""
     groups = {}
     for name in sorted(names):
         parent, _, leaf = name.rpartition(".")
-        groups.setdefault(parent, []).append(leaf)
+        groups.setdefault(shown(parent), []).append(shown(leaf))
     return ", ".join(
         f"{parent}.{{{', '.join(leaves)}}}" if len(leaves) > 1 else f"{parent}.{leaves[0]}".removeprefix(".")
         for parent, leaves in groups.items()

@@ -1,23 +1,34 @@
 """Files from the Hugging Face hub and from torchvision's address, cached or else downloaded.
 
 Every function gives the path of a file and the digits that its sha256 must begin with. A cached file is used without
-asking the network; an address that does not answer within seconds is given up, in a sentence.
+asking the network; an address that does not answer within seconds is given up, in a sentence, and so is a download
+that has stopped: it runs in a thread of its own, whose bytes are counted here, and what its client logs is the reason.
 """
 
+import contextlib
 import hashlib
+import http.client
+import logging
 import os
 import queue
 import re
-import shutil
 import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxcam import _files
+from jaxcam._errors import shown
+
 TORCHVISION = "https://download.pytorch.org/models/"
 PATIENCE = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", 2.5))  # seconds that each address has to answer
+SILENCE = float(os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", 10))  # seconds without a byte that end a download
+TOTAL = float(os.environ.get("JAXCAM_DOWNLOAD_TIMEOUT", 3600))  # seconds that it may take altogether
+BLOCK = 2**14  # bytes after which a download is heard of
 
 
 def hub_cached(repository: str, files: Iterable[str], revision: str) -> tuple[Path, str] | None:
@@ -53,7 +64,7 @@ def hub_download(repository: str, files: Iterable[str], revision: str) -> tuple[
         url = hub.hf_hub_url(repository, file, revision=revision)
         try:
             etag = _within(PATIENCE, partial(_etag, url))
-            path = hub.hf_hub_download(repository, file, revision=revision)
+            path = followed(file, partial(_from_hub, repository, file, revision))
         except RemoteEntryNotFoundError:
             continue
         except Exception as error:  # the HTTP library below the hub, and so its exceptions, changes with the version
@@ -63,6 +74,26 @@ def hub_download(repository: str, files: Iterable[str], revision: str) -> tuple[
             raise ConnectionError(f"{url}: {_first_line(error)}.") from error
         return Path(path), _sha256_of(etag)
     raise FileNotFoundError(f"The repository {repository} ({revision}) on the hub has no {' or '.join(files)}.")
+
+
+def _from_hub(repository: str, file: str, revision: str, received: Callable) -> str:
+    import huggingface_hub as hub
+
+    class Bar(hub.utils.tqdm):
+        """Shows nothing, and says how many bytes came."""
+
+        def __init__(self, *args, total=None, **options):
+            super().__init__(*args, total=total, **{**options, "disable": True})
+            received(0, total)
+
+        def update(self, count=1):
+            received(count)
+
+    before, hub.constants.DOWNLOAD_CHUNK_SIZE = hub.constants.DOWNLOAD_CHUNK_SIZE, BLOCK
+    try:
+        return hub.hf_hub_download(repository, file, revision=revision, tqdm_class=Bar)
+    finally:
+        hub.constants.DOWNLOAD_CHUNK_SIZE = before
 
 
 def _etag(url: str) -> str | None:
@@ -78,7 +109,7 @@ def _etag(url: str) -> str | None:
 
 def cache_folder() -> Path:
     """Where this package keeps files: `$JAXCAM_CACHE`, or `~/.cache/jaxcam`."""
-    return Path(os.environ.get("JAXCAM_CACHE", "~/.cache/jaxcam")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("JAXCAM_CACHE", "~/.cache/jaxcam")))
 
 
 def torchvision_cached(name: str, sha256: str) -> tuple[Path, str] | None:
@@ -89,31 +120,123 @@ def torchvision_cached(name: str, sha256: str) -> tuple[Path, str] | None:
 def torchvision_download(name: str, sha256: str) -> tuple[Path, str]:
     """The file from torchvision's own address; it enters the cache only whole and verified."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from rich.console import Console
-    from rich.progress import wrap_file
 
     url, path = f"{TORCHVISION}{name}", cache_folder() / name
     if HF_HUB_OFFLINE:
         raise ConnectionError(f"{url}: not asked, because HF_HUB_OFFLINE is set.")
-    part = path.with_name(f"{name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _within(PATIENCE, partial(urllib.request.urlopen, url, timeout=30)) as response, open(part, "wb") as file:
-            size = int(response.headers.get("Content-Length", 0))
-            with wrap_file(response, size, description=name, console=Console(stderr=True)) as body:
-                shutil.copyfileobj(body, file)
-        data = part.read_bytes()
-        if not (found := hashlib.sha256(data).hexdigest()).startswith(sha256):
-            raise ValueError(
-                f"truncated or altered on the way ({len(data)} of {size} bytes, sha256 {found} instead of "
-                f"{sha256}...); nothing was kept"
-            )
-        part.replace(path)
+        fetch(url, path, sha256)
     except Exception as error:
         raise ConnectionError(f"{url}: {_first_line(error)}.") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path, sha256
+
+
+def fetch(url: str, path: Path, sha256: str = "") -> None:
+    """Puts what an address serves at `path`, whole and with this beginning of its sha256, or nothing.
+
+    Raises:
+      OSError: it does not answer, stops, ends early, or sends something else.
+    """
+
+    def body(received):
+        digest, count = hashlib.sha256(), 0
+        with _within(PATIENCE, partial(_answer, url)) as response:
+            size = int(response.headers.get("Content-Length", 0))
+            received(0, size)
+            with _files.writing(path) as file:
+                with contextlib.suppress(http.client.IncompleteRead):  # said below
+                    while block := response.read1(BLOCK):
+                        received(len(block))
+                        count += len(block)
+                        digest.update(block)
+                        file.write(block)
+                if count < size:
+                    raise OSError(f"the connection ended after {count:,} of {size:,} bytes; nothing was kept")
+                if not digest.hexdigest().startswith(sha256):
+                    found = f"sha256 {digest.hexdigest()} instead of {sha256}..."
+                    raise OSError(f"truncated or altered on the way ({count:,} bytes, {found}); nothing was kept")
+
+    _files.sweep(path.parent)
+    followed(path.name, body)
+
+
+def _answer(url: str) -> Any:
+    try:
+        return urllib.request.urlopen(url, timeout=SILENCE)
+    except urllib.error.HTTPError as error:
+        error.close()  # it is an answer, too
+        raise
+
+
+def followed(name: str, download: Callable[[Callable], Any]) -> Any:
+    """The result of `download(received)` under a bar; given up where it stops, or where it takes too long altogether.
+
+    Args:
+      name: what is downloaded, beside the bar.
+      download: calls `received(count, total=None)` for what has come.
+
+    Raises:
+      TimeoutError: nothing came for `SILENCE` seconds, or it was not whole after `TOTAL`. A download that wakes up
+        later ends at its next byte.
+    """
+    news, given_up, said = queue.SimpleQueue(), threading.Event(), []
+
+    def received(count, total=None):
+        if given_up.is_set():
+            raise TimeoutError("nobody waits for it any more")
+        news.put((count, total))
+
+    def run():
+        try:
+            news.put(download(received))
+        except BaseException as error:
+            news.put(error)
+
+    thread = threading.Thread(target=_overheard, args=(run, said), daemon=True)
+    end = time.monotonic() + TOTAL
+    with _bar(name) as bar:
+        task = bar.add_task(shown(name), total=None)
+        thread.start()
+        try:
+            while isinstance(came := news.get(timeout=max(0, min(SILENCE, end - time.monotonic()))), tuple):
+                bar.update(task, advance=came[0], **({"total": came[1]} if came[1] else {}))
+        except queue.Empty:
+            given_up.set()
+            thread.join(0.5)  # it may be about to notice, and to clear away what it has
+            reason = f" ({shown(said[-1]).rstrip('.')})" if said else ""
+            if time.monotonic() >= end:
+                raise TimeoutError(f"not whole after {TOTAL:g} seconds, JAXCAM_DOWNLOAD_TIMEOUT{reason}") from None
+            raise TimeoutError(f"nothing came for {SILENCE:g} seconds, HF_HUB_DOWNLOAD_TIMEOUT{reason}") from None
+    if isinstance(came, BaseException):
+        raise came
+    return came
+
+
+def _overheard(run: Callable, said: list[str]) -> None:
+    """Runs it with what the hub's client logs in this thread kept for the sentence that is to come."""
+    own = threading.get_ident()
+
+    def listen(record):
+        if record.thread == own:
+            said.append(record.getMessage())
+        return record.thread != own
+
+    handlers = [*logging.getLogger("huggingface_hub").handlers, *logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(listen)
+    try:
+        run()
+    finally:
+        for handler in handlers:
+            handler.removeFilter(listen)
+
+
+def _bar(name: str):
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn()
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -137,7 +260,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0].rstrip("."))
 
 
 def unavailable(name: str, problems: list[str]) -> OSError:

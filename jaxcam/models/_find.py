@@ -8,13 +8,16 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from jaxcam._errors import unknown
+from jaxcam import _files
+from jaxcam._errors import shown, unknown
 from jaxcam.models import _download, _labels
 from jaxcam.models._read import ORBAX
 from jaxcam.models._table import MODELS, Registered
@@ -22,6 +25,7 @@ from jaxcam.models._table import MODELS, Registered
 ASSETS = Path(__file__).parents[1] / "assets"
 INDEX = ".index.json"  # of a model in several files
 HUB_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+MOST_JSON = 2**25  # bytes of an index or a configuration
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".msgpack")
 CONFIGS = {"config.json": _labels.config_facts, "preprocessor_config.json": _labels.preprocessor_facts}
 
@@ -67,13 +71,13 @@ def find(name: str, architecture: str | None) -> Found:
         if architecture not in (None, row.architecture):
             raise ValueError(f"{name} is a {row.architecture}, not a {architecture}; leave architecture out.")
         return _registered(row)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return _in_folder(path)
-    if path.is_file():
+    if os.path.lexists(path):  # what is no file after all, reading it says
         return _local(path)
     if path.suffix in SUFFIXES or len(path.parts) > 1:
-        raise FileNotFoundError(f'There is no file {name}. (A model on the hub is "hf:owner/repo".)')
+        raise FileNotFoundError(f'There is no file {shown(name)}. (A model on the hub is "hf:owner/repo".)')
     raise unknown("model", name, MODELS, 'A file is given by its path, a model on the hub as "hf:owner/repo".')
 
 
@@ -101,7 +105,7 @@ def _in_folder(folder: Path) -> Found:
         return _local((named or others)[0])
     if others:
         raise ValueError(f"{folder} holds {len(others)} weight files; name one: {', '.join(p.name for p in others)}.")
-    steps = [path for path in folder.iterdir() if path.name.isdigit() and (path / ORBAX).is_file()]
+    steps = [path for path in folder.iterdir() if path.name.isdecimal() and (path / ORBAX).is_file()]
     if (folder / ORBAX).is_file() or steps:
         return Found(((max(steps, key=lambda path: int(path.name), default=folder), ""),))
     raise FileNotFoundError(
@@ -120,21 +124,33 @@ def _local(path: Path) -> Found:
     names, files = _indexed(path)
     missing = [file for file in files if not path.with_name(file).is_file()]
     if missing:
-        raise FileNotFoundError(f"{path} names {len(files)} files, of which {', '.join(missing)} are not beside it.")
+        raise FileNotFoundError(
+            f"{path} names {len(files)} files, of which {shown(', '.join(missing))} are not beside it."
+        )
     return Found(tuple((path.with_name(file), "") for file in files), facts, names)
 
 
 def _indexed(path: Path) -> tuple[tuple[str, ...], list[str]]:
     """The tensors that an index lists, and the files that hold them."""
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        places = _json(path)["weight_map"]
         files = sorted(set(places.values()))
         plain = all(Path(file).name == file for file in files)
     except Exception as error:  # anybody's file: anything can be in it
-        raise ValueError(f"{path} is not an index of weight files that can be understood ({error!r}).") from error
+        raise ValueError(
+            f"{path} is not an index of weight files that can be understood ({type(error).__name__}: {shown(error)})."
+        ) from error
     if not files or not plain:
-        raise ValueError(f"{path} must name weight files beside it, and names {', '.join(files) or 'none'}.")
+        raise ValueError(f"{path} must name weight files beside it, and names {shown(', '.join(files)) or 'none'}.")
     return tuple(places), files
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {shown(error)}"
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_files.read(path, MOST_JSON).decode())
 
 
 def _facts_of(configs: dict[str, Path]) -> dict:
@@ -142,9 +158,11 @@ def _facts_of(configs: dict[str, Path]) -> dict:
     facts = {}
     for name, path in configs.items():
         try:
-            found = CONFIGS[name](json.loads(path.read_text(encoding="utf-8")))
+            found = CONFIGS[name](_json(path))
         except Exception as error:  # anybody's file: anything can be in it
-            raise ValueError(f"{path} is not a {name} that can be understood ({error!r}).") from error
+            raise ValueError(
+                f"{path} is not a {name} that can be understood ({type(error).__name__}: {shown(error)})."
+            ) from error
         for key, value in found.items():
             facts[key] = {**facts.get(key, {}), **value} if isinstance(value, dict) else value
     return facts
@@ -205,7 +223,7 @@ def _recorded(row: Registered) -> dict:
 def _on_hub(name: str) -> Found:
     spec = re.fullmatch(r"hf:([^/@\s]+/[^/@\s]+)(?:@(\S+))?", name)
     if not spec:
-        raise ValueError(f'{name!r} is not of the form "hf:owner/repo" or "hf:owner/repo@revision".')
+        raise ValueError(f'{shown(name)!r} is not of the form "hf:owner/repo" or "hf:owner/repo@revision".')
     repository, revision = spec[1], spec[2] or "main"
     names = None
     try:

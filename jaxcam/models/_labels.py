@@ -2,19 +2,22 @@
 
 It comes from the table of registered models, from the header that `save` wrote, or from the `config.json` of timm or
 transformers; what none of them says is guessed from the module: 1000 classes are ImageNet's, a CIFAR stem is CIFAR's.
-All of it is text from anybody's file, so each value is given its type here.
+All of it is text from anybody's file, so each value is given its type here, and each label a length.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import flax.linen as nn
 
+from jaxcam._errors import shown
 from jaxcam.image import Preprocess
 
 CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGENET_LABELS = Path(__file__).parents[1] / "assets" / "imagenet_labels.txt"
+LARGEST = 4096  # pixels a side of what a model takes
 
 
 def preprocess(usual: Preprocess, fields: Mapping) -> Preprocess:
@@ -54,7 +57,7 @@ def _of_timm(config: dict) -> dict:
         facts["network"] = config["architecture"].lower()
     if "label_names" in config:
         described = config.get("label_descriptions", {})
-        facts["labels"] = [str(described.get(label, label)) for label in config["label_names"]]
+        facts["labels"] = _as_labels(described.get(label, label) for label in config["label_names"])
     return facts
 
 
@@ -66,15 +69,15 @@ def _of_transformers(config: dict) -> dict:
     kind = config["model_type"]
     activation = config.get("hidden_act", ACTIVATIONS.get(kind))
     if activation != ACTIVATIONS.get(kind, activation):
-        raise ValueError(f"hidden_act is {activation!r}; jaxcam's {kind} has {ACTIVATIONS[kind]!r}")
+        raise ValueError(f"hidden_act is {shown(activation)!r}; jaxcam's {kind} has {ACTIVATIONS[kind]!r}")
     if config.get("downsample_in_first_stage"):
         raise ValueError("downsample_in_first_stage is true; jaxcam's ResNet has no stride in its first stage")
-    shown = {"epsilon": ("layer_norm_eps", float), "num_heads": ("num_attention_heads", int)}
-    found = {ours: convert(config[theirs]) for ours, (theirs, convert) in shown.items() if theirs in config}
+    told = {"epsilon": ("layer_norm_eps", float), "num_heads": ("num_attention_heads", int)}
+    found = {ours: convert(config[theirs]) for ours, (theirs, convert) in told.items() if theirs in config}
     if config.get("downsample_in_bottleneck"):
         found["stride_on"] = "conv1"
     facts = {"config": found}
-    labels = {int(index): str(label) for index, label in config.get("id2label", {}).items()}
+    labels = {int(index): shown(str(label)) for index, label in config.get("id2label", {}).items()}
     if sorted(labels) == list(range(len(labels))) and any(f"LABEL_{index}" != labels[index] for index in labels):
         facts["labels"] = [labels[index] for index in range(len(labels))]
     return facts
@@ -113,9 +116,17 @@ def _side(size) -> int:
     return int(size)
 
 
+def _as_labels(labels: Iterable) -> list[str]:
+    return [shown(str(label)) for label in labels]
+
+
 def header_facts(header: dict) -> dict:
     """What `save` was told: the facts by their names, and the rest to go with them."""
-    known = {"architecture": str, "preprocess": _fields, "labels": lambda labels: [str(label) for label in labels]}
+    known = {
+        "architecture": str,
+        "preprocess": _fields,
+        "labels": _as_labels,
+    }
     facts = {key: convert(header[key]) for key, convert in known.items() if key in header}
     return {**facts, "about": {key: value for key, value in header.items() if key not in known}}
 
@@ -123,10 +134,14 @@ def header_facts(header: dict) -> dict:
 def _fields(given: Mapping) -> dict:
     """The given fields of a `Preprocess`, with the types that they must have."""
     fields = {key: int(given[key]) for key in ("resize", "crop") if key in given}
+    if max(fields.values(), default=0) > LARGEST:
+        raise ValueError(f"images of {shown(max(fields.values()))} pixels a side; no model takes more than {LARGEST}")
     if "interpolation" in given:
         fields["interpolation"] = str(given["interpolation"])
     for key in ("mean", "std"):
         if key in given:
             red, green, blue = map(float, given[key])
+            if not all(map(math.isfinite, (red, green, blue))):
+                raise ValueError(f"{key} is {red}, {green}, {blue}")
             fields[key] = (red, green, blue)
     return fields

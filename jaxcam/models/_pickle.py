@@ -3,7 +3,7 @@
 A pickle is a program. Here it may build dicts, lists, tuples, strings, numbers and tensors: each global that it names
 is looked up in a table, and any other is refused by name, so nothing else is ever imported or called. A tensor is a
 view of a storage in the file, and its extent is checked in exact integers before NumPy sees it. Before it runs, its
-opcodes are read: one that speaks of more than there is would take memory in vain.
+opcodes are followed on a stack of sizes: a pickle of a few bytes can build what takes for ever to hash or to show.
 
 Two formats hold such a pickle: a zip file beside its storages, since PyTorch 1.6, and before it, one file in which the
 storages follow. The older one has no checksums: an altered number in a storage does not show.
@@ -13,14 +13,16 @@ import io
 import math
 import pickle
 import pickletools
-import reprlib
 import struct
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from jaxcam._errors import shown
 
 STORAGES = {
     "FloatStorage": np.float32,
@@ -36,6 +38,12 @@ STORAGES = {
 }
 RESAVE = "Where torch is installed, save the state dict alone: torch.save(model.state_dict(), 'new.pth')"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # with which the older format begins
+
+# A state dict takes about 40 opcodes and 150 bytes for each tensor, and is not ten deep.
+MOST_BYTES, MOST_OPCODES, DEEPEST = 2**26, 2_000_000, 50
+LARGEST = 20_000_000  # objects, each counted wherever it stands
+MOST_AXES, LONGEST_NUMBER = 64, 128  # NumPy's, and bits: the product of two long numbers takes its time
+NEEDLESS = f"which no state dict needs. {RESAVE}"
 
 
 class _Refusal(ValueError):
@@ -67,25 +75,30 @@ def read(data: bytes, name: str) -> Any:
 the state dict alone: torch.save(model.state_dict(), 'new.pth').
     """
     try:
-        if data[:1] == b"\x80":
-            return _read_legacy(data)
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _Archive(archive).load()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of escapes in words
+            if data[:1] == b"\x80":
+                return _read_legacy(data)
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                return _Archive(archive, len(data)).load()
     except _Refusal as error:
         raise ValueError(f"{name} is refused: {error}.") from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"{name} is truncated or altered ({error}). Copy or download it again.") from error
+    except (Exception, MemoryError) as error:  # a damaged pickle can raise anything
+        raise ValueError(f"{name} is truncated or altered ({shown(error)}). Copy or download it again.") from error
 
 
 class _Archive:
     """One zip file: its pickle, and its storages as they are asked for."""
 
-    def __init__(self, archive: zipfile.ZipFile):
+    def __init__(self, archive: zipfile.ZipFile, size: int):
         self.archive = archive
         pickles = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
         if len(pickles) != 1:
             raise _Refusal(f"a PyTorch file has one data.pkl, but this zip file has {len(pickles)}")
         self.root = pickles[0].removesuffix("data.pkl")
+        if (
+            sum(entry.file_size for entry in archive.infolist()) > size
+        ):  # they overlap, and would be read again and again
+            raise _Refusal(f"the entries of this zip file are larger than itself, {NEEDLESS}")
         self.storages = {}
 
     def load(self):
@@ -96,7 +109,9 @@ class _Archive:
     def _entry(self, name: str) -> bytes:
         entry = self.archive.getinfo(self.root + name)
         if entry.compress_type != zipfile.ZIP_STORED:  # torch never compresses; a few bytes could become gigabytes
-            raise _Refusal(f"its entry {name} is compressed, which PyTorch's files are not. {RESAVE}")
+            raise _Refusal(f"its entry {shown(name)} is compressed, which PyTorch's files are not. {RESAVE}")
+        if name == "data.pkl" and entry.file_size > MOST_BYTES:
+            raise _Refusal(f"its pickle has {entry.file_size:,} bytes, {NEEDLESS}")
         return self.archive.read(entry)
 
     def storage(self, reference) -> np.ndarray:
@@ -104,7 +119,7 @@ class _Archive:
         if key not in self.storages:
             values = np.frombuffer(self._entry(f"data/{key}"), STORAGES[kind])
             if len(values) != length:
-                raise _Refusal(f"its storage {key} has {len(values)} elements instead of {length}")
+                raise _Refusal(f"its storage {shown(key)} has {len(values)} elements instead of {length}")
             self.storages[key] = values
         return self.storages[key]
 
@@ -124,7 +139,7 @@ def _read_legacy(data: bytes) -> Any:
     def note(reference):
         kind, key, length = _storage(reference)
         if asked.setdefault(key, (kind, length)) != (kind, length):
-            raise _Refusal(f"it asks for its storage {key} in two ways")
+            raise _Refusal(f"it asks for its storage {shown(key)} in two ways")
 
     _unpickle(file, note, rebuild=lambda *_: None)
     keys = _unpickle(file)
@@ -134,7 +149,7 @@ def _read_legacy(data: bytes) -> Any:
         kind, length = asked[key]
         (found,) = struct.unpack("<q", file.read(8))
         if found != length or found < 0:
-            raise _Refusal(f"its storage {key} has {found} elements instead of {length}")
+            raise _Refusal(f"its storage {shown(key)} has {found} elements instead of {length}")
         storages[key] = np.frombuffer(data, STORAGES[kind], length, file.tell())
         file.seek(storages[key].nbytes, io.SEEK_CUR)
     if left := len(data) - file.tell():
@@ -149,9 +164,9 @@ def _storage(reference) -> tuple[str, str, int]:
     if not all(isinstance(each, str) for each in (tag, kind, key)):  # hashing what is nested could take forever
         raise _Refusal("it asks for a storage by other things than words")
     if tag != "storage" or kind not in STORAGES:
-        raise _Refusal(f"it asks for {tag!r} of kind {kind!r}, which is not a tensor's storage")
+        raise _Refusal(f"it asks for {shown(tag)!r} of kind {shown(kind)!r}, which is not a tensor's storage")
     if view is not None:
-        raise _Refusal(f"its storage {key} is a part of another. {RESAVE}")
+        raise _Refusal(f"its storage {shown(key)} is a part of another. {RESAVE}")
     return kind, key, length
 
 
@@ -162,9 +177,7 @@ def _no_storage(reference):
 def _unpickle(file: io.BytesIO, storage: Callable = _no_storage, rebuild: Callable | None = None) -> Any:
     """The object of the pickle that begins where the file stands."""
     begin = file.tell()
-    numbers = [argument for opcode, argument, _ in pickletools.genops(file) if opcode.name.endswith("PUT")]
-    if max(numbers, default=0) > file.tell() - begin:  # the table of what it remembers is made that long
-        raise _Refusal(f"it remembers an object as number {max(numbers)}, and does not have so many")
+    _measure(file)
     file.seek(begin)
     # Made anew for each pickle, which can set attributes on what it is given.
     known = {
@@ -176,6 +189,86 @@ def _unpickle(file: io.BytesIO, storage: Callable = _no_storage, rebuild: Callab
         **{("torch", kind): kind for kind in STORAGES},
     }
     return _Unpickler(file, known, storage).load()
+
+
+class _Extent:
+    """Of an object that a pickle builds: how deep it is, of how many objects, and whether another holds it."""
+
+    __slots__ = "depth", "size", "held"
+
+    def __init__(self, parts: Sequence["_Extent"] = ()):
+        self.depth = self.size = 1
+        self.held = False
+        self.take(parts)
+
+    def take(self, parts: Sequence["_Extent"]) -> None:
+        for part in parts:
+            part.held = True
+            self.depth = max(self.depth, 1 + part.depth)
+            self.size += part.size
+
+
+PUTS, GETS = ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
+FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD")  # change what lies below their arguments
+
+
+def _measure(file: io.BytesIO) -> None:
+    """Follows the pickle that begins where the file stands to its end, on a stack of extents: nothing is built.
+
+    Raises:
+      _Refusal: it is longer, deeper or larger than a state dict's, or an object in it holds itself.
+    """
+    begin, built = file.tell(), 0
+    stack, marks, memory = [], [], {}
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
+        name = opcode.name
+        if count > MOST_OPCODES or position - begin > MOST_BYTES:
+            raise _Refusal(f"its pickle has more than {MOST_OPCODES:,} opcodes or {MOST_BYTES:,} bytes, {NEEDLESS}")
+        if name in PUTS:
+            number = len(memory) if argument is None else argument
+            if number > file.tell() - begin:  # the table of what it remembers is made that long
+                raise _Refusal(f"it remembers an object as number {shown(number)}, and does not have so many")
+            memory[number] = stack[-1]
+        elif name in GETS:
+            stack.append(memory[argument])
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "POP" and marks[-1:] == [len(stack)]:  # it takes a mark, too
+            marks.pop()
+        else:
+            parts = _taken(stack, marks, opcode)
+            if opcode.stack_after:
+                stack.append(_built(name, parts))
+                built += sum(part.size for part in parts)
+                if stack[-1].depth > DEEPEST or built > LARGEST:
+                    raise _Refusal(f"it holds objects {DEEPEST} deep or {LARGEST:,} of them, {NEEDLESS}")
+
+
+def _taken(stack: list[_Extent], marks: list[int], opcode) -> list[_Extent]:
+    """What an opcode takes from the stack: as many as it always takes, or what lies above the last mark and it."""
+    wants = opcode.stack_before
+    if pickletools.markobject in wants:
+        start = marks.pop() - wants.index(pickletools.markobject)
+    else:
+        start = len(stack) - len(wants)
+    if start < (marks[-1] if marks else 0):
+        raise ValueError("an opcode takes more than there is")
+    parts = stack[start:]
+    del stack[start:]
+    return parts
+
+
+def _built(name: str, parts: list[_Extent]) -> _Extent:
+    """The extent of what an opcode leaves, made of its parts."""
+    if name not in FILLING:
+        return _Extent(parts)
+    filled, *others = parts
+    if filled.held or filled in others:
+        raise _Refusal(f"it fills an object that another holds already, maybe itself, {NEEDLESS}")
+    filled.take(others)
+    return filled
 
 
 class _Unpickler(pickle.Unpickler):
@@ -191,7 +284,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         if (module, name) not in self.known:
             raise _Refusal(
-                f"it asks for {module}.{name}, which is not part of a state dict, and was not run. "
+                f"it asks for {shown(f'{module}.{name}')}, which is not part of a state dict, and was not run. "
                 f"If you trust the file: {RESAVE[0].lower()}{RESAVE[1:]}"
             )
         return self.known[module, name]
@@ -200,18 +293,22 @@ class _Unpickler(pickle.Unpickler):
 def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple) -> np.ndarray:
     """The view of `storage` at `offset`; sizes and strides count elements, as in torch."""
     numbers = (offset, *size, *stride)
-    if not all(isinstance(number, int) and number >= 0 for number in numbers) or len(size) != len(stride):
-        told = ", ".join(map(reprlib.repr, (offset, size, stride)))  # of anything, maybe nested without end
+    if len(size) != len(stride) or len(size) > MOST_AXES or not all(map(_is_extent, numbers)):
+        told = ", ".join(map(shown, (offset, size, stride)))
         raise _Refusal(f"it has a tensor whose offset, size and stride are {told}, which cannot be")
     count = math.prod(size)
     last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
     # More elements than the storage has: a tensor of stride 0, which could fill the memory.
     if count > len(storage) or (count and last >= len(storage)):
         raise _Refusal(
-            f"it has a tensor of offset {offset}, size {size} and stride {stride}, which exceeds its storage of "
-            f"{len(storage)} elements"
+            f"it has a tensor of offset {offset}, size {shown(size)} and stride {shown(stride)}, which exceeds its "
+            f"storage of {len(storage)} elements"
         )
     itemsize = storage.itemsize
     # An empty tensor may carry any offset and stride; torch does not look at them either.
     offset, stride = (offset, stride) if count else (0, (0,) * len(size))
     return np.ndarray(size, storage.dtype, storage, offset * itemsize, [step * itemsize for step in stride])
+
+
+def _is_extent(number: Any) -> bool:
+    return isinstance(number, int) and number >= 0 and number.bit_length() <= LONGEST_NUMBER

@@ -1,6 +1,11 @@
 """Weight files as `{name: array}`: of safetensors, PyTorch, Flax and Orbax, less what training wraps around."""
 
+import contextlib
+import gc
 import json
+import logging
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,9 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from jaxcam import _files
+from jaxcam._errors import shown
+from jaxcam._files import DIGEST, digest
 from jaxcam.models import _labels, _pickle
 from jaxcam.models._convert import state_dict
 
@@ -32,6 +40,7 @@ PREFIXES = ("model_ema.", "ema_model.", "ema.", "module.", "_orig_mod.", "model.
 AVERAGED = "the checkpoint's moving average ({})"
 UNUSED = ("num_batches_tracked", "n_averaged")  # counters
 ORBAX = "_CHECKPOINT_METADATA"  # a file in each of its folders
+MOST_TENSORS = 2000  # a ResNet-152 has 932; a module of as many as a file can name would be traced for ever
 
 
 def read(data: bytes, name: str) -> tuple[Any, dict]:
@@ -56,11 +65,14 @@ def unwrapped(state: Any, name: str) -> tuple[dict[str, Any], str | None]:
         averaged = averaged or (wrapper if "ema" in wrapper else None)
     if not isinstance(state, dict):
         raise ValueError(f"{name} holds a {type(state).__name__}, not a state dict.")
-    state = {str(key): value for key, value in state.items() if not str(key).endswith(UNUSED)}
+    state = {key if isinstance(key, str) else shown(key): value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if not key.endswith(UNUSED)}
     while state and all(key.startswith(PREFIXES) for key in state):
         prefix = next(each for each in PREFIXES if any(key.startswith(each) for key in state))
         averaged = averaged or (prefix if "ema" in prefix else None)
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if len(state) > MOST_TENSORS:
+        raise ValueError(f"{name} names {len(state):,} tensors; the networks of jaxcam have at most {MOST_TENSORS:,}.")
     return state, AVERAGED.format(averaged) if averaged else None
 
 
@@ -74,20 +86,43 @@ def _read_msgpack(data: bytes, name: str) -> dict[str, np.ndarray]:
 
     try:
         tree = msgpack_restore(data)
-    except Exception as error:  # damaged bytes can raise anything
-        raise ValueError(f"{name} is truncated or altered ({error!r}). Copy or download it again.") from error
+    except (Exception, MemoryError) as error:  # damaged bytes can raise anything
+        raise ValueError(f"{name} is truncated or altered ({shown(error)}). Copy or download it again.") from error
     return _of_variables(tree, name)
+
+
+@contextlib.contextmanager
+def _unheard():
+    """Orbax reports a damaged folder in many voices: in logs, and later by what its tasks had still to say."""
+    level, hook = logging.root.manager.disable, sys.excepthook
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    except BaseException:
+        sys.excepthook = lambda *_: None
+        time.sleep(0.1)
+        gc.collect()
+        raise
+    finally:
+        logging.disable(level)
+        sys.excepthook = hook
 
 
 def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     """The state dict of the variables that Orbax, or `jaxcam.train`, saved in a folder."""
     from orbax.checkpoint import v1 as ocp
 
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):  # a pipe in it would be waited for
+            raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays: {shown(path.name)} is no file.")
+    if (folder / DIGEST).is_file() and _files.read(folder / DIGEST, 100).decode("ascii", "replace") != digest(folder):
+        raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays: it was altered since it was written.")
     try:
-        tree = ocp.load(folder.absolute())
-    except Exception as error:  # Orbax reports a damaged folder in many voices
+        with _unheard():
+            tree = ocp.load(folder.absolute())
+    except (Exception, MemoryError) as error:
         message = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays ({message[:200]}).") from error
+        raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays ({shown(message)}).") from error
     return _of_variables(tree, str(folder))
 
 
@@ -113,13 +148,13 @@ def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, np.ndarray], di
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{name} is truncated or altered ({error}). Copy or download it again.") from error
+        raise ValueError(f"{name} is truncated or altered ({shown(error)}). Copy or download it again.") from error
     strange = sorted({entry["dtype"] for _, entry in entries} - set(DTYPES))
     if strange:
-        raise ValueError(f"{name} has tensors of dtype {', '.join(strange)}; known: {', '.join(DTYPES)}.")
+        raise ValueError(f"{name} has tensors of dtype {shown(', '.join(strange))}; known: {', '.join(DTYPES)}.")
     tensors = {key: np.frombuffer(e["data"], DTYPES[e["dtype"]]).reshape(e["shape"]) for key, e in entries}
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return tensors, _labels.header_facts(json.loads(header.get("__metadata__", {}).get("jaxcam", "{}")))
     except Exception as error:  # anybody's file: anything can be in it
-        raise ValueError(f"{name} has a header that cannot be understood ({error!r}).") from error
+        raise ValueError(f"{name} has a header that cannot be understood ({shown(error)}).") from error

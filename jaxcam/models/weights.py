@@ -17,14 +17,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxcam._errors import unknown
+from jaxcam import _files
+from jaxcam._errors import shown, unknown
 from jaxcam.image import Preprocess
 from jaxcam.models import _labels, _read
 from jaxcam.models._convert import grouped, state_dict, variables_of
@@ -111,24 +111,24 @@ def load(
     name = os.fspath(name_or_path)
     if architecture is not None and architecture not in ARCHITECTURES:
         raise unknown("architecture", architecture, ARCHITECTURES)
-    found = find(name, architecture)
+    found, called = find(name, architecture), shown(name)
     tensors, header, sha256, averaged = _contents(found)
     facts = {**recognised(found.path.name, sha256), **header, **found.facts}
     known = architecture or facts.get("architecture")
     if known is not None and known not in ARCHITECTURES:  # as a header says
         raise unknown("architecture", known, ARCHITECTURES)
-    layout = _layout(tensors, known, facts.get("network"), name)
+    layout = _layout(tensors, known, facts.get("network"), called)
     shapes = {key: getattr(tensor, "shape", ()) for key, tensor in layout.ours(tensors).items()}
     module = layout.family.make(shapes, {**layout.config, **facts.get("config", {})}, known)
     if num_classes not in (None, module.num_classes):
-        raise ValueError(f"{name} has {module.num_classes} classes, not num_classes={num_classes}; leave it out.")
-    variables = variables_of(tensors, module, layout, f"{name} as {known or layout}")
+        raise ValueError(f"{called} has {module.num_classes} classes, not num_classes={num_classes}; leave it out.")
+    variables = variables_of(tensors, module, layout, f"{called} as {known or layout}")
     about = {"source": str(found.path), "sha256": sha256, **facts.get("about", {})}
     about |= {"weights": averaged} if averaged else {}
     about |= {} if facts.get("preprocess") else {"preprocess": ASSUMED}
     about["architecture"] = layout.family.name_of(module) or layout.family.name
     preprocess = _labels.preprocess(layout.family.preprocess(module), facts.get("preprocess", {}))
-    labels = _labels.labels(module, facts.get("labels"), name)
+    labels = _labels.labels(module, facts.get("labels"), called)
     return Classifier(module, variables, preprocess, labels, module.layer, name, about)
 
 
@@ -138,16 +138,16 @@ def _contents(found: Found) -> tuple[dict, dict, str, str | None]:
         return *_read.unwrapped(_read.read_orbax(found.path), str(found.path))[:1], {}, "", None
     merged, digests = {}, []
     for path, promised in found.parts:
-        data = path.read_bytes()
+        data = _files.read(path)
         digests.append(hashlib.sha256(data).hexdigest())
         if not digests[-1].startswith(promised):
             raise ValueError(
                 f"{path} is truncated or altered: its sha256 is {digests[-1]}, and should begin with {promised}. "
                 f"{found.remedy or f'Delete {os.path.realpath(path)} and load it again'}."
             )
-        state, header = _read.read(data, str(path))
+        state, header = _read.read(data, shown(str(path)))
         if len(found.parts) == 1:
-            tensors, averaged = _read.unwrapped(state, str(path))
+            tensors, averaged = _read.unwrapped(state, shown(str(path)))
             return tensors, header, digests[0], averaged
         merged |= state
     if found.names is not None and set(found.names) != set(merged):
@@ -171,15 +171,16 @@ def _layout(tensors: Mapping, architecture: str | None, network: str | None, nam
         other = closest(tensors)
         if not other.unknown(tensors):
             raise ValueError(f"{name} has the names of {other}, not those of a {architecture}; leave architecture out.")
-        first = ", ".join(repr(each)[:60] for each in odd[:3])
+        first = ", ".join(repr(shown(each)) for each in odd[:3])
         raise ValueError(
             f"{name} is of no known layout. Most like it is {layout}, in which {len(odd)} of its {len(tensors)} names "
             f"have no place: {first}{', ...' if len(odd) > 3 else ''}."
         )
     if architecture is None and network is not None and not layout.family.matches(network):
         raise ValueError(
-            f"{name} is a {network!r}, says its config.json, which jaxcam does not have, though its tensors have the "
-            f"names of {layout}. If it is one, pass architecture=, such as {next(iter(layout.family.architectures))!r}."
+            f"{name} is a {shown(network)!r}, says its config.json, which jaxcam does not have, though its tensors "
+            f"have the names of {layout}. If it is one, pass architecture=, such as "
+            f"{next(iter(layout.family.architectures))!r}."
         )
     if architecture is None and network is None and layout.named:
         raise ValueError(
@@ -222,6 +223,4 @@ def save(
     if broken:
         raise ValueError(f"{len(broken)} tensors are not finite in {np.dtype(dtype)}: {grouped(broken)}.")
     header = json.dumps(dict(metadata or {}), default=dataclasses.asdict)
-    partial_path = Path(f"{os.fspath(path)}.part")
-    partial_path.write_bytes(serialize(tensors, metadata={"format": "pt", "jaxcam": header}))
-    partial_path.replace(path)
+    _files.write(path, serialize(tensors, metadata={"format": "pt", "jaxcam": header}))

@@ -3,9 +3,11 @@
 A figure carries the colours of its theme, so that whatever is drawn on it later finds them there.
 """
 
+import contextlib
 import io
 import math
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -122,7 +124,8 @@ def written(figure, kind, dpi) -> bytes:
     box = figure.bbox_inches  # all of it, whatever rcParams say
     style = {"facecolor": figure.get_facecolor(), "transparent": False, "bbox_inches": box, "pad_inches": 0}
     undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    figure.savefig(content, format=kind, dpi=dpi, metadata=undated, **style)
+    with _any_letters():
+        figure.savefig(content, format=kind, dpi=dpi, metadata=undated, **style)
     return content.getvalue()
 
 
@@ -199,8 +202,17 @@ def fit(texts, width, smallest):
             text.set_text(full[:keep].rstrip() + "…")
 
 
+@contextlib.contextmanager
+def _any_letters():
+    """A name may have letters that the font lacks; a frame stands for each, and matplotlib need not say so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def _length(renderer, text) -> float:
-    return max(text.get_window_extent(renderer).width / text.figure.dpi, 1e-6)
+    with _any_letters():
+        return max(text.get_window_extent(renderer).width / text.figure.dpi, 1e-6)
 
 
 def headline(figure, title, explained=""):
