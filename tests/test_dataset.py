@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import jaxcam
-from jaxcam import cli, dataset
+from jaxcam import _files, cli, dataset
 from jaxcam.dataset import program, ranges, read, run, sources
 
 ROOT = Path(__file__).parents[1]
@@ -416,16 +416,16 @@ def test_a_damaged_range_is_computed_again(photos, whole, copy, file, how):
 
 
 def test_a_full_disk_is_one_sentence_and_the_rest_is_kept(photos, whole, tmp_path, monkeypatch):
-    written, write_bytes = [], Path.write_bytes
+    written, writing = [], _files.writing
 
-    def full(path, data):
+    def full(path):
         if len(written) >= 9:
             raise OSError(28, "No space left on device")
         written.append(path)
-        return write_bytes(path, data)
+        return writing(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(_files, "writing", full)
         with pytest.raises(OSError, match="Cannot write '.*': No space left on device"):
             explain(photos, tmp_path / "out")
     assert dataset.open(tmp_path / "out").ranges == [0]

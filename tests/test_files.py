@@ -117,7 +117,8 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 def kept(tmp_path, monkeypatch):
     """What `keep_programs` tells JAX, with the cache in a folder of the test's."""
     told = {}
-    monkeypatch.setattr(jax.config, "update", told.__setitem__)
+    config = type("Config", (), {"jax_compilation_cache_dir": None, "update": told.__setitem__})()
+    monkeypatch.setattr(jax, "config", config)
     monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "own"))
     return told
 
