@@ -5,12 +5,16 @@ Values can only be checked where they are known: outside `jit`, and where this p
 """
 
 import inspect
+import math
+import numbers
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+
+from jaxcam._errors import shown
 
 LARGEST = 1e15  # a pixel whose products still fit into float32
 SPACE = {1: "[n, length, c]", 2: "[n, h, w, c]", 3: "[n, d, h, w, c]"}
@@ -154,6 +158,7 @@ def wrong_channels(model, images) -> ValueError | None:
 def check_baseline(baseline, images):
     """`baseline` as an array that broadcasts to the images; `None`, which stands for zeros, stays."""
     if baseline is None or isinstance(baseline, int | float):
+        number(baseline=0 if baseline is None else baseline)
         return baseline
     if not hasattr(baseline, "shape"):
         raise TypeError(f"baseline is a {type(baseline).__name__}; it must be a number, an array or None (zeros).")
@@ -163,7 +168,14 @@ def check_baseline(baseline, images):
         fits = False
     if not fits:
         raise ValueError(f"baseline has shape {baseline.shape}, which does not fit images {images.shape}.")
-    return as_array(baseline)
+    return all_finite("baseline", as_array(baseline))
+
+
+def all_finite(name: str, array: jax.Array) -> jax.Array:
+    """The array, where none of its values is known to be NaN or infinite."""
+    if is_known(array) and not np.isfinite(np.asarray(array)).all():
+        raise ValueError(f"{name} holds NaN or infinite values.")
+    return array
 
 
 def filled(baseline, images):
@@ -190,6 +202,17 @@ def positive(**arguments: int | None) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
+
+
+def number(infinite: bool = False, **arguments: float | None) -> None:
+    """Amounts such as `noise` must be numbers, finite where infinity means nothing; a traced one is not known."""
+    for name, value in arguments.items():
+        if isinstance(value, jax.core.Tracer) or (value is None and name in ("deviation", "kernel_scale", "max_sigma")):
+            continue
+        if isinstance(value, bool) or not (isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()):
+            raise TypeError(f"{name} is {shown(repr(value))}; it must be a number.")
+        if math.isnan(value) or (math.isinf(value) and not infinite):
+            raise ValueError(f"{name} is {value}; it must be a {'number' if infinite else 'finite number'}.")
 
 
 def sizes(name: str, value, space: tuple[int, ...]) -> tuple[int, ...]:

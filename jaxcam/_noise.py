@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxcam._checks import number
+
 
 class Noise(NamedTuple):
     """How much noise: a share of the image's range, or a deviation in units of the pixel."""
@@ -19,6 +21,7 @@ class Noise(NamedTuple):
 
 def check_noise(noise, deviation=None) -> Noise:
     """The noise that was asked for, or the error of what is wrong with it."""
+    number(noise=noise, deviation=deviation)
     for name, value in {"noise": noise, "deviation": deviation}.items():
         if value is not None and not isinstance(value, jax.core.Tracer) and not value >= 0:
             raise ValueError(f"{name} is {value}; it must be zero or more.")

@@ -85,14 +85,14 @@ def decode_image(content: bytes, name: str = "The image") -> Image.Image:
     """
     if not content:
         raise ValueError(f"{name} is empty (0 bytes).")
-    with _quiet():
-        return _upright_rgb(_opened(content, name), name)
+    return _upright_rgb(_opened(content, name), name)
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
     """The image in a file's bytes, its header read and no more pixels to come than are allowed."""
     try:
-        image = Image.open(io.BytesIO(content))
+        with _quiet():
+            image = Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large: {shown(error)} {LIMIT}.") from None
     except UnidentifiedImageError:
@@ -330,10 +330,11 @@ def _upright_rgb(image, name) -> Image.Image:
     if not (image.width and image.height):
         raise ValueError(f"{name} is {image.width} pixels wide and {image.height} high: it has no pixels.")
     try:
-        image.load()
+        with _quiet():
+            image.load()
     except (Exception, MemoryError) as error:  # on damaged bytes a decoder may raise anything
         raise _damaged(name, error) from error
-    with contextlib.suppress(Exception):  # an EXIF block that cannot be read says nothing
+    with _quiet(), contextlib.suppress(Exception):  # an EXIF block that cannot be read says nothing
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         if turn is not None:
             kept = {key: value for key, value in image.info.items() if key == "transparency"}  # not the EXIF block
@@ -370,7 +371,8 @@ def _eight_bits(image, name) -> Image.Image:
     highest = 1 if image.mode == "F" else 65535
     result = np.empty((image.height, image.width), np.uint8)
     for top, strip in _strips(image):
-        values = np.asarray(strip, np.float64)
+        with np.errstate(invalid="ignore"):  # of NaN, which is refused next
+            values = np.asarray(strip, np.float64)
         if not (values.min() >= 0 and values.max() <= highest):
             outside = f"the mode {image.mode} and grey values outside 0..{highest}"
             raise ValueError(f"{name} has {outside}. Rescale them first.")

@@ -6,6 +6,7 @@ import pytest
 FEW = {"orbax": 100}  # each takes Orbax some hundredths of a second
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads, a while later
 @pytest.mark.parametrize("kind", fuzz.KINDS)
 def test_bad_files_end_in_one_sentence(as_user, kind):
     counts = fuzz.look(kind, range(FEW.get(kind, 300)), quick=True)

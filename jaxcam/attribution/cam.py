@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import flat, repeated
-from jaxcam._checks import is_known, positive, random_key
+from jaxcam._checks import is_known, number, positive, random_key
 from jaxcam._engine import chunked_sum, engine
 from jaxcam._noise import check_noise, deviations, noisy_copies
 from jaxcam._scores import chosen, described, predicted, scores
@@ -460,6 +460,7 @@ def finer_cam(
     """
     positive(num_classes=num_classes)
     model, images, targets = prepare_tap("finer_cam", model, images, targets)
+    number(alpha=alpha)
     maps, alive = _finer_engine(model, images, targets, score=score, raw=raw, alpha=alpha, num_classes=num_classes)
     warn_of_zeros(model, alive)
     return maps

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcam._array import EXACT, ROUNDING, normalize, resize
-from jaxcam._checks import positive
+from jaxcam._checks import number, positive
 from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
 from jaxcam._scores import predicted
@@ -168,7 +168,8 @@ def kpca_cam(
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
 
     Raises:
-      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; an unknown kernel.
+      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; an unknown kernel;
+        `kernel_scale` not above zero.
 
     Reference: Karmani et al. 2024, KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA,
     https://arxiv.org/abs/2410.00267
@@ -178,6 +179,9 @@ def kpca_cam(
     """
     if kernel not in _KERNELS:
         raise unknown("kernel", kernel, _KERNELS)
+    number(kernel_scale=kernel_scale)
+    if kernel_scale is not None and not kernel_scale > 0:
+        raise ValueError(f"kernel_scale is {kernel_scale}; it must be above zero.")
     options = {"kernel": _KERNELS[kernel], "scale": kernel_scale}
     return activation_cam("kpca_cam", _kpca_cam, model, images, targets, raw, **options)
 
@@ -246,6 +250,7 @@ def fem(
     Example:
       >>> heatmaps = jaxcam.fem(model, images)
     """
+    number(deviations=deviations)
     return activation_cam("fem", _fem, model, images, targets, raw, deviations=deviations)
 
 

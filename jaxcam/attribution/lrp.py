@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._checks import prepare
+from jaxcam._checks import number, prepare
 from jaxcam._engine import engine
 from jaxcam._engine.program import (
     ELEMENTWISE,
@@ -90,9 +90,11 @@ def lrp(
     """
     if rule not in ("composite", "epsilon"):
         raise ValueError(f'rule is {rule!r}; it must be "composite" or "epsilon".')
+    number(infinite=True, gamma=gamma)
+    number(epsilon=epsilon)
     if not gamma >= 0:
         raise ValueError(f"gamma is {gamma!r}; it must be zero or more (infinity is the z+ rule).")
-    if not 0 < epsilon < math.inf:
+    if not epsilon > 0:
         raise ValueError(f"epsilon is {epsilon!r}; it must be a positive number.")
     model, images, targets = prepare(model, images, targets)
     gamma = 0.0 if rule == "epsilon" else float(gamma)

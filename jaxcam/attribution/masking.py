@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import EXACT, normalize, resize
-from jaxcam._checks import positive, random_key
+from jaxcam._checks import number, positive, random_key
 from jaxcam._engine import chunked_map, engine
 from jaxcam._scores import predicted, scores, scores_of_copies
 from jaxcam._typing import Images, Key, Maps, Score, Targets
@@ -109,6 +109,7 @@ def ss_cam(
     Example:
       >>> heatmaps = jaxcam.ss_cam(model, images, num_samples=4, max_channels=16)
     """
+    number(mask_noise=mask_noise)
     if not isinstance(mask_noise, jax.core.Tracer) and not mask_noise >= 0:
         raise ValueError(f"mask_noise is {mask_noise}; it must be zero or more.")
     options = {"num_samples": num_samples, "mask_noise": mask_noise, "key": random_key(key)}

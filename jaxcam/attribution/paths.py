@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import blur
-from jaxcam._checks import as_array, check_baseline, filled, positive, prepare, random_key
+from jaxcam._checks import all_finite, as_array, check_baseline, filled, number, positive, prepare, random_key
 from jaxcam._engine import chunked_sum, engine, scan
 from jaxcam._errors import unknown
 from jaxcam._scores import chosen, gradients_of_copies, input_gradient
@@ -155,13 +155,14 @@ def expected_gradients(
 def _check_baselines(baselines, images):
     """Baselines as an array `[m, *space, c]`; a number, and `None`, which stands for noise, stay."""
     if baselines is None or isinstance(baselines, int | float):
+        number(baselines=0 if baselines is None else baselines)
         return baselines
     shape = getattr(baselines, "shape", None)
     if shape is None or shape not in ((), (*shape[:1], *images.shape[1:])) or 0 in shape:
         given = f"is a {type(baselines).__name__}" if shape is None else f"has shape {shape}"
         one = ", ".join(map(str, images.shape[1:]))
         raise ValueError(f"baselines {given}; it must be a number, an array [m, {one}], or None for normal noise.")
-    return as_array(baselines)
+    return all_finite("baselines", as_array(baselines))
 
 
 @engine
@@ -232,6 +233,7 @@ def blur_integrated_gradients(
     """
     model, images, targets = prepare(model, images, targets)
     positive(num_steps=num_steps, chunk_size=chunk_size)
+    number(max_sigma=max_sigma)
     max_sigma = max(images.shape[1:-1]) / 2 if max_sigma is None else max_sigma
     if not max_sigma > 0:
         raise ValueError(f"max_sigma is {max_sigma}; it must be above zero.")
@@ -297,6 +299,7 @@ def guided_integrated_gradients(
     """
     model, images, targets = prepare(model, images, targets)
     positive(num_steps=num_steps)
+    number(fraction=fraction, max_distance=max_distance)
     if not (0 < fraction <= 1 and 0 < max_distance <= 1):
         raise ValueError(f"fraction is {fraction} and max_distance is {max_distance}; both must be in (0, 1].")
     baseline = check_baseline(baseline, images)

@@ -17,7 +17,17 @@ import numpy as np
 from jaxtyping import Array, Integer
 
 from jaxcam._array import EXACT, resize
-from jaxcam._checks import as_array, check_baseline, filled, is_known, positive, prepare, random_key, sizes
+from jaxcam._checks import (
+    as_array,
+    check_baseline,
+    filled,
+    is_known,
+    number,
+    positive,
+    prepare,
+    random_key,
+    sizes,
+)
 from jaxcam._engine import chunked_map, chunked_sum, engine
 from jaxcam._engine.windows import check_large_enough
 from jaxcam._scores import chosen, scores_of_copies
@@ -104,6 +114,7 @@ def rise(
     positive(chunk_size=chunk_size, num_samples=num_samples)
     model, images, targets = prepare(model, images, targets)
     cells = sizes("cells", cells, images.shape[1:-1])
+    number(fraction=fraction)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; it is a probability, so it must lie between 0 and 1.")
     options = {"num_samples": num_samples, "cells": cells, "fraction": fraction, "score": score}
@@ -325,6 +336,7 @@ def lime(
     Example:
       >>> attributions = jaxcam.lime(model, images, num_samples=100)
     """
+    number(infinite=True, kernel_width=kernel_width)
     if not kernel_width > 0:
         raise ValueError(f"kernel_width is {kernel_width}; it must be above 0.")
     shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}

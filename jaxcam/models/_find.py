@@ -122,7 +122,7 @@ def _local(path: Path) -> Found:
     if not path.name.endswith(INDEX):
         return Found(((path, ""),), facts)
     names, files = _indexed(path)
-    missing = [file for file in files if not path.with_name(file).is_file()]
+    missing = [file for file in files if not os.path.isfile(path.with_name(file))]
     if missing:
         raise FileNotFoundError(
             f"{path} names {len(files)} files, of which {shown(', '.join(missing))} are not beside it."
@@ -134,8 +134,8 @@ def _indexed(path: Path) -> tuple[tuple[str, ...], list[str]]:
     """The tensors that an index lists, and the files that hold them."""
     try:
         places = _json(path)["weight_map"]
-        files = sorted(set(places.values()))
-        plain = all(Path(file).name == file for file in files)
+        files = sorted({str(file) for file in places.values()})
+        plain = all(file and Path(file).name == file for file in files)
     except Exception as error:  # anybody's file: anything can be in it
         raise ValueError(
             f"{path} is not an index of weight files that can be understood ({type(error).__name__}: {shown(error)})."

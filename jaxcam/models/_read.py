@@ -94,18 +94,18 @@ def _read_msgpack(data: bytes, name: str) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def _unheard():
     """Orbax reports a damaged folder in many voices: in logs, and later by what its tasks had still to say."""
-    level, hook = logging.root.manager.disable, sys.excepthook
+    level, hooks = logging.root.manager.disable, (sys.excepthook, sys.unraisablehook)
     logging.disable(logging.CRITICAL)
     try:
         yield
     except BaseException:
-        sys.excepthook = lambda *_: None
+        sys.excepthook = sys.unraisablehook = lambda *_: None
         time.sleep(0.1)
         gc.collect()
         raise
     finally:
         logging.disable(level)
-        sys.excepthook = hook
+        sys.excepthook, sys.unraisablehook = hooks
 
 
 def read_orbax(folder: Path) -> dict[str, np.ndarray]:
@@ -131,7 +131,10 @@ def _of_variables(tree: Any, name: str) -> dict[str, np.ndarray]:
     flat = {path: leaf for path, leaf in _leaves(tree, ()) if path[0] in ("params", "batch_stats")}
     if not any(path[0] == "params" for path in flat):
         raise ValueError(f'{name} holds no Flax variables: there is no "params" in it.')
-    return state_dict(unflatten_dict(flat))
+    try:
+        return state_dict(unflatten_dict(flat))
+    except Exception as error:  # a kernel of a vector's shape, a name that is one and also begins others
+        raise ValueError(f"{name} holds variables that no network has ({shown(error)}).") from error
 
 
 def _leaves(node: Any, path: tuple[str, ...]):
