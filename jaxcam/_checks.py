@@ -204,7 +204,7 @@ def positive(**arguments: int | None) -> None:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
 
 
-def number(infinite: bool = False, **arguments: float | None) -> None:
+def number(infinite: bool = False, **arguments) -> None:
     """Amounts such as `noise` must be numbers, finite where infinity means nothing; a traced one is not known."""
     for name, value in arguments.items():
         if isinstance(value, jax.core.Tracer) or (value is None and name in ("deviation", "kernel_scale", "max_sigma")):
