@@ -188,7 +188,7 @@ def random_key(key) -> jax.Array:
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         return _key(jax.device_put(np.uint32(key % 2**32)))
     if not hasattr(key, "dtype"):
-        raise TypeError(f"key is {key!r}; it must be a whole number, or a key such as jax.random.key(0).")
+        raise TypeError(f"key is {shown(repr(key))}; it must be a whole number, or a key such as jax.random.key(0).")
     return key
 
 
@@ -201,7 +201,7 @@ def positive(**arguments: int | None) -> None:
         if value is None and name in ("chunk_size", "max_channels", "num_segments", "min_pixels"):
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more.")
+            raise ValueError(f"{name} is {shown(repr(value))}; it must be a whole number, 1 or more.")
 
 
 def number(infinite: bool = False, **arguments) -> None:
@@ -219,7 +219,9 @@ def sizes(name: str, value, space: tuple[int, ...]) -> tuple[int, ...]:
     """A size for each axis of space, given as one whole number or as one for each."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * len(space)
     if len(values) != len(space):
-        raise ValueError(f"{name} is {value!r}; it must be one whole number, or one for each of {len(space)} axes.")
+        raise ValueError(
+            f"{name} is {shown(repr(value))}; it must be one whole number, or one for each of {len(space)} axes."
+        )
     for each in values:
         positive(**{name: each})
     return tuple(map(int, values))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxcam._array import Rows, each_image, normalize, resize
 from jaxcam._checks import is_known, prepare
 from jaxcam._engine import engine
+from jaxcam._errors import shown
 from jaxcam._scores import scores
 from jaxcam.taps import Tap
 
@@ -53,6 +54,8 @@ def as_cells(model, layer: str, activations) -> Cells:
             "Tap a convolutional layer, or say how a token sequence lies on the image: "
             "`jaxcam.tap(..., reshape=jaxcam.tokens((h, w)))`. `jaxcam.layers(module, images)` lists the shapes."
         )
+    if 0 in maps.shape:
+        raise ValueError(f"Layer {layer!r} returns {maps.shape}, which holds nothing. Are the images too small for it?")
     return Cells(maps.reshape(maps.shape[0], -1, maps.shape[-1]).astype(jnp.float32), maps.shape[1:-1])
 
 
@@ -72,7 +75,7 @@ def cells(model, activations, images) -> list[Cells]:
 def finish(maps, images, raw: bool):
     """Heatmaps `[n, *space]` in [0, 1] of the layers' coarse maps; with `raw` the coarse maps themselves."""
     if not isinstance(raw, bool):
-        raise TypeError(f"raw is {raw!r}; it must be True or False.")
+        raise TypeError(f"raw is {shown(repr(raw))}; it must be True or False.")
     if raw:
         return maps[0] if len(maps) == 1 else tuple(maps)
     fused = sum(resize(normalize(jax.nn.relu(each)), images.shape[1:-1]) for each in maps)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxcam._array import EXACT
 from jaxcam._engine import engine
+from jaxcam._errors import shown
 from jaxcam._scores import described
 from jaxcam._typing import Images, Maps, Score, Targets
 from jaxcam.attribution._cam import cells, finish, prepare_tap
@@ -108,7 +109,7 @@ def _weights(model, images, attention) -> Sequence:
     else:
         layers = model.run(images, layers=attention)[1]
     if not layers:
-        raise ValueError(f"attention is {attention!r}, which gives no layers; name one at least.")
+        raise ValueError(f"attention is {shown(repr(attention))}, which gives no layers; name one at least.")
     for each in layers:
         if len(getattr(each, "shape", ())) != 4:
             raise ValueError(f"attention gives {described(each)}; weights are [n, heads, queries, keys] of each layer.")

@@ -14,6 +14,7 @@ from jaxcam._array import nearest, resize
 from jaxcam._checks import prepare
 from jaxcam._engine import engine
 from jaxcam._engine.program import backward, contains_relu, gradient, relu_operand, seeds, trace
+from jaxcam._errors import shown
 from jaxcam._scores import scores
 from jaxcam._typing import Attributions, Images, Score, Targets
 from jaxcam.attribution._cam import gradient_maps, prepare_tap, warn_of_zeros
@@ -126,7 +127,7 @@ def guided_grad_cam(
       >>> attributions = jaxcam.guided_grad_cam(model, images)
     """
     if interpolation not in RESIZE:
-        raise ValueError(f'interpolation is {interpolation!r}; it must be "linear" or "nearest".')
+        raise ValueError(f'interpolation is {shown(repr(interpolation))}; it must be "linear" or "nearest".')
     model, images, targets = prepare_tap("guided_grad_cam", model, images, targets)
     result, alive = _guided_grad_cam_engine(model, images, targets, score=score, interpolation=interpolation)
     warn_of_zeros(model, alive)

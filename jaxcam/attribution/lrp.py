@@ -31,6 +31,7 @@ from jaxcam._engine.program import (
     seeds,
     trace,
 )
+from jaxcam._errors import shown
 from jaxcam._scores import scores
 from jaxcam._typing import Attributions, Images, Score, Targets
 from jaxcam.score import logit
@@ -89,7 +90,7 @@ def lrp(
       >>> attributions = jaxcam.lrp(model, images, gamma=0.25)
     """
     if rule not in ("composite", "epsilon"):
-        raise ValueError(f'rule is {rule!r}; it must be "composite" or "epsilon".')
+        raise ValueError(f'rule is {shown(repr(rule))}; it must be "composite" or "epsilon".')
     number(infinite=True, gamma=gamma)
     number(epsilon=epsilon)
     if not gamma >= 0:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Num
 
 from jaxcam._array import normalize
 from jaxcam._checks import as_array, is_known
+from jaxcam._errors import shown
 from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, seen
 
 Masks = Bool[Array, "n *space"] | Bool[np.ndarray, "n *space"] | Num[Array, "n *space"] | Num[np.ndarray, "n *space"]
@@ -78,7 +79,7 @@ def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) ->
       >>> hits = jaxcam.metrics.pointing_game(heatmaps, masks)
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int) or tolerance < 0:
-        raise ValueError(f"tolerance is {tolerance!r}; it must be a whole number of pixels, 0 or more.")
+        raise ValueError(f"tolerance is {shown(repr(tolerance))}; it must be a whole number of pixels, 0 or more.")
     heatmaps, masks = _checked(heatmaps, masks)
     return _pointing_game(heatmaps, masks, tolerance)
 
