@@ -135,10 +135,15 @@ def test_what_an_error_quotes_is_short():
     assert len(str(_errors.unknown("model", "y" * 10**5, ["a", "b"]))) < 400
 
 
+def ones(model, batch, name):
+    """In the place of a method."""
+    return command.Explained(np.ones((1, 1, 32, 32), np.float32), np.ones((1, 1, 32, 32, 3), np.float32), [])
+
+
 def test_names_and_labels_do_not_reach_the_terminal(tmp_path, capsys, monkeypatch):
     """Through the whole command: its report, its files, its panel in a font that lacks the letters."""
     monkeypatch.setattr(command, "keep_programs", lambda: None)
-    monkeypatch.setattr(command, "_explained", lambda model, batch, name: (np.ones((1, 1, 32, 32), np.float32), []))
+    monkeypatch.setattr(command, "_explained", ones)
     path = tmp_path / f"{HOSTILE}猫.png"
     Image.new("RGB", (40, 40), "red").save(path)
     assert (
@@ -163,9 +168,9 @@ def test_names_and_labels_do_not_reach_the_terminal(tmp_path, capsys, monkeypatc
 
 
 def test_names_leave_room_for_what_follows():
-    names = _results.unique_names([f"{'猫' * 80}{end}.png" for end in "ab"], ["deep_feature_factorization"])
+    names = _results.unique_names([f"{'猫' * 80}{end}.png" for end in "ab"], ["deep_feature_factorization"], "png")
     assert len(set(names)) == 2
-    assert max(len(each.encode()) for name in names for each in _results.files(name, ["m" * 100]).values()) < 255
+    assert max(len(each.encode()) for name in names for each in _results.files(name, ["m" * 100], "png").values()) < 255
     labels = (LONG, "cat")
     assert max(map(len, command._files_of("saliency", [0, 1], labels))) < 100
 
@@ -174,7 +179,7 @@ def test_letters_that_a_font_lacks_are_no_warning():
     figure = plot.panel(
         np.zeros((8, 8, 3), np.uint8), {"猫": np.ones((4, 4))}, title="\x1b 猫 $x", predictions=[("猫", 1.0)]
     )
-    assert plot._layout.png(figure, 50)
+    assert plot._layout.written(figure, "png", 50)
 
 
 # --- Images ----------------------------------------------------------------------------------------------------------
@@ -245,7 +250,7 @@ def test_large_jpegs_are_decoded_at_half_their_size(tmp_path, monkeypatch):
 
 def test_max_pixels_of_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "keep_programs", lambda: None)
-    monkeypatch.setattr(command, "_explained", lambda model, batch, name: (np.ones((1, 1, 32, 32), np.float32), []))
+    monkeypatch.setattr(command, "_explained", ones)
     Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
     arguments = ["explain", str(tmp_path / "photo.png"), *MODEL, "--output", str(tmp_path / "o")]
     before = Image.MAX_IMAGE_PIXELS

@@ -904,9 +904,9 @@ def a_block_now_and_then(handler, data):
 @pytest.mark.parametrize(
     "status, body, limits, message",
     [
-        (429, None, (0.4, 60), r"nothing came for 0.4 seconds, HF_HUB_DOWNLOAD_TIMEOUT( \(HTTP Error 429 thrown)?"),
-        (None, half_and_hang, (0.4, 60), "nothing came for 0.4 seconds, HF_HUB_DOWNLOAD_TIMEOUT"),
-        (None, a_block_now_and_then, (0.4, 0.8), "not whole after 0.8 seconds, JAXCAM_DOWNLOAD_TIMEOUT"),
+        (429, None, (1, 60), r"nothing came for 1 seconds, HF_HUB_DOWNLOAD_TIMEOUT( \(HTTP Error 429 thrown)?"),
+        (None, half_and_hang, (1, 60), "nothing came for 1 seconds, HF_HUB_DOWNLOAD_TIMEOUT"),
+        (None, a_block_now_and_then, (1, 1.5), "not whole after 1.5 seconds, JAXCAM_DOWNLOAD_TIMEOUT"),
     ],
     ids=["429", "hangs", "trickles"],
 )
@@ -929,7 +929,7 @@ def test_a_server_that_stops_is_given_up(
         online.body = body
     start = time.monotonic()
     said = refused(name, OSError)
-    assert re.search(message, said) and time.monotonic() - start < 4
+    assert re.search(message, said) and time.monotonic() - start < 6
     shown = capfd.readouterr().err
     assert "Error" not in shown and "Retry" not in shown and "resume" not in shown
     assert status == 429 or ("model.safetensors" in shown or Path(torchvision).name in shown)
