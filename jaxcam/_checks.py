@@ -215,6 +215,13 @@ def number(infinite: bool = False, **arguments) -> None:
             raise ValueError(f"{name} is {value}; it must be a {'number' if infinite else 'finite number'}.")
 
 
+def functions(**arguments: Callable) -> None:
+    """What is called later must be callable, or an error would come from deep inside."""
+    for name, value in arguments.items():
+        if not callable(value):
+            raise TypeError(f"{name} is {shown(repr(value))}; it must be a function.")
+
+
 def sizes(name: str, value, space: tuple[int, ...]) -> tuple[int, ...]:
     """A size for each axis of space, given as one whole number or as one for each."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,) * len(space)

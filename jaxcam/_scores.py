@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import flat, repeated
+from jaxcam._checks import functions
 from jaxcam._engine import spread
-from jaxcam._errors import shown
 
 
 def scores(score, output, targets):
     """`score(output, targets) -> float32[n]`; targets that are `None` are what each image's own output says."""
-    if not callable(score):
-        raise TypeError(
-            f"score is {shown(repr(score))}; it must be a function of outputs and targets, such as jaxcam.score.logit."
-        )
+    functions(score=score)
     targets = predicted(output) if targets is None else targets
     values = score(output, targets)
     if not hasattr(values, "shape") or values.shape != targets.shape or not jnp.issubdtype(values.dtype, jnp.floating):

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 import jaxcam
 
@@ -149,6 +151,20 @@ def test_images_and_models_without_contrast(method, model):
         assert bool(jnp.isfinite(explain(method, model, jnp.full((3, 12, 16, 3), value))).all())
     dead = replace(model, variables=jax.tree.map(jnp.zeros_like, model.variables))
     np.testing.assert_array_equal(explain(method, dead, IMAGES), 0)
+
+
+@pytest.mark.filterwarnings("ignore:All gradients")
+@every_method
+@given(st.sampled_from([1e-38, 1e-20, 1e-3, 30.0, 1e6, 1e15]), st.sampled_from(["scaled", "constant", "one pixel"]))
+@settings(max_examples=6, derandomize=True, deadline=None, database=None, phases=[Phase.generate])
+def test_tiny_and_huge_values(method, scale, kind):
+    """Finite maps, and heatmaps in [0, 1], of images that are as dark, as bright or as flat as they can be."""
+    images = {"scaled": IMAGES / jnp.abs(IMAGES).max(), "constant": jnp.ones_like(IMAGES)}.get(kind)
+    images = jnp.zeros_like(IMAGES).at[:, 3, 4, 1].set(1) if images is None else images
+    result = np.asarray(explain(method, method.model(), scale * images))
+    assert np.isfinite(result).all()
+    if method.is_cam:
+        assert result.min() >= 0 and result.max() <= 1
 
 
 @every_method

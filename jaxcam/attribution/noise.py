@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import flat, repeated
-from jaxcam._checks import positive, prepare, random_key
+from jaxcam._checks import functions, positive, prepare, random_key
 from jaxcam._engine import chunked_sum, engine, spread
-from jaxcam._errors import shown
 from jaxcam._noise import check_noise, deviations, noisy_copies
 from jaxcam._scores import chosen
 from jaxcam._typing import Images, Key, Score, Targets
@@ -182,8 +181,7 @@ def _moments(formula, model, images, targets, key, noise, deviation, *, num_samp
     """A method that is a formula of the mean and the mean square, `formula(mean, square) -> map`."""
     model, images, targets = prepare(model, images, targets)
     positive(num_samples=num_samples, chunk_size=chunk_size)
-    if not callable(options["method"]):
-        raise TypeError(f"method is {shown(repr(options['method']))}; it must be a function such as jaxcam.saliency.")
+    functions(method=options["method"])
     options |= {"num_samples": num_samples, "chunk_size": chunk_size, "noise": check_noise(noise, deviation)}
     return _moments_engine(model, images, targets, random_key(key), formula=formula, **options)
 

@@ -35,6 +35,8 @@ def check_maps(maps, name: str = "heatmaps") -> jax.Array:
         raise ValueError(
             f"{name} has shape {maps.shape}; it must hold one map per image, [n, *space] or [n, *space, c]."
         )
+    if not (jnp.issubdtype(maps.dtype, np.floating) or jnp.issubdtype(maps.dtype, np.integer) or maps.dtype == bool):
+        raise ValueError(f"{name} has dtype {maps.dtype}; it must hold real numbers.")
     maps = as_array(maps, np.float32)
     if is_known(maps) and not seen(_is_finite, maps):
         raise ValueError(f"{name} holds NaN or infinite values.")

@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxcam._checks import number
 from jaxcam.metrics._checks import AnyMaps, Values, check_maps, or_nan
 
 
@@ -96,6 +97,7 @@ def effective_area(heatmaps: AnyMaps, *, threshold: float | int = 0.5) -> Values
     Example:
       >>> values = jaxcam.metrics.effective_area(heatmaps, threshold=0.2)
     """
+    number(threshold=threshold)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}; it must be at least 0 and below 1.")
     return _effective_area(check_maps(heatmaps), threshold)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import EXACT, along
-from jaxcam._checks import positive, random_key, sizes
+from jaxcam._checks import functions, number, positive, random_key, sizes
 from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
 from jaxcam._noise import check_noise, deviations
@@ -188,12 +188,14 @@ def mu_fidelity(
       >>> values = jaxcam.metrics.mu_fidelity(model, images, heatmaps, num_samples=64)
     """
     positive(num_samples=num_samples, chunk_size=chunk_size)
+    functions(correlation=correlation)
     model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
     space = images.shape[1:-1]
     cells = sizes("cells", cells, space)
     if any(np.greater(cells, space)):
         raise ValueError(f"cells is {_by(cells)}, finer than the images, {_by(space)}.")
     count = math.prod(cells)
+    number(fraction=fraction)
     chosen = round(fraction * count)
     if not 0 < chosen < count:
         raise ValueError(
@@ -279,6 +281,7 @@ def occlusion_correlation(
       >>> values = jaxcam.metrics.occlusion_correlation(model, images, heatmaps, window=8)
     """
     positive(chunk_size=chunk_size)
+    functions(correlation=correlation)
     model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
     space = images.shape[1:-1]
     window = sizes("window", window, space)

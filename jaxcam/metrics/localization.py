@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from jaxcam._array import normalize
-from jaxcam._checks import as_array, is_known
+from jaxcam._checks import as_array, is_known, number
 from jaxcam._errors import shown
 from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, seen
 
@@ -204,6 +204,7 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int
     Example:
       >>> overlaps = jaxcam.metrics.iou_with_mask(heatmaps, masks, threshold=0.2)
     """
+    number(threshold=threshold)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; it must be above 0 and at most 1.")
     return _iou(*_checked(heatmaps, masks), threshold)
@@ -235,7 +236,10 @@ def _summed(attributions, ndim):
 
 
 def _checked(heatmaps, masks):
-    heatmaps, masks = check_heatmaps(heatmaps), _inside(as_array(masks))
+    heatmaps, masks = check_heatmaps(heatmaps), as_array(masks)
+    if is_known(masks) and np.isnan(np.asarray(masks)).any():
+        raise ValueError("masks holds NaN; it must be true or above zero inside the object.")
+    masks = _inside(masks)
     if masks.shape != heatmaps.shape:
         raise ValueError(f"masks has shape {masks.shape} and heatmaps {heatmaps.shape}; they must be the same.")
     if is_known(masks):

@@ -6,14 +6,14 @@ gradients solve on the device with sums over neighbours in place of a matrix.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxcam._checks import as_array, positive, random_key
+from jaxcam._checks import as_array, number, positive, random_key
 from jaxcam._engine import engine
 from jaxcam._errors import unknown
 from jaxcam._typing import Images, Key, Score, Targets
@@ -84,6 +84,10 @@ def road(
     positive(chunk_size=chunk_size)
     if order not in ("morf", "lerf", "combined"):
         raise unknown("order", order, ("morf", "lerf", "combined"))
+    fractions = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else (fractions,)
+    for each in fractions:
+        number(fractions=each)
+    number(grain=grain)
     fractions = tuple(map(float, fractions))
     if not fractions or not all(0 < each < 1 for each in fractions):
         raise ValueError(f"fractions is {fractions}; each is a share of the pixels to remove, between 0 and 1.")

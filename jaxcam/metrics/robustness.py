@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._checks import check_images, positive, random_key
+from jaxcam._checks import check_images, functions, number, positive, random_key
 from jaxcam._engine import scan
 from jaxcam._typing import Images, Key
 from jaxcam.metrics._checks import Values, check_maps
@@ -41,6 +41,8 @@ def max_sensitivity(
       >>> values = jaxcam.metrics.max_sensitivity(lambda images: jaxcam.saliency(model, images, 3), images)
     """
     positive(num_samples=num_samples)
+    functions(explain=explain)
+    number(radius=radius)
     if not radius >= 0:
         raise ValueError(f"radius is {radius}; it must be zero or more.")
     images = check_images(images)

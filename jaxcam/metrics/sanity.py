@@ -6,7 +6,7 @@ of the model: one where nothing changed, by any function of `jaxcam.metrics.simi
 the classes that the unchanged model predicts, for all models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcam._array import Rows
-from jaxcam._checks import as_array, random_key
+from jaxcam._checks import as_array, functions, random_key
 from jaxcam._engine import engine
 from jaxcam._errors import unknown
 from jaxcam._scores import chosen
@@ -135,8 +135,11 @@ def _randomization(method, model, images, targets, *, layers, similarity, random
             'layer: `jaxcam.tap(module, variables, "layer4")`.'
         )
     model, images, targets = _prepare(model, images, targets)
+    functions(method=method, similarity=similarity, randomize=randomize)
     names = _weight_names(model.variables)
-    layers = _top_down(model.shapes(images), names) if layers is None else tuple(layers)
+    if isinstance(layers, str) or not isinstance(layers, Iterable | None):
+        layers = (layers,)
+    layers = _top_down(model.shapes(images), names) if layers is None else tuple(map(str, layers))
     for layer in layers:
         if not _below(layer, names):
             known = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name)
@@ -188,6 +191,7 @@ def label_randomization(
       >>> values = jaxcam.metrics.label_randomization(jaxcam.grad_cam, model, model, images)
     """
     model, images, targets = _prepare(model, images, targets)
+    functions(method=method, similarity=similarity, random_label_model=random_label_model)
     return similarity(method(random_label_model, images, targets), method(model, images, targets))
 
 
@@ -230,6 +234,7 @@ def input_invariance(
       >>> values = jaxcam.metrics.input_invariance(jaxcam.grad_cam, model, images)
     """
     model, images, targets = _prepare(model, images, targets)
+    functions(method=method, similarity=similarity)
     shift = as_array(shift, images.dtype)
     if isinstance(model, Tap):
         # A shift of each image's own is one of its rows, which follow the image where a method repeats it.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import ROUNDING, along
+from jaxcam._checks import number
 from jaxcam.metrics._checks import TO_HEATMAPS, AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan
 
 SIGMA, RADIUS = 1.5, 5  # the window of SSIM's paper: a Gaussian, cut to 11 pixels along each axis
@@ -95,6 +96,7 @@ def iou_top(a: AnyMaps, b: AnyMaps, *, fraction: float | int = 0.1) -> Values:
     Example:
       >>> values = jaxcam.metrics.iou_top(heatmaps, others, fraction=0.2)
     """
+    number(fraction=fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it is a share of the pixels, above 0 and at most 1.")
     a, b = _pair(a, b)
