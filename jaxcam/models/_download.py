@@ -162,7 +162,7 @@ def fetch(url: str, path: Path, sha256: str = "") -> None:
 
 def _answer(url: str) -> Any:
     try:
-        return urllib.request.urlopen(url, timeout=SILENCE)
+        return urllib.request.urlopen(url, timeout=2 * SILENCE)  # for who is given up: `followed` waits less
     except urllib.error.HTTPError as error:
         error.close()  # it is an answer, too
         raise
