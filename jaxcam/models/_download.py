@@ -145,7 +145,7 @@ def fetch(url: str, path: Path, sha256: str = "") -> None:
             received(0, size)
             with _files.writing(path) as file:
                 with contextlib.suppress(http.client.IncompleteRead):  # said below
-                    while block := response.read1(BLOCK):
+                    while block := _block(response):
                         received(len(block))
                         count += len(block)
                         digest.update(block)
@@ -162,10 +162,21 @@ def fetch(url: str, path: Path, sha256: str = "") -> None:
 
 def _answer(url: str) -> Any:
     try:
-        return urllib.request.urlopen(url, timeout=2 * SILENCE)  # for who is given up: `followed` waits less
+        return urllib.request.urlopen(url, timeout=SILENCE)
     except urllib.error.HTTPError as error:
         error.close()  # it is an answer, too
         raise
+
+
+def _block(response) -> bytes:
+    try:
+        return response.read1(BLOCK)
+    except TimeoutError:  # of the socket, which may notice before `followed` does
+        raise _silent() from None
+
+
+def _silent(reason: str = "") -> TimeoutError:
+    return TimeoutError(f"nothing came for {SILENCE:g} seconds, HF_HUB_DOWNLOAD_TIMEOUT{reason}")
 
 
 def followed(name: str, download: Callable[[Callable], Any]) -> Any:
@@ -206,7 +217,7 @@ def followed(name: str, download: Callable[[Callable], Any]) -> Any:
             reason = f" ({shown(said[-1]).rstrip('.')})" if said else ""
             if time.monotonic() >= end:
                 raise TimeoutError(f"not whole after {TOTAL:g} seconds, JAXCAM_DOWNLOAD_TIMEOUT{reason}") from None
-            raise TimeoutError(f"nothing came for {SILENCE:g} seconds, HF_HUB_DOWNLOAD_TIMEOUT{reason}") from None
+            raise _silent(reason) from None
     if isinstance(came, BaseException):
         raise came
     return came
