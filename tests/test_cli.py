@@ -201,7 +201,11 @@ def test_what_stands_on_the_panel(photo, tmp_path, monkeypatch, quick):
 def drawn_panels(monkeypatch) -> list:
     """The maps and options of each panel that is drawn from now on."""
     panels, panel = [], jaxcam.plot.panel
-    keep = lambda image, maps, **options: panels.append((maps, options)) or panel(image, maps, **options)  # noqa: E731
+
+    def keep(image, maps, **options):
+        panels.append((maps, options))
+        return panel(image, maps, **options)
+
     monkeypatch.setattr(jaxcam.plot, "panel", keep)
     return panels
 

@@ -414,6 +414,30 @@ def test_nothing_is_rewritten_where_it_is_switched_off(name, monkeypatch):
     np.testing.assert_allclose(rewritten, plain, rtol=0, atol=1e-5 * float(np.abs(plain).max()))
 
 
+def test_on_arrays_there_is_no_choice_of_platforms(monkeypatch):
+    """Where they are is known, and on another device a program is not touched; under `jit` it may run anywhere.
+
+    A method inside of `explain` is rewritten with it: by itself it would know of no device.
+    """
+    images, model, choices = helpers.images(2), helpers.small(), []
+    choose = jax.lax.platform_dependent
+
+    def counted(*operands, **forms):
+        choices.append(forms)
+        return choose(*operands, **forms)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", counted)
+    jax.clear_caches()
+    explain = partial(jaxcam.explain, model, methods=["saliency"])
+    for run in (lambda images: jaxcam.saliency(model, images, 1), explain, model):
+        run(images)
+        assert not choices
+        jax.jit(lambda images, run=run: run(images))(images)
+        assert choices and set(choices.pop()) == {"cpu", "default"}
+        choices.clear()
+    assert fast(model, "gpu") is model
+
+
 # ---------------------------------------------------------------------------------- the program stays the user's to see
 
 

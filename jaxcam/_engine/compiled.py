@@ -104,6 +104,7 @@ def by_itself(function: Callable) -> Callable:
             return function(model, images)
         return compiled(_platform(jax.tree.leaves((model, images))), model, images)
 
+    run.as_it_is = function
     return run
 
 

@@ -1,6 +1,5 @@
 """`jaxcam explain-dataset` and `jaxcam report`: a whole data set, and the page that shows what came of it."""
 
-import resource
 import sys
 import warnings
 from pathlib import Path
@@ -82,10 +81,12 @@ class _Bar:
     last = None
 
     def __enter__(self):
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn()
-        self.bar = Progress(*columns, transient=True)
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.bar.start()
         self.task = self.bar.add_task("", total=None, facts="loading")
         return self
@@ -104,8 +105,12 @@ def _rate(state) -> float:
     return state.new / max(state.seconds, 1e-9)
 
 
-def _memory() -> int:
+def _memory() -> float:
     """The most that this process has used, in bytes."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -6,17 +6,15 @@ cannot be read is a row with its error.
 
 import functools
 import hashlib
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcam._errors import shown
 from jaxcam.dataset.sources import Item
 from jaxcam.image import decode_image, open_image
-
-LONGEST = 300  # characters of an error that are kept in the table
 
 
 class Batch(NamedTuple):
@@ -100,7 +98,7 @@ def pixels_of(array):
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:LONGEST] or type(error).__name__
+    return shown(" ".join(str(error).split())) or type(error).__name__
 
 
 def opened(item: Item):
@@ -109,8 +107,6 @@ def opened(item: Item):
         raise item.content
     if isinstance(item.content, bytes):
         return decode_image(item.content)
-    if item.content.exists() and not stat.S_ISREG(item.content.stat().st_mode):
-        raise ValueError("It is no regular file.")  # a pipe would wait for ever
     return open_image(item.content)
 
 

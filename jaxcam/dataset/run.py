@@ -148,7 +148,7 @@ def _planned(work, source, preprocess, labels, folder, batch_size, workers, devi
     loader = read.Loader(source, preprocess, batch_size, -(-batch_size // spread) * spread, classes)
     about = preprocess.__dict__ if isinstance(preprocess, Preprocess) else program.plain(preprocess)
     manifest = {
-        "format": 1,
+        "format": store.FORMAT,
         "images": len(source),
         "ranges": -(-len(source) // batch_size),
         "place": None,

@@ -25,9 +25,10 @@ import numpy as np
 
 from jaxcam import _files
 
+FORMAT = 1  # of the folder
 CHUNK = 2**20  # bytes that are read for one heatmap, at most
 MISSING = {"float16": "NaN", "float32": "NaN", "uint8": 0}
-UNFINISHED = ".*.unfinished"  # what a killed writer leaves
+UNFINISHED = f".*{_files.UNFINISHED}"  # what a killed writer leaves
 
 
 def start(folder: Path, manifest: dict, maps: Mapping[str, Any], *, resume: bool, allow: Sequence[str]) -> None:
@@ -60,13 +61,16 @@ def start(folder: Path, manifest: dict, maps: Mapping[str, Any], *, resume: bool
 
 
 def read_manifest(folder: Path) -> dict:
+    manifest = None
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        return manifest if isinstance(manifest, dict) and manifest["format"] == 1 else {}["format"]
     except FileNotFoundError:
         raise FileNotFoundError(f"'{folder}' holds no run: there is no manifest.json in it.") from None
-    except (ValueError, KeyError):
-        raise ValueError(f"'{folder}/manifest.json' is no manifest of jaxcam, or is damaged.") from None
+    except ValueError:  # as what is no manifest
+        pass
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"'{folder}/manifest.json' is no manifest of jaxcam, or is damaged.")
+    return manifest
 
 
 def _shown(manifest: dict, allow: Sequence[str]) -> dict:
