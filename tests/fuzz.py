@@ -115,7 +115,11 @@ def changed_json(rng, data: bytes) -> bytes:
         return changed(rng, data)
     if rng.random() < 0.02:
         return b"[" * 200_000
-    return json.dumps(changed_tree(rng, json.loads(data))).encode("utf-8", "replace")
+    try:
+        tree = json.loads(data)
+    except ValueError:  # changed before
+        return changed(rng, data)
+    return json.dumps(changed_tree(rng, tree)).encode("utf-8", "replace")
 
 
 def changed_safetensors(rng, data: bytes) -> bytes:

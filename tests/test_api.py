@@ -39,7 +39,7 @@ LAYERS = [
 ]
 # Inside a folder, files come in an order too.
 INSIDE = {
-    "_engine": [["program"], ["convolutions"], ["compiled"], ["loops"], ["windows"]],
+    "_engine": [["program", "memory"], ["convolutions"], ["compiled"], ["loops"], ["windows"]],
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
         ["_cam"],

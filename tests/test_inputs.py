@@ -1,7 +1,5 @@
 """Bad input: each has its own sentence, for every method."""
 
-from types import SimpleNamespace
-
 import helpers
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,6 @@ import numpy as np
 import pytest
 
 import jaxcam
-from jaxcam._engine.loops import suitable_chunk
 
 ROWS = [pytest.param(each, id=each.name) for each in helpers.METHODS]
 every_method = pytest.mark.parametrize("method", ROWS)
@@ -107,19 +104,3 @@ def test_a_single_number_is_explained_itself(shape):
     np.testing.assert_allclose(jaxcam.saliency(model, GOOD), expected, rtol=1e-5)
     np.testing.assert_allclose(jaxcam.saliency(model, GOOD, 1), expected, rtol=1e-5)
     np.testing.assert_allclose(jaxcam.saliency(model, GOOD, 0), -expected, rtol=1e-5)
-
-
-def test_chunks_suit_the_images():
-    """On a CPU; other devices say how much memory they have."""
-    shapes = {32: 32, 224: 8, 448: 2, 2000: 1}
-    if jax.default_backend() == "cpu":
-        assert {side: suitable_chunk(jnp.ones((1, side, side, 3))) for side in shapes} == shapes
-
-
-@pytest.mark.parametrize(("memory", "expected"), [(80e9, 110), (8e9, 11), (1e6, 1), (1e13, 256)])
-def test_chunks_suit_the_memory(monkeypatch, memory, expected):
-    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": int(memory)})
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert suitable_chunk(np.zeros((4, 224, 224, 3))) == expected
-    device.memory_stats = lambda: None
-    assert suitable_chunk(np.zeros((4, 224, 224, 3))) == 8

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxcam._engine import chunked_map, chunked_sum
-from jaxcam._engine.loops import suitable_chunk
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32)
 MEANS = np.asarray(IMAGES.mean((1, 2, 3)))
@@ -69,8 +68,3 @@ def test_each_device_does_its_own_images(chunk_size):
     total, mapped = run(IMAGES)
     np.testing.assert_allclose(total, MEANS * 10, rtol=1e-6)
     np.testing.assert_allclose(mapped, MEANS[:, None] * np.arange(5), rtol=1e-6)
-
-
-def test_a_suitable_chunk_is_never_empty():
-    assert suitable_chunk(jax.ShapeDtypeStruct((1, 10000, 10000, 3), jnp.float32)) == 1
-    assert suitable_chunk(jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)) > 1

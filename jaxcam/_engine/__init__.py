@@ -2,5 +2,6 @@
 
 from jaxcam._engine.compiled import by_itself, config, engine, spread
 from jaxcam._engine.loops import chunked_map, chunked_sum, scan
+from jaxcam._engine.memory import fitted
 
-__all__ = ["by_itself", "chunked_map", "chunked_sum", "config", "engine", "scan", "spread"]
+__all__ = ["by_itself", "chunked_map", "chunked_sum", "config", "engine", "fitted", "scan", "spread"]

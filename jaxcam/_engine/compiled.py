@@ -15,6 +15,7 @@ import jax
 
 from jaxcam._checks import wrong_channels
 from jaxcam._engine.convolutions import fast
+from jaxcam._engine.memory import fitted
 
 
 @dataclass
@@ -70,7 +71,7 @@ def engine(function: Callable) -> Callable:
             _inside.reset(before)
 
     call.__name__ = function.__name__.strip("_")  # what a profile shows
-    compiled = jax.jit(call, static_argnums=(0, 1, 2, 3, 4))
+    compiled = fitted(call, num_static=5)
 
     @wraps(function)
     def run(model, images, *args, **kwargs):
@@ -81,7 +82,8 @@ def engine(function: Callable) -> Callable:
             fixed = tuple(_ARRAY if _is_array(each) else each for each in leaves)
             arrays = list(filter(_is_array, leaves))
             rewrite = config.rewrite and not _inside.get()  # what is inside of an engine is rewritten with it, once
-            return compiled(structure, fixed, rewrite, _platform(arrays), config.spread, arrays)
+            platform = _platform(arrays)
+            return compiled(platform, structure, fixed, rewrite, platform, config.spread, arrays)
         except Exception as error:
             reason = wrong_channels(model, images)
             if reason is None:

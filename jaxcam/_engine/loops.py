@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxcam._engine.compiled import config, inside_an_engine
 from jaxcam._engine.convolutions import fast
+from jaxcam._engine.memory import Pass, chunk, note
 
 
 def scan(step: Callable, first, over):
@@ -24,8 +25,8 @@ def scan(step: Callable, first, over):
 def chunked_map(function: Callable, count: int, images, chunk_size: int | None):
     """`function(indices[m]) -> [n, m, ...]` for all indices below `count`, a chunk at a time: `[n, count, ...]`.
 
-    `chunk_size` is how many copies of images are in one pass, `n * m`; `None` is what suits the device. What one chunk
-    builds is gone before the next begins.
+    `chunk_size` is how many copies of images are in one pass, `n * m`; `None` is what suits the device and the model
+    (`memory.py`). What one chunk builds is gone before the next begins.
     """
     num_chunks, size = _evenly(count, images, chunk_size)
 
@@ -63,24 +64,12 @@ def chunked_sum(function: Callable, count: int, images, chunk_size: int | None):
 def _evenly(count: int, images, chunk_size: int | None) -> tuple[int, int]:
     """How many chunks, and how large: so that little of the last one is padding, and that they spread over devices."""
     n = images.shape[0]
-    chunk_size = suitable_chunk(images) if chunk_size is None else chunk_size
     devices = 1 if config.spread is None else config.spread.num_devices
-    most = max(1, chunk_size * devices // n) if isinstance(n, int) else 1  # of an unknown number of images, one each
-    num_chunks = -(-count // most)
+    if not isinstance(n, int):  # but a symbol, in an export
+        return count, 1
+    asked = chunk(images, chunk_size) * devices
+    num_chunks = -(-count // max(1, asked // n))
     size = -(-count // num_chunks)
-    return num_chunks, -(-size // devices) * devices
-
-
-def suitable_chunk(images) -> int:
-    """Images in one pass: 8 of 224 x 224 on a CPU, whose caches more do not fit; elsewhere an eighth of the memory.
-
-    A ResNet-50 keeps about 1,800 bytes per pixel for its backward pass.
-    """
-    pixels = 1
-    for side in images.shape[1:-1]:
-        pixels *= side
-    device = jax.local_devices()[0]
-    memory = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-    if memory is None:
-        return min(32, max(1, 8 * 224**2 // pixels))
-    return min(256, max(1, memory // 8 // (1800 * pixels)))
+    size = -(-size // devices) * devices
+    note(Pass(n * size, asked, n * devices, n * count))
+    return num_chunks, size

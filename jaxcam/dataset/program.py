@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcam._engine import fitted
 from jaxcam._errors import unknown
 from jaxcam.attribution import METHODS
 from jaxcam.explain import explain as explain_batch
@@ -187,10 +188,11 @@ def _axes(spec) -> list[str]:
 def compiled(work: Work, devices: Sequence | None = None) -> tuple[Callable, int]:
     """`(images, labels) -> results` on these devices (this process's, if none), and over how many images are spread."""
     model, at, spread = placed(work.model, jax.local_devices() if devices is None else list(devices))
-    step = jax.jit(work)
+    platform = next(iter(at.device_set)).platform
+    step = fitted(work)
 
     def run(images, labels):
-        return step(model, *jax.device_put((images, labels), at))
+        return step(platform, model, *jax.device_put((images, labels), at))
 
     run.lower = lambda images, labels: step.lower(model, *jax.device_put((images, labels), at))
     return run, spread

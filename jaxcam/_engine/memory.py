@@ -1,0 +1,191 @@
+"""Chunks by what a program needs: the compiled program says how much memory it takes, and its loops are made to fit.
+
+A loop first asks for what usually suits the device; a share of that, the same for all loops of a program, is what
+changes. It is found once for each program and set of shapes: more of it where the compiler counts little memory, less
+where it counts too much or where the device says that it has no more. Inside a `jit` of your own, which is compiled by
+you and later, loops take what is usual.
+"""
+
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+MOST = 256  # images in one pass: more keep no device busier
+
+
+class Pass(NamedTuple):
+    """What a loop computes at once.
+
+    Attributes:
+      size: how many images.
+      asked: what it was asked to take, of which `size` is what divides its copies evenly.
+      least, most: with one copy of each image, and with all of them.
+    """
+
+    size: int
+    asked: int
+    least: int
+    most: int
+
+
+_share = ContextVar("share of the usual chunk", default=1.0)
+_passes = ContextVar("the passes of the program that is traced", default=None)
+
+
+def chunk(images, chunk_size: int | None) -> int:
+    """Images in one pass: `chunk_size` or what is usual, or the share of it that fits."""
+    share = _share.get()
+    return max(1, int(_usual(images) * share if chunk_size is None else chunk_size * min(1, share)))
+
+
+def note(each: Pass) -> None:
+    """A loop says what it computes at once."""
+    if (passes := _passes.get()) is not None:
+        passes.append(each)
+
+
+def _usual(images) -> int:
+    """8 images of 224 x 224 on a CPU, whose caches more do not fit; elsewhere an eighth of the memory, for a start.
+
+    A ResNet-50 keeps about 1,800 bytes per pixel for its backward pass.
+    """
+    pixels = 1
+    for side in images.shape[1:-1]:
+        pixels *= side
+    device = jax.local_devices()[0]
+    half = budget(device) if device.platform != "cpu" else None
+    if half is None:
+        return min(32, max(1, 8 * 224**2 // pixels))
+    return min(MOST, max(1, half // 4 // (1800 * pixels)))
+
+
+def budget(device) -> int | None:
+    """Bytes that a program may take for what it computes on the way: half of the device's, if it says what it has."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit")]
+    if device.platform == "cpu" and hasattr(os, "sysconf"):
+        limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _container()]
+    return min((limit // 2 for limit in limits if limit), default=None)
+
+
+def _container() -> int | None:
+    """What a container may take, or `None`."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+@dataclass
+class Fit:
+    """The share of the usual chunk with which a program fits, and the passes that it then has."""
+
+    share: float
+    passes: list[Pass]
+
+    @property
+    def largest(self) -> int:
+        return max((each.size for each in self.passes), default=0)
+
+    def less(self, ratio: float) -> float | None:
+        """A share by which at least one pass is smaller, if one can be, and about `ratio` of what it is."""
+        shares = [min(each.size * ratio, each.size - 1) / each.asked for each in self.passes if each.size > each.least]
+        return self.share * max(shares) if shares else None
+
+
+def suitable(needs: Callable, limit: int, grows: bool) -> Fit:
+    """The share with which a program fits into `limit` bytes; `needs(share)` is its bytes and its passes.
+
+    Memory is about proportional to a pass, so that mostly the first correction is the last. It is made larger only if
+    it is four times too small, as that is a second compilation.
+    """
+    need, passes = needs(1.0)
+    fit = Fit(1.0, passes)
+    if grows and need < limit / 4 and any(each.size < each.most for each in passes):
+        more = min(limit / 2 / max(need, 1), MOST / fit.largest)
+        if more >= 2 and (larger := needs(more))[0] <= limit:
+            return Fit(more, larger[1])
+    while need > limit and (share := fit.less(limit / need)) is not None:
+        need, passes = needs(share)
+        fit = Fit(share, passes)
+    return fit
+
+
+def fitted(function: Callable, num_static: int = 0) -> Callable:
+    """`function(*static, *arrays)` compiled, with its loops' chunks by what it needs.
+
+    When a device has no more memory, the chunks are halved and the call is repeated, with a warning.
+    """
+
+    def with_share(share, *args):
+        with _set(_share, share):
+            return function(*args)
+
+    with_share.__name__ = getattr(function, "__name__", type(function).__name__)  # what a profile shows
+    compiled = jax.jit(with_share, static_argnums=tuple(range(num_static + 1)))
+    fits = OrderedDict()
+
+    def needs(args, share):
+        with _set(_passes, []) as passes:
+            traced = compiled.trace(share, *args)
+        memory = traced.lower().compile().memory_analysis()  # the call that follows finds this program
+        return getattr(memory, "temp_size_in_bytes", 0), passes
+
+    def found(platform, args, key) -> tuple[Fit, bool]:
+        known = key in fits
+        if not known:
+            limit = budget(jax.local_devices(backend=platform)[0])
+            fits[key] = Fit(1.0, []) if limit is None else suitable(partial(needs, args), limit, platform != "cpu")
+            if len(fits) > 4096:
+                fits.popitem(last=False)
+        return fits[key], not known
+
+    def run(platform, *args):
+        """On arrays on `platform`, or on arguments that are traced, where that is `None`."""
+        if platform is None or jax.config.jax_disable_jit:
+            return compiled(_share.get(), *args)
+        shapes = tuple((each.shape, each.dtype) for each in jax.tree.leaves(args[num_static:]))
+        fit, first = found(platform, args, (platform, *args[:num_static], shapes))
+        while True:
+            try:
+                results = compiled(fit.share, *args)
+                return jax.block_until_ready(results) if first and fit.passes else results
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or not fit.passes:
+                    raise
+                _halve(fit, partial(needs, args), error)
+
+    run.lower = partial(compiled.lower, 1.0)
+    return run
+
+
+def _halve(fit: Fit, needs: Callable, error: Exception) -> None:
+    share = fit.less(0.5)
+    if share is None:
+        raise MemoryError(
+            f"One copy of each image, {fit.largest} in all, needs more memory than the device has left; pass fewer or "
+            "smaller images."
+        ) from error
+    fit.share, fit.passes = share, needs(share)[1]
+    warnings.warn(
+        f"The device has no memory for the chunks that were chosen; they are now {fit.largest} images. To choose so "
+        f"from the start, pass chunk_size={fit.largest}.",
+        stacklevel=2,
+    )
+
+
+@contextmanager
+def _set(variable: ContextVar, value):
+    before = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(before)
