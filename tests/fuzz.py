@@ -117,7 +117,7 @@ def changed_json(rng, data: bytes) -> bytes:
         return b"[" * 200_000
     try:
         tree = json.loads(data)
-    except ValueError:  # changed before
+    except (ValueError, RecursionError):  # changed before
         return changed(rng, data)
     return json.dumps(changed_tree(rng, tree)).encode("utf-8", "replace")
 
