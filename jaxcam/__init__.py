@@ -8,7 +8,7 @@
 
 import importlib
 
-from jaxcam import metrics, score, segments
+from jaxcam import lrp_rules, metrics, score, segments
 from jaxcam._engine import config
 from jaxcam.attribution import (
     METHODS,
@@ -113,6 +113,7 @@ __all__ = [
     "lime",
     "load",
     "lrp",
+    "lrp_rules",
     "metrics",
     "occlusion",
     "plot",

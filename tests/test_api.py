@@ -30,7 +30,7 @@ LAYERS = [
     ["_array", "_checks", "_files"],
     ["_engine"],
     ["taps", "image", "_noise", "_scores"],
-    ["score", "segments"],
+    ["score", "segments", "lrp_rules"],
     ["attribution", "models"],
     ["metrics", "explain"],
     ["data", "train", "plot"],
@@ -164,15 +164,14 @@ VOCABULARY = {
     "cells": None,  # how many along each axis: 7 in RISE, 8 in mu-fidelity, as in their papers
     "channels": ("str", "max"),
     "chunk_size": ("int | None", None),
+    "composite": None,
     "correlation": None,
     "curve": ("bool", False),
     "deviation": ("float | int | None", None),
     "deviations": ("float | int", 2),
-    "epsilon": ("float | int", 1e-6),
     "form": ("str", "relative"),
     "fraction": None,  # of what is kept, moved, removed or compared: that of each paper
     "fractions": None,
-    "gamma": None,  # of LRP's rule
     "grain": ("float | int", 0.01),
     "interpolation": ("str", "linear"),
     "kernel": ("str", "sigmoid"),
@@ -199,7 +198,6 @@ VOCABULARY = {
     "radius": ("float | int", 0.02),
     "randomize": None,
     "raw": ("bool", False),
-    "rule": ("str", "composite"),
     "score": None,  # the logit in methods, the probability in metrics of the model
     "segments": None,
     "shift": None,

@@ -324,7 +324,7 @@ def occlusion(kind):
 
 def lrp(kind):
     """Layers joined by ReLU, maxima and sums hand the score back, without gamma, as the input times its gradient."""
-    found = jaxcam.lrp(kind.tap, kind.images, 1, score=kind.score, rule="epsilon", epsilon=1e-12)
+    found = jaxcam.lrp(kind.tap, kind.images, 1, score=kind.score, composite="epsilon")
     return found, kind.images * gradient(kind, kind.images)
 
 

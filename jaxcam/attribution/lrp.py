@@ -1,17 +1,18 @@
 """Relevance propagation: the score is handed back, layer by layer, in proportion to contributions.
 
 The model's program is traced inside the engine and walked backwards (see `_engine.program`), so a model stays as it is.
-A layer is one affine map, a convolution or matrix product with what follows it (bias, BatchNorm), and its rule is one
-function, the sum of contributions; every other operation passes relevance on, or raises where no rule is known.
+A layer is one affine map, a convolution or matrix product with what follows it (bias, BatchNorm), and takes the
+rule that a composite has for it (`lrp_rules`); all else passes relevance on, or raises where no rule is known.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
 
-from jaxcam._checks import number, prepare
+from jaxcam._checks import is_known, prepare
 from jaxcam._engine import engine
 from jaxcam._engine.program import (
     ELEMENTWISE,
@@ -31,9 +32,10 @@ from jaxcam._engine.program import (
     seeds,
     trace,
 )
-from jaxcam._errors import shown
+from jaxcam._errors import shown, unknown
 from jaxcam._scores import scores
 from jaxcam._typing import Attributions, Images, Score, Targets
+from jaxcam.lrp_rules import COMPOSITES, STABILIZER, Contributions, Layer, Rule, stable
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
@@ -44,14 +46,12 @@ def lrp(
     targets: Targets = None,
     *,
     score: Score = logit,
-    rule: str = "composite",
-    gamma: float | int = math.inf,
-    epsilon: float | int = 1e-6,
+    composite: str | Callable[[Layer], Rule] = "epsilon_plus",
 ) -> Attributions:
     """Layer-wise relevance propagation: the score is handed back, layer by layer, in proportion to contributions.
 
-    `relevance_i = sum_j c_ij / (sum_i c_ij + b_j + epsilon sign) relevance_j`, with contributions
-    `c_ij = x_i w_ij + gamma (x_i w_ij)^+`, and the bias `b_j` likewise.
+    `relevance_i = sum_j c_ij / sum_i c_ij relevance_j`, where the layer's rule says what counts as the contribution
+    `c_ij` of input `i` to output `j`: `x_i w_ij`, its positive part, or another choice.
 
     A layer is a convolution or a matrix product together with the biases, scales and BatchNorm that follow it, as one
     affine map. Activation functions and shuffling pass relevance on as it is, a maximum gives it to the winner, sums
@@ -67,53 +67,65 @@ def lrp(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`; its own derivative is the usual one.
-      rule: `"composite"` takes gamma for convolutions (and matrix products applied to every cell of a map with as
-        many axes as the images, which are 1x1 convolutions) and zero for dense layers; `"epsilon"` takes zero
-        everywhere.
-      gamma: how much positive contributions are favoured. Infinity is the z+ rule (alpha 1, beta 0), under which only
-        they count; 0.25 is Captum's `GammaRule`. What counts is the sign of `x w`, so negative pixels are in good
-        hands; Captum looks at `w` alone, and agrees where a layer's inputs are positive and it has no bias.
-      epsilon: keeps the denominators from zero; larger values absorb weak relevance.
+      composite: which rule a layer takes. `"epsilon"` everywhere; or epsilon for dense layers and another rule for
+        convolutions (and matrix products applied to every cell of a map with as many axes as the images, which are 1x1
+        convolutions): `"epsilon_plus"` z+, `"epsilon_alpha2_beta1"` alpha-beta, each also with `_flat` for the flat
+        rule where the image comes in, `"epsilon_gamma_box"` gamma 0.25 and there the box rule for pixels from -3 to 3.
+        With numbers of your own: `jaxcam.lrp_rules.Composite(convolution=Gamma(0.1), dense=Epsilon(0.25))`. Or any
+        function `layer -> rule` of a `jaxcam.lrp_rules.Layer`.
 
     Returns:
       Attributions `float32[n, *space, c]`, in units of score per unit of the normalised pixel.
 
     Raises:
-      ValueError: an unknown rule, a negative gamma, an epsilon that is not positive; an operation with no rule, such as
-        the product of two values that depend on the image (attention, LayerNorm).
+      ValueError: an unknown composite; pixels outside of the box of `"epsilon_gamma_box"`; an operation with no rule,
+        such as the product of two values that depend on the image (attention, LayerNorm).
+      TypeError: a composite that returns no rule.
 
     Reference: Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
-    Propagation, https://doi.org/10.1371/journal.pone.0130140; the composite is that of Kohlbrenner et al. 2020,
-    https://arxiv.org/abs/1910.09840
+    Propagation, https://doi.org/10.1371/journal.pone.0130140; the composites are those of Kohlbrenner et al. 2020,
+    https://arxiv.org/abs/1910.09840, and Montavon et al. 2019, https://doi.org/10.1007/978-3-030-28954-6_10
 
     Example:
-      >>> attributions = jaxcam.lrp(model, images, gamma=0.25)
+      >>> attributions = jaxcam.lrp(model, images, composite="epsilon_gamma_box")
     """
-    if rule not in ("composite", "epsilon"):
-        raise ValueError(f'rule is {shown(repr(rule))}; it must be "composite" or "epsilon".')
-    number(infinite=True, gamma=gamma)
-    number(epsilon=epsilon)
-    if not gamma >= 0:
-        raise ValueError(f"gamma is {gamma!r}; it must be zero or more (infinity is the z+ rule).")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon is {epsilon!r}; it must be a positive number.")
     model, images, targets = prepare(model, images, targets)
-    gamma = 0.0 if rule == "epsilon" else float(gamma)
-    return _lrp_engine(model, images, targets, score=score, gamma=gamma, epsilon=float(epsilon))
+    return _lrp_engine(model, images, targets, score=score, composite=_composite(composite, images))
+
+
+def _composite(given, images) -> Callable[[Layer], Rule]:
+    if callable(given):
+        return given
+    if given not in COMPOSITES:
+        raise unknown("composite", given, COMPOSITES, "Or pass a function `layer -> rule`.")
+    box = COMPOSITES[given].first
+    if hasattr(box, "low") and is_known(images) and images.size:
+        low, high = float(images.min()), float(images.max())
+        if low < box.low or high > box.high:
+            raise ValueError(
+                f"{given!r} takes pixels for values in [{box.low:g}, {box.high:g}], and these are in [{low:.3g}, "
+                f"{high:.3g}]. Pass composite=jaxcam.lrp_rules.Composite(Gamma(), first=ZBox(low, high)) with theirs."
+            )
+    return COMPOSITES[given]
 
 
 @engine
-def _lrp_engine(model, images, targets, *, score, gamma, epsilon):
+def _lrp_engine(model, images, targets, *, score, composite):
     program = trace(model, images)
     values = program.run(images)
-    layers = _layers(program)
+    layers = _layers(program, images.ndim)
 
     def rule(equation, arrived):
-        if equation.outvars[0] in layers:
-            product, tail = layers[equation.outvars[0]]
-            favour = gamma if _is_of_cells(product, program.active(product)[0], images.ndim) else 0
-            return _layer_relevance(program, values, product, tail, arrived[0], favour, epsilon)
-        return _relevance(program, values, equation, arrived, epsilon)
+        if equation.outvars[0] not in layers:
+            return _relevance(program, values, equation, arrived)
+        product, tail, layer = layers[equation.outvars[0]]
+        chosen = composite(layer)
+        if not callable(chosen):
+            raise TypeError(
+                f"The composite returns {shown(repr(chosen))} for {layer.name or f'layer {layer.index}'}; it must "
+                "return a rule, such as jaxcam.lrp_rules.Epsilon()."
+            )
+        return [_layer_relevance(program, values, product, tail, arrived[0], chosen)]
 
     output = program.output(values)
     slopes = seeds(lambda output: scores(score, output, targets).sum(), output)
@@ -125,29 +137,66 @@ def _lrp_engine(model, images, targets, *, score, gamma, epsilon):
     return jnp.zeros_like(images, jnp.float32) if relevance is None else relevance.astype(jnp.float32)
 
 
-def _is_of_cells(product, active: int, rank: int) -> bool:
-    """Whether a product is a convolution, or one of each cell of a map on as many axes as the images: a 1x1 one."""
-    return product.primitive.name == "conv_general_dilated" or product.invars[active].aval.ndim == rank
+# --- Layers -----------------------------------------------------------------------------------------------------------
 
 
-def _layers(program):
-    """`{last variable: (product, tail)}`: every product with the constants that are added and multiplied after it."""
-    used_by = {}
+def _layers(program, rank: int):
+    """`{last variable: (product, tail, Layer)}`: every product, with the constants that are added and multiplied after.
+
+    What is multiplied must be one number for each output feature, so that it can be folded into the weights.
+    """
+    layers, behind = {}, set()  # what a layer influences
     for equation in program.equations:
-        for variable in {equation.invars[i] for i in program.active(equation)}:
-            used_by.setdefault(variable, []).append(equation)
-    layers = {}
-    for product in program.equations:
-        if product.primitive.name in PRODUCTS and len(program.active(product)) == 1:
-            last, tail = product.outvars[0], []
-            while len(used_by.get(last, ())) == 1 and last not in program.jaxpr.outvars:
-                (equation,) = used_by[last]
-                if not _is_affine(program, equation):
-                    break
-                tail.append(equation)
-                last = equation.outvars[0]
-            layers[last] = (product, tail)
-    return layers
+        active = program.active(equation)
+        seen = any(equation.invars[i] in behind for i in active)
+        is_layer = equation.primitive.name in PRODUCTS and len(active) == 1
+        if is_layer:
+            x, w = equation.invars[active[0]].aval, equation.invars[1 - active[0]].aval
+            cells = equation.primitive.name == "conv_general_dilated" or x.ndim == rank
+            kind = "convolution" if cells else "dense"
+            tail = _tail(program, equation, _features(equation, active[0]))
+            last = (tail or [equation])[-1].outvars[0]
+            layers[last] = equation, tail, Layer(_path(equation), kind, len(layers), not seen, w.shape)
+        if seen or is_layer:
+            behind.update(equation.outvars)
+    whole = {layer.name[:1] for _, _, layer in layers.values()}  # the name of the model, if all begin with it
+    names = slice(1 if len(whole) == 1 else 0, None)
+    return {
+        last: (product, tail, layer._replace(name=".".join(layer.name[names])))
+        for last, (product, tail, layer) in layers.items()
+    }
+
+
+def _tail(program, product, features) -> list:
+    """The equations by which constants are added to a product, and multiplied."""
+    tail, last = [], product.outvars[0]
+    while len(users := program.used_by.get(last, ())) == 1 and users[0] is not None:
+        (equation,) = users
+        if not (_is_affine(program, equation) and _is_foldable(program, equation, features)):
+            break
+        tail.append(equation)
+        last = equation.outvars[0]
+    return tail
+
+
+def _path(equation) -> tuple[str, ...]:
+    """The names of the modules that an equation is in, from the outermost."""
+    parts = str(equation.source_info.name_stack).split("/")
+    return tuple(part for part in parts if part and "(" not in part)
+
+
+def _features(product, active: int) -> dict[int, int]:
+    """The axes of the output that are output features of the weights, and which axis of the weights each is."""
+    if product.primitive.name == "conv_general_dilated":
+        numbers = product.params["dimension_numbers"]
+        return {numbers.out_spec[1]: numbers.rhs_spec[0]} if active == 0 else {}
+    contracting, batch = product.params["dimension_numbers"]
+    free = [
+        [axis for axis in range(each.aval.ndim) if axis not in (*contracting[side], *batch[side])]
+        for side, each in enumerate(product.invars)
+    ]
+    first = len(batch[0]) + (len(free[0]) if active == 0 else 0)
+    return {first + place: axis for place, axis in enumerate(free[1 - active])}
 
 
 def _is_affine(program, equation):
@@ -159,11 +208,32 @@ def _is_affine(program, equation):
     return known and len(active) == 1 and equation.invars[active[0]].aval.shape == equation.outvars[0].aval.shape
 
 
-def _layer_relevance(program, values, product, tail, relevance, gamma, epsilon):
-    """The layer's sum of contributions, linear in `x`: its gradient times `x` is what each input contributes."""
+def _is_foldable(program, equation, features) -> bool:
+    """Whether what an equation multiplies by, if it does, is the same wherever the feature is the same."""
+    if equation.primitive.name not in ("mul", "div"):
+        return True
+    constant = equation.invars[1 - program.active(equation)[0]]
+    return _varies(program, constant) <= set(features)
+
+
+def _varies(program, variable) -> set[int]:
+    """The axes along which a constant may differ from place to place."""
+    axes = {axis for axis, size in enumerate(variable.aval.shape) if size > 1}
+    equation = None if isinstance(variable, Literal) else program.made_by.get(variable)
+    if not axes or equation is None:
+        return axes
+    inner = [_varies(program, each) for each in equation.invars if each.aval.shape]
+    if equation.primitive.name == "broadcast_in_dim":
+        places = equation.params["broadcast_dimensions"]
+        return {places[axis] for axis in (inner[0] if inner else ())}
+    return axes & set().union(*inner) if equation.primitive.name in ELEMENTWISE else axes
+
+
+def _layer_relevance(program, values, product, tail, relevance, rule):
+    """The layer's input, and what a rule hands back to it."""
     (index,) = program.active(product)
     operands = [values(variable) for variable in product.invars]
-    x, w = operands[index], operands[1 - index]
+    x, w, z = operands[index], operands[1 - index], values(product.outvars[0])
 
     def multiply(x, w):
         return bind(product, replaced(operands, [index, 1 - index], [x, w]))[0]
@@ -174,26 +244,37 @@ def _layer_relevance(program, values, product, tail, relevance, gamma, epsilon):
             (z,) = bind(equation, replaced(inputs, program.active(equation), [z]))
         return z.astype(jnp.float32)
 
-    def agreeing(x, w):
-        """The sum of those contributions that are positive."""
-        found = multiply(jax.nn.relu(x), jax.nn.relu(w)) + multiply(jax.nn.relu(-x), jax.nn.relu(-w))
-        return found.astype(jnp.float32)
-
-    def total(x):
-        z = multiply(x, w)
-        if not gamma:
-            return finish(z)
-        bias, scale = jax.jvp(finish, (jnp.zeros_like(z),), (jnp.ones_like(z),))
-        up, down = jax.nn.relu(scale), jax.nn.relu(-scale)
-        favoured = up * agreeing(x, w) + down * agreeing(x, -w) + jax.nn.relu(bias)
-        return favoured if gamma == math.inf else finish(z) + gamma * favoured
-
-    sums, pullback = jax.vjp(total, x)
-    (slopes,) = pullback(relevance.astype(jnp.float32) / _stable(sums, epsilon))
-    return [(product.invars[index], x.astype(jnp.float32) * slopes.astype(jnp.float32))]
+    bias, scale = jax.jvp(finish, (jnp.zeros_like(z),), (jnp.ones_like(z),))
+    features = _features(product, index)
+    scale = scale[tuple(slice(None) if axis in features else 0 for axis in range(scale.ndim))]
+    folded = w.astype(jnp.float32) * jax.lax.broadcast_in_dim(
+        scale, w.shape, [features[axis] for axis in sorted(features)]
+    )
+    positive = _is_positive(program, product.invars[index])
+    relevance = relevance.astype(jnp.float32)
+    layer = Contributions(x, folded.astype(w.dtype), bias, finish(z), relevance, multiply, positive)
+    return product.invars[index], rule(layer)
 
 
-def _relevance(program, values, equation, arrived, epsilon):
+def _is_positive(program, variable) -> bool:
+    """Whether a variable is known to be nowhere negative: after a ReLU, pooled or moved."""
+    if isinstance(variable, Literal):
+        return bool(np.all(np.asarray(variable.val) >= 0))
+    equation = program.made_by.get(variable)
+    if equation is None:
+        return False
+    name, operands = equation.primitive.name, equation.invars
+    if name in ("logistic", "exp", "abs", "square"):
+        return True
+    test = any if name == "max" else all
+    kept = ("max", "min", "mul", "div", "add", "add_any", "convert_element_type", "reduce_sum", "reduce_window_sum")
+    return name in MOVES | MAXIMA | set(kept) and test(_is_positive(program, each) for each in operands)
+
+
+# --- All else ---------------------------------------------------------------------------------------------------------
+
+
+def _relevance(program, values, equation, arrived):
     """What an equation other than a layer hands back."""
     name = equation.primitive.name
     active = [i for i in program.active(equation) if is_inexact(equation.invars[i].aval)]
@@ -203,7 +284,7 @@ def _relevance(program, values, equation, arrived, epsilon):
         return zip(variables, pull(equation, operands, arrived, active), strict=True)
     if name in SUMS:
         sums = bind(equation, operands)[0].astype(jnp.float32)
-        slopes = pull(equation, operands, [arrived[0].astype(jnp.float32) / _stable(sums, epsilon)], active)
+        slopes = pull(equation, operands, [arrived[0].astype(jnp.float32) / stable(sums, STABILIZER)], active)
         shares = [
             operands[i].astype(jnp.float32) * slope.astype(jnp.float32) for i, slope in zip(active, slopes, strict=True)
         ]
@@ -235,7 +316,3 @@ def _made_of(program, variable, source):
     if equation is None or equation.primitive.name not in ELEMENTWISE | REPEATS | {"select_n"}:
         return False
     return all(_made_of(program, equation.invars[i], source) for i in program.active(equation))
-
-
-def _stable(sums, epsilon):
-    return jnp.where(sums < 0, sums - epsilon, sums + epsilon)
