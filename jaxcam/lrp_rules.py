@@ -215,4 +215,5 @@ COMPOSITES = {
     "epsilon_gamma_box": Composite(Gamma(), first=ZBox(-3.0, 3.0)),
     "epsilon_alpha2_beta1": Composite(AlphaBeta()),
     "epsilon_alpha2_beta1_flat": Composite(AlphaBeta(), first=Flat()),
+    "attn_lrp": Composite(Gamma(), Gamma(0.05)),
 }

@@ -349,7 +349,7 @@ ROUNDING = {"plain": 1e-6, "residual": 1e-3}  # a residual network cancels digit
 
 
 @pytest.mark.parametrize("network", ROUNDING)
-@pytest.mark.parametrize("composite", [*COMPOSITES, "own"])
+@pytest.mark.parametrize("composite", sorted({name.partition(".")[2] for name in ZENNIT} - {""}))
 def test_zennit(network, composite):
     model, images, targets = golden_model(), GOLDEN["images"], GOLDEN["targets"]
     if network == "residual":
@@ -483,16 +483,34 @@ def test_a_composite_of_ones_own():
 def test_a_factor_that_is_no_feature_is_not_folded():
     """A weight of each place, after the product, is a step of its own, which passes relevance on."""
     kernel, images = jax.random.normal(jax.random.key(1), (1, 1, 3, 4)), helpers.images(1, 4, 5)
-    places = jnp.arange(1.0, 21).reshape(4, 5, 1)
+    places = np.arange(1.0, 21, dtype=np.float32).reshape(4, 5, 1)
 
-    def model(x, places=places):
+    def model(x):
         z = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return (z * places).sum((1, 2))
+        return (z * jnp.sqrt(jnp.square(places)) + 3).sum((1, 2))
 
     found = explain(lrp, model, images, composite="epsilon_plus")
     (z,) = (np.maximum(np.asarray(images)[..., :, None] * kernel[0, 0], 0),)
-    final = np.einsum("nhwc,cd->nhwd", images, kernel[0, 0])[..., 1] * np.asarray(places)[..., 0]
+    final = np.einsum("nhwc,cd->nhwd", images, kernel[0, 0])[..., 1] * places[..., 0]  # the 3 is absorbed
     close(found, z[..., 1] / np.maximum(z[..., 1].sum(-1, keepdims=True), 1e-9) * final[..., None], 1e-3)
+
+
+def test_inputs_of_both_signs():
+    """A sum is positive only if all of it is: here half of the cells contribute by negative weights."""
+    random = np.random.default_rng(0)
+    x, w, b = random.normal(size=6), random.normal(size=(6, 4)), random.normal(size=4)
+    w[x < 0] = -1
+
+    def model(images):
+        return (images + jax.nn.relu(images)).reshape(1, 1, 1, 6) @ jnp.float32(w) + jnp.float32(b)
+
+    def flat(images):
+        return model(images).reshape(1, 4)
+
+    y = x + np.maximum(x, 0)
+    expected = by_contributions(ZPlus(), y, w, b)[:, 1] * (y @ w + b)[1]
+    found = explain(lrp, flat, jnp.float32(x).reshape(1, 1, 1, 6), composite="epsilon_plus")
+    close(found.ravel(), expected, 1e-3)
 
 
 def test_lrp_z_plus():
@@ -523,11 +541,65 @@ def test_lrp_passes_activations(name):
     close(total(explain(lrp, model, images)), model(images)[:, 1], 1e-3)
 
 
+class Halved(nn.Module):
+    """A transformer whose products give half of their gradient to each factor, and whose norms are constants.
+
+    The input times its gradient is then AttnLRP with the epsilon rule, up to epsilon (Achtibat et al. 2024).
+    """
+
+    plain: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        halved = (lambda each: each) if self.plain else (lambda each: (each + jax.lax.stop_gradient(each)) / 2)
+        constant = (lambda each: each) if self.plain else jax.lax.stop_gradient
+
+        def norm(x, name):
+            scale = self.param(name, nn.initializers.normal(1.0), x.shape[-1:])
+            x = x - x.mean(-1, keepdims=True)
+            return x * constant(jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-3)) * scale
+
+        x = nn.Conv(8, (4, 4), (4, 4), use_bias=False, name="patches")(x).reshape(len(x), -1, 8)
+        y = norm(x, "first")
+        q, k, v = (nn.Dense(8, use_bias=False, name=name)(y).reshape(*y.shape[:2], 2, 4) for name in "qkv")
+        weights = nn.softmax(jnp.einsum("nqhc,nkhc->nhqk", halved(q), halved(k)) / 2)
+        mixed = jnp.einsum("nhqk,nkhc->nqhc", halved(weights), halved(v)).reshape(y.shape)
+        x = x + nn.Dense(8, use_bias=False, name="out")(mixed)
+        y = nn.Dense(16, use_bias=False, name="up")(norm(x, "second"))
+        y = y * constant(nn.sigmoid(y))  # silu
+        x = x + nn.Dense(8, use_bias=False, name="down")(y)
+        return nn.Dense(5, use_bias=False, name="head")(x.mean(1))
+
+
+def test_lrp_of_a_transformer():
+    images, module = helpers.images(2, 8, 12), Halved()
+    variables = module.init(jax.random.key(0), images)
+    halved = partial(Halved(plain=False).apply, variables)
+    expected = images * jax.grad(lambda images: halved(images)[:, 1].sum())(images)
+    model = jaxcam.tap(module, variables, "patches")
+    # What is halved above is the value too, `(each + constant) / 2`, so that halves of both factors are counted.
+    close(lrp(model, images, 1, composite="epsilon"), expected, 1e-3)
+    gradient = images * jaxcam.saliency(model, images, 1)
+    assert not np.allclose(gradient, expected, atol=0.05 * float(jnp.abs(expected).max()))
+    assert np.isfinite(lrp(model, images, 1, composite="attn_lrp")).all()
+
+
+def test_a_masked_softmax_passes_nothing_to_what_is_hidden():
+    def model(x):
+        x = x.reshape(len(x), -1)
+        return nn.softmax(x + jnp.where(jnp.arange(x.shape[1]) < 4, 0, -jnp.inf)) @ jnp.eye(x.shape[1])
+
+    images = jax.random.normal(jax.random.key(1), (2, 2, 4, 1))
+    x = np.asarray(images).reshape(2, 8)[:, :4]
+    p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    expected = np.pad(x * (np.eye(4)[1] - p) * p[:, 1:2], ((0, 0), (0, 4)))
+    close(explain(lrp, model, images).reshape(2, 8), expected)
+
+
 def test_lrp_raises():
     images = helpers.images(1, 6, 8)
-    for name, operation in {"attention": "dot_general", "layer norm": "div|mul", "gate": "mul"}.items():
-        with pytest.raises(ValueError, match=f"lrp has no rule for the operation '({operation})'"):
-            explain(lrp, spelled(ACTIVATIONS[name]), images)
+    with pytest.raises(ValueError, match="lrp has no rule for the operation 'sort'"):
+        explain(lrp, spelled(jnp.sort), images)
 
 
 @pytest.mark.parametrize(

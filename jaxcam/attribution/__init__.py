@@ -135,7 +135,7 @@ ROWS = [
     Method(deconvnet, REWRITTEN, "callable", "attributions", "3"),
     Method(guided_grad_cam, REWRITTEN, "tap", "attributions", "3"),
     Method(deep_lift, REWRITTEN, "callable", "attributions", "4", signed=True),
-    Method(lrp, REWRITTEN, "callable", "attributions", "13", signed=True),
+    Method(lrp, REWRITTEN, "callable", "attributions", "3", signed=True),
     Method(occlusion, PERTURBATION, "callable", "attributions", "1 + windows", signed=True),
     Method(feature_ablation, PERTURBATION, "callable", "attributions", "1 + d", signed=True),
     Method(rise, PERTURBATION, "callable", "attributions", "num_samples", draws=True),

@@ -56,6 +56,9 @@ def lrp(
     A layer is a convolution or a matrix product together with the biases, scales and BatchNorm that follow it, as one
     affine map. Activation functions and shuffling pass relevance on as it is, a maximum gives it to the winner, sums
     (skip connections, average pooling) share it by the epsilon rule, and a gate (`x * sigmoid(x)`) gives it to `x`.
+    Transformers follow AttnLRP: of two factors that depend on the image (queries and keys, attention and values) each
+    gets half, by the epsilon rule; a softmax gives `x_i (R_i - p_i sum_j R_j)` to its logits; in a LayerNorm what is
+    divided by the deviation gets all.
     The relevance of an image sums to its score, less what biases and epsilon absorb, and under the z+ rule less what
     arrives where nothing contributes positively (behind a skip connection). Without biases, the others lose nothing.
     It starts from `logits * d score / d logits`, the logit itself by default.
@@ -71,6 +74,7 @@ def lrp(
         convolutions (and matrix products applied to every cell of a map with as many axes as the images, which are 1x1
         convolutions): `"epsilon_plus"` z+, `"epsilon_alpha2_beta1"` alpha-beta, each also with `_flat` for the flat
         rule where the image comes in, `"epsilon_gamma_box"` gamma 0.25 and there the box rule for pixels from -3 to 3.
+        `"attn_lrp"`, for vision transformers: gamma 0.25 for convolutions, 0.05 for dense layers.
         With numbers of your own: `jaxcam.lrp_rules.Composite(convolution=Gamma(0.1), dense=Epsilon(0.25))`. Or any
         function `layer -> rule` of a `jaxcam.lrp_rules.Layer`.
 
@@ -79,12 +83,13 @@ def lrp(
 
     Raises:
       ValueError: an unknown composite; pixels outside of the box of `"epsilon_gamma_box"`; an operation with no rule,
-        such as the product of two values that depend on the image (attention, LayerNorm).
+        such as a sort.
       TypeError: a composite that returns no rule.
 
     Reference: Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
     Propagation, https://doi.org/10.1371/journal.pone.0130140; the composites are those of Kohlbrenner et al. 2020,
-    https://arxiv.org/abs/1910.09840, and Montavon et al. 2019, https://doi.org/10.1007/978-3-030-28954-6_10
+    https://arxiv.org/abs/1910.09840, and Montavon et al. 2019, https://doi.org/10.1007/978-3-030-28954-6_10; for
+    transformers Achtibat et al. 2024, AttnLRP, https://arxiv.org/abs/2402.05602
 
     Example:
       >>> attributions = jaxcam.lrp(model, images, composite="epsilon_gamma_box")
@@ -282,9 +287,10 @@ def _relevance(program, values, equation, arrived):
     variables = [equation.invars[i] for i in active]
     if name in MOVES | MAXIMA | {"select_n"} or (name in ("max", "min") and len(active) == 2):
         return zip(variables, pull(equation, operands, arrived, active), strict=True)
-    if name in SUMS:
+    if name in SUMS or (name == "dot_general" and len(active) == 2):
         sums = bind(equation, operands)[0].astype(jnp.float32)
-        slopes = pull(equation, operands, [arrived[0].astype(jnp.float32) / stable(sums, STABILIZER)], active)
+        relevance = arrived[0].astype(jnp.float32) / (1 if name in SUMS else 2)
+        slopes = pull(equation, operands, [relevance / stable(sums, STABILIZER)], active)
         shares = [
             operands[i].astype(jnp.float32) * slope.astype(jnp.float32) for i, slope in zip(active, slopes, strict=True)
         ]
@@ -292,12 +298,54 @@ def _relevance(program, values, equation, arrived):
     if name in ELEMENTWISE and len(program.active(equation)) == 1:
         variable = equation.invars[program.active(equation)[0]]
         return [(variable, gather_to(arrived[0], variable))]
+    if name == "div" and (logits := _softmax_of(program, equation)) is not None:
+        return [(logits, _softmax_relevance(program, values, equation, logits, arrived[0]))]
     if name in ("mul", "div"):
         first, second = equation.invars
-        for value, gate in ((first, second), (second, first))[: 2 if name == "mul" else 1]:
-            if _made_of(program, gate, _root(program, value)):
+        for value, scale in ((first, second), (second, first))[: 2 if name == "mul" else 1]:
+            if _made_of(program, scale, _root(program, value)) or _only_scales(program, scale):
                 return [(value, gather_to(arrived[0], value))]
+        if name == "mul":
+            return [(each, gather_to(arrived[0] / 2, each)) for each in (first, second)]
     raise no_rule("lrp", equation)
+
+
+def _softmax_of(program, division):
+    """The variable whose softmax a quotient is, or `None`: `exp(x - a) / sum(exp(x - a))`, explained as one of `x`."""
+    exponential, total = (_unmoved(program, each) for each in division.invars)
+    power, sums = program.made_by.get(exponential), program.made_by.get(total)
+    if power is None or sums is None or (power.primitive.name, sums.primitive.name) != ("exp", "reduce_sum"):
+        return None
+    if _unmoved(program, sums.invars[0]) is not exponential:
+        return None
+    shifted = program.made_by.get(power.invars[0])
+    return shifted.invars[0] if shifted is not None and shifted.primitive.name == "sub" else power.invars[0]
+
+
+def _softmax_relevance(program, values, division, logits, relevance):
+    """`x_i (R_i - p_i sum_j R_j)`: the input times its gradient, which is the first order of Taylor's series."""
+    sums = program.made_by[_unmoved(program, division.invars[1])]
+    p, x = (values(each).astype(jnp.float32) for each in (division.outvars[0], logits))
+    rest = relevance - p * relevance.sum(sums.params["axes"], keepdims=True)
+    return jnp.where(p > 0, x, 0) * rest  # what a mask has set to minus infinity has no part
+
+
+def _only_scales(program, variable) -> bool:
+    """Whether a variable is a gate or the inverse of a norm, up to constants: the other factor is what counts."""
+    equation = program.made_by.get(_root(program, _unmoved(program, variable)))
+    if equation is None:
+        return False
+    if equation.primitive.name in MOVES:
+        return _only_scales(program, equation.invars[0])
+    return equation.primitive.name in ("logistic", "rsqrt", "sqrt")
+
+
+def _unmoved(program, variable):
+    """What a variable is before it was repeated, reshaped or rounded."""
+    equation = None if isinstance(variable, Literal) else program.made_by.get(variable)
+    if equation is None or not (equation.primitive.name in REPEATS | {"reshape", "squeeze"} or is_rounding(equation)):
+        return variable
+    return _unmoved(program, equation.invars[0])
 
 
 def _root(program, variable):
