@@ -29,19 +29,24 @@ def origin(run) -> str:
     return f"{images} images; {run['device']}, shared with other work; {versions}{kept}."
 
 
-def write_tables(folder, rows, runs, columns) -> None:
+ARROWS = {"high": "↑", "low": "↓", "near zero": "→ 0", "describes": ""}
+
+
+def write_tables(folder, rows, runs, better) -> None:
     """table.md, a table for each data set, best first; table.csv, everything with its interval."""
     lines = [
         "Mean ± half the 95 % interval over images; the mean rank (1: always best) is over the columns with an arrow.\n"
     ]
     for name in dict.fromkeys(row["data"] for row in rows):
         own = best_first(rows, name)
-        shown = [(column, arrow) for column, (arrow, _), _ in columns if any(column in row["values"] for row in own)]
+        shown = [
+            (column, ARROWS[each]) for column, each in better.items() if any(column in row["values"] for row in own)
+        ]
         lines += [f"## {name}\n", f"{WHAT[name]} {origin(runs[name])}\n"]
         titles = ["method", "mean rank ↑", "forward passes", *(f"{column} {arrow}".strip() for column, arrow in shown)]
         lines += ["| " + " | ".join(titles) + " |", "|---|" + "--:|" * (len(titles) - 1)]
         for row in own:
-            cells = [interval(row["values"][column]) for column, _ in shown]
+            cells = [interval(row["values"][column]) if column in row["values"] else "" for column, _ in shown]
             lines.append(f"| `{row['method']}` | {row['rank']:.2f} | {row['passes']:.1f} | " + " | ".join(cells) + " |")
         lines.append("")
     _files.write(folder / "table.md", "\n".join(lines))

@@ -13,119 +13,60 @@ quality-against-cost.png and pasted.jpg.
 """
 
 import json
-import time
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxcam
 from experiments import _cases, _leaders, _report, _study
 from experiments._cases import Case
-from jaxcam import metrics, plot, segments
+from jaxcam import Comparison, plot, segments
 from jaxcam.attribution import METHODS
+from jaxcam.metrics import METRICS
 
 # A row is a method, by default at the last stage, or "method@layer".
 NAMES = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "parts"]
 EARLIER = ("grad_cam", "hires_cam", "layer_cam")
-FORWARD = jax.jit(lambda model, images: model(images))
 FEW = 8  # images for the metrics that run the method many times
 CASES = {"shapes": _cases.shapes_case, "cifar10": _cases.cifar10_case, "photographs": _cases.photographs_case}
-
-
-@dataclass(frozen=True)
-class Row:
-    """What the metrics of one method on one data set look at."""
-
-    case: Case
-    method: str
-    explain: Any  # (model, images, targets, **options) -> heatmaps
-    heatmaps: jax.Array
-    reference: jax.Array  # Grad-CAM's heatmaps
-
-    def faithful(self, metric, *, long=False, **options):
-        if self.case.large and long:
-            return None
-        return metric(self.case.model, self.case.images, self.heatmaps, self.case.targets, **options)
-
-    @property
-    def steps(self):
-        return 8 if self.case.large else 16
-
-    @property
-    def fractions(self):
-        return (0.4,) if self.case.large else (0.2, 0.4, 0.6, 0.8)
-
-    def localised(self, metric):
-        return None if self.case.masks is None else metric(self.heatmaps, self.case.masks)
-
-    def alike(self, metric):
-        return metric(self.heatmaps, self.reference)
-
-    def sanity(self, metric, **options):
-        few = self.case.images[:FEW], self.case.targets[:FEW]
-        return metric(self.explain, self.case.model, *few, **options) if self.case.rerun else None
-
-    def all_layers(self, metric):
-        """The mean over layers of the similarity to the map of the trained model."""
-        values = self.sanity(metric)
-        return None if values is None else jnp.stack(list(values.values())).mean(0)
-
-    def other_labels(self):
-        def metric(explain, model, images, targets):
-            return metrics.label_randomization(explain, model, self.case.twin, images, targets)
-
-        return self.sanity(metric)
-
-    def sensitivity(self):
-        def metric(explain, model, images, targets):
-            # The images change inside a compiled loop, where xrai cannot see them: it keeps the segments they have now.
-            options = {"segments": segments.felzenszwalb(images)} if self.method == "xrai" else {}
-            return metrics.max_sensitivity(
-                lambda images: explain(model, images, targets, **options), images, num_samples=4
-            )
-
-        return self.sanity(metric)
-
-
-# What of a mean is high where the explanation is good, and the arrow that says so.
-HIGH, LOW, ZERO = ("↑", float), ("↓", lambda mean: -mean), ("→ 0", lambda mean: -abs(mean))
-DESCRIBES = ("", None)  # it does not judge, or says the same as another column
-INFIDELITY = {"normalize": True, "deviation": 0.1, "num_samples": 16}
-# Column, what is good, and how it is measured.
-COLUMNS = [
-    ("pointing game", HIGH, lambda row: row.localised(metrics.pointing_game)),
-    ("energy pointing game", HIGH, lambda row: row.localised(metrics.energy_pointing_game)),
-    ("relevance rank", HIGH, lambda row: row.localised(metrics.relevance_rank_accuracy)),
-    ("relevance mass", DESCRIBES, lambda row: row.localised(metrics.relevance_mass_accuracy)),
-    ("IoU with mask", HIGH, lambda row: row.localised(metrics.iou_with_mask)),
-    ("deletion", LOW, lambda row: row.faithful(metrics.deletion, num_steps=row.steps)),
-    ("insertion", HIGH, lambda row: row.faithful(metrics.insertion, num_steps=row.steps)),
-    ("ROAD", HIGH, lambda row: row.faithful(metrics.road, fractions=row.fractions)),
-    ("average drop", LOW, lambda row: row.faithful(metrics.average_drop)),
-    ("average increase", HIGH, lambda row: row.faithful(metrics.average_increase)),
-    ("average gain", HIGH, lambda row: row.faithful(metrics.average_gain)),
-    ("infidelity", LOW, lambda row: row.faithful(metrics.infidelity, long=True, **INFIDELITY)),
-    ("mu-fidelity", HIGH, lambda row: row.faithful(metrics.mu_fidelity, long=True, num_samples=48)),
-    ("occlusion correlation", HIGH, lambda row: row.faithful(metrics.occlusion_correlation, long=True)),
-    ("max-sensitivity", LOW, Row.sensitivity),
-    ("cascading randomisation", ZERO, lambda row: row.all_layers(metrics.cascading_randomization)),
-    ("independent randomisation", ZERO, lambda row: row.all_layers(metrics.independent_randomization)),
-    ("label randomisation", ZERO, Row.other_labels),
-    ("input invariance", HIGH, lambda row: row.sanity(metrics.input_invariance)),
-    ("Gini", DESCRIBES, lambda row: metrics.gini(row.heatmaps)),
-    ("entropy", DESCRIBES, lambda row: metrics.entropy(row.heatmaps)),
-    ("effective area", DESCRIBES, lambda row: metrics.effective_area(row.heatmaps)),
-    ("Pearson to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.pearson)),
-    ("Spearman to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.spearman)),
-    ("IoU to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.iou_top)),
-    ("SSIM to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.ssim)),
-    ("cosine to Grad-CAM", DESCRIBES, lambda row: row.alike(metrics.cosine)),
-]
+PICTURED = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "integrated_gradients", "saliency"]
+TOO_LONG = ("guided_integrated_gradients",)  # for large images: many minutes, however few its steps
+DRAWN = "random_cam"  # measured for several draws of its weights
+# Column, and the metric with its options, for 32 pixels and for large images; `None` is not measured.
+COLUMNS = {
+    "pointing game": ("pointing_game", {}, {}),
+    "energy pointing game": ("energy_pointing_game", {}, {}),
+    "relevance rank": ("relevance_rank_accuracy", {}, {}),
+    "relevance mass": ("relevance_mass_accuracy", {}, {}),
+    "IoU with mask": ("iou_with_mask", {}, {}),
+    "deletion": ("deletion", {"num_steps": 16}, {"num_steps": 8}),
+    "insertion": ("insertion", {"num_steps": 16}, {"num_steps": 8}),
+    "ROAD": ("road", {"fractions": (0.2, 0.4, 0.6, 0.8)}, {"fractions": (0.4,)}),
+    "average drop": ("average_drop", {}, {}),
+    "average increase": ("average_increase", {}, {}),
+    "average gain": ("average_gain", {}, {}),
+    "infidelity": ("infidelity", {"normalize": True, "deviation": 0.1, "num_samples": 16}, None),
+    "mu-fidelity": ("mu_fidelity", {"num_samples": 48}, None),
+    "occlusion correlation": ("occlusion_correlation", {}, None),
+    "max-sensitivity": ("max_sensitivity", {"num_samples": 4}, None),
+    "cascading randomisation": ("cascading_randomization", {}, None),
+    "independent randomisation": ("independent_randomization", {}, None),
+    "label randomisation": ("label_randomization", {}, None),
+    "input invariance": ("input_invariance", {}, None),
+    "Gini": ("gini", {}, {}),
+    "entropy": ("entropy", {}, {}),
+    "effective area": ("effective_area", {}, {}),
+    "Pearson to Grad-CAM": ("pearson", {}, {}),
+    "Spearman to Grad-CAM": ("spearman", {}, {}),
+    "IoU to Grad-CAM": ("iou_top", {}, {}),
+    "SSIM to Grad-CAM": ("ssim", {}, {}),
+    "cosine to Grad-CAM": ("cosine", {}, {}),
+}
+BETTER = {column: METRICS[name].better for column, (name, *_) in COLUMNS.items()}
+BETTER["relevance mass"] = "describes"  # it says the same as the energy pointing game
 
 
 def main(argv=None):
@@ -162,9 +103,8 @@ def main(argv=None):
         if name == "photographs":
             pasted_picture(args, case)
     rows.sort(key=lambda row: list(CASES).index(row["data"]))
-    add_ranks(rows)
     _study.write_metrics(args, {"rows": rows, "runs": runs})
-    _leaders.write_tables(args.output, rows, runs, COLUMNS)
+    _leaders.write_tables(args.output, rows, runs, BETTER)
     plot.save(_leaders.quality_against_cost(rows), args.output / "quality-against-cost.png")
     if not args.smoke:
         _report.publish(args, "leaderboard", **_leaders.page(rows, runs))
@@ -183,103 +123,109 @@ def kept(args) -> tuple[list, dict]:
 
 
 def measure_all(args, name: str, case: Case) -> list[dict]:
-    """A row for each method, and for some at earlier layers."""
-    names = [each for each in args.methods if not (case.large and each in TOO_LONG)]
-    methods = names + [f"{each}@{layer}" for each in EARLIER if each in names for layer in case.layers]
-    if args.smoke:
-        methods = [*args.methods, "grad_cam@layer3"] if name == "photographs" else args.methods
-    reference = explain_with("grad_cam", case)(case.model, case.images, case.targets)
-    rows = []
-    with _study.progress() as progress:
-        for method in progress.track(methods, description=name):
-            facts = {"options": case.options.get(method), "draws": case.draws if method in DRAWN else None}
-            facts |= {"rerun": case.rerun, "weights": case.weights, "images": len(case.images)}
-            found = _study.part(args, f"{name}-{method}", partial(measure, case, method, reference), **facts)
-            rows.append({"data": name, "method": method, **found})
-            print(f"{name}: {method}", flush=True)
-    return rows
+    """A row for each method, and for some at earlier layers: twice `jaxcam.compare`.
 
-
-@cache
-def explain_with(row, case, draw=None):
-    """A row's method as `(model, images, targets, **options) -> heatmaps`; the same each time, compiled once."""
-    name, _, layer = row.partition("@")
-    key = {} if draw is None else {"key": jax.random.key(draw)}
-    method = partial(METHODS[name].function, **case.options.get(name, {}), **key)
-
-    def explain(model, images, targets, **more):
-        # Not a new tap: that of a metric may do more, such as take a shift off the images.
-        model = replace(model, layers=(layer,)) if layer else model
-        wanted = partial(method, **more) if more else method
-        return jaxcam.explain(model, images, targets, methods={name: wanted}, percentile=100)[name]
-
-    return explain
-
-
-PICTURED = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "integrated_gradients", "saliency"]
-TOO_LONG = ("guided_integrated_gradients",)  # for large images: many minutes, however few its steps
-DRAWN = ("random_cam",)  # measured for several draws of its weights
-
-
-def measure(case: Case, method: str, reference) -> dict:
-    """`{"values": {metric: mean and interval over images}, "passes": ...}`; of several draws also each one's means."""
-    rows = []
-    for draw in range(case.draws) if method in DRAWN else [None]:
-        explain = explain_with(method, case, draw)
-        rows.append(Row(case, method, explain, explain(case.model, case.images, case.targets), reference))
-    values = {}
-    for column, _, function in COLUMNS:
-        measured = [np.asarray(each) for each in map(function, rows) if each is not None]
-        if measured:
-            values[column] = _study.mean_and_interval(np.mean(measured, axis=0))
-            if method in DRAWN:
-                values[column]["draws"] = [float(np.nanmean(each)) for each in measured]
-    return {"values": values, "passes": cost(case, rows[0].explain)}
-
-
-def cost(case: Case, explain) -> float:
-    """A method's time over that of a forward pass of the same images, medians of up to three runs in turn.
-
-    Both are compiled already: the method has made its heatmaps, and the first forward pass is not counted.
+    Once on all images; and on few, with what runs a method some twenty times.
     """
-    runs = {"forward": partial(FORWARD, case.model, case.images)}
-    jax.block_until_ready(runs["forward"]())
-    runs["method"] = partial(explain, case.model, case.images, case.targets)
-    seconds = {run: [] for run in runs}
-    while not seconds["method"] or (len(seconds["method"]) < 3 and sum(seconds["method"]) < 10):
-        for run, function in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[run].append(time.perf_counter() - start)
-    return float(np.median(seconds["method"]) / np.median(seconds["forward"]))
+    names = [each for each in args.methods if not (case.large and each in TOO_LONG)]
+    names += [f"{each}@{layer}" for each in EARLIER if each in names for layer in case.layers]
+    if args.smoke:
+        names = [*args.methods, "grad_cam@layer3"] if name == "photographs" else args.methods
+    folder = args.output / "parts" / name
+    whole = compared(case, names, folder, slice(None), lambda needs: needs not in ("explain", "method", "twin"))
+    parts = [whole]
+    if case.rerun:
+        parts += [
+            compared(case, names, folder / "again", slice(FEW), lambda needs: needs in ("explain", "method", "twin"))
+        ]
+    values = {column: {} for column in COLUMNS}
+    for part in parts:
+        for k, metric in enumerate(part.metrics):
+            column = next(column for column, (name, *_) in COLUMNS.items() if name == metric)
+            values[column] = {method: part.values[m, k] for m, method in enumerate(part.methods)}
+    return rows_of(name, names, case, {column: each for column, each in values.items() if each}, whole)
+
+
+def compared(case: Case, names, folder: Path, few: slice, wanted) -> Comparison:
+    """The methods on some of the images, through the metrics whose needs are `wanted`."""
+    images, targets = case.images[few], case.targets[few]
+    reference = jaxcam.explain(case.model, images, targets, methods=["grad_cam"], percentile=100)["grad_cam"]
+    chosen = {}
+    for metric, options, large in COLUMNS.values():
+        needs, options = METRICS[metric].needs, large if case.large else options
+        unknown = (needs == "masks" and case.masks is None) or (needs == "twin" and case.twin is None)
+        if options is None or unknown or not wanted(needs):
+            continue
+        chosen[metric] = ("describes", partial(alike, metric, reference)) if needs == "maps" else options
+    masks = None if case.masks is None else case.masks[few]
+    shown = partial(print, flush=True)
+    methods = {each: function for name in names for each, function in functions(name, case, images).items()}
+    more = {"masks": masks, "twin": case.twin, "batch_size": len(images), "output": folder, "progress": shown}
+    found = jaxcam.compare(case.model, images, targets, methods=methods, metrics=chosen, **more)
+    for name, error in found.errors.items():
+        print(f"{name} is left out: {error}")
+    return found
+
+
+def alike(metric, reference, model, images, heatmaps, targets):
+    return METRICS[metric].function(heatmaps, reference)
+
+
+def functions(name: str, case: Case, images) -> dict:
+    """A row's method by name, `"METHOD@LAYER"` at another layer; of a drawn one, a method for each draw."""
+    method, _, layer = name.partition("@")
+    options = dict(case.options.get(method, {}))
+    if method == "xrai":  # where images change inside a compiled loop it cannot see them, and keeps these segments
+        options["segments"] = segments.felzenszwalb(images)
+    function = partial(METHODS[method].function, **options)
+    if layer:
+        return {name: partial(at_layer, function, layer)}
+    if method == DRAWN:
+        return {f"{name} {draw}": partial(function, key=jax.random.key(draw)) for draw in range(case.draws)}
+    return {name: function}
+
+
+def at_layer(function, layer, model, images, targets, **options):
+    # Not a new tap: that of a metric may do more, such as take a shift off the images.
+    return function(replace(model, layers=(layer,)), images, targets, **options)
+
+
+def rows_of(data: str, names, case: Case, values, costs: Comparison) -> list[dict]:
+    """Rows with means, intervals, ranks and costs; draws are averaged image by image."""
+    passes = dict(zip(costs.methods, costs.passes, strict=True))
+    members = {name: [each for each in passes if each == name or each.startswith(f"{name} ")] for name in names}
+    members = {name: each for name, each in members.items() if each}
+    table = np.full((len(members), len(values), len(case.images)), np.nan)
+    rows = []
+    for m, (name, draws) in enumerate(members.items()):
+        row = {"data": data, "method": name, "passes": float(np.median([passes[each] for each in draws])), "values": {}}
+        for k, (column, of) in enumerate(values.items()):
+            drawn = np.array([of[each] for each in draws if each in of])
+            if drawn.size:
+                table[m, k, : drawn.shape[1]] = drawn.mean(0)
+                row["values"][column] = _study.mean_and_interval(drawn.mean(0))
+                if len(draws) > 1:
+                    row["values"][column]["draws"] = np.nanmean(drawn, axis=1).tolist()
+        rows.append(row)
+    zeros = np.zeros(len(rows))
+    better = [BETTER[column] for column in values]
+    found = Comparison(list(members), list(values), better, table, np.array([row["passes"] for row in rows]), zeros, {})
+    for row, rank in zip(rows, found.ranks(), strict=True):
+        row["rank"], row["rank_interval"] = float(rank[0]), rank[1:].tolist()
+    print(f"{data}: {found.recommendation()}", flush=True)
+    return rows
 
 
 def pasted_picture(args, case) -> None:
     few = slice(0, 6)
     methods = [name for name in PICTURED if name in args.methods]
-    maps = {name: explain_with(name, case)(case.model, case.images, case.targets)[few] for name in methods}
+    chosen = {name: functions(name, case, case.images)[name] for name in methods}
+    maps = jaxcam.explain(case.model, case.images, case.targets, methods=chosen, percentile=100)
+    maps = {name: each[few] for name, each in maps.items()}
     # To be seen, not measured: few pixels of an attribution are far above all others.
     brightest = {name: np.quantile(each, 0.99, axis=(1, 2), keepdims=True) for name, each in maps.items()}
     maps = {name: np.clip(each / np.maximum(brightest[name], 1e-9), 0, 1) for name, each in maps.items()}
     _leaders.pasted_picture(args.output / "pasted.jpg", case.views[few], case.masks[few], maps, case.labels[few])
-
-
-def add_ranks(rows) -> None:
-    """Each row's mean rank over the judging metrics of its data set, from 0 (always worst) to 1 (always best).
-
-    Values that differ by float32 rounding are the same.
-    """
-    for name in {row["data"] for row in rows}:
-        own = [row for row in rows if row["data"] == name]
-        ranks = []
-        for column, (_, good), _ in COLUMNS:
-            if good and all(column in row["values"] for row in own):
-                values = np.array([good(row["values"][column]["mean"]) for row in own])
-                same = np.isclose(values[:, None], values, rtol=1e-4, atol=1e-6)
-                below = (~same & (values[:, None] > values)).sum(1) + 0.5 * (same.sum(1) - 1)
-                ranks.append(below / max(len(own) - 1, 1))
-        for row, rank in zip(own, np.mean(ranks, axis=0), strict=True):
-            row["rank"] = float(rank)
 
 
 if __name__ == "__main__":

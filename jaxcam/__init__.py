@@ -58,6 +58,7 @@ from jaxcam.attribution import (
     x_grad_cam,
     xrai,
 )
+from jaxcam.compare import Comparison, compare
 from jaxcam.explain import explain
 from jaxcam.image import sample
 from jaxcam.models import Classifier, load
@@ -74,6 +75,7 @@ def __getattr__(name: str):
 
 __all__ = [
     "Classifier",
+    "Comparison",
     "METHODS",
     "Tap",
     "Tokens",
@@ -81,6 +83,7 @@ __all__ = [
     "attention_rollout",
     "blur_integrated_gradients",
     "cam",
+    "compare",
     "config",
     "data",
     "dataset",

@@ -54,7 +54,7 @@ def explain(
     Example:
       >>> heatmaps = jaxcam.explain(model, images, methods=["grad_cam", "layer_cam", "saliency"])
     """
-    methods = _functions(methods, score)
+    methods = functions_of(methods, score)
     model, images, targets = prepare(model, images, targets)
     on_host = {name: each for name, each in methods.items() if _registered(each[0], "on_host")}
     compiled = {name: each for name, each in methods.items() if name not in on_host}
@@ -86,7 +86,7 @@ def _heatmaps(model, images, targets, methods, percentile):
     return heatmaps
 
 
-def _functions(methods, score) -> dict[str, tuple[Callable, dict]]:
+def functions_of(methods, score=None) -> dict[str, tuple[Callable, dict]]:
     """The methods by name with their options, or an error that says what is wrong with them."""
     if isinstance(methods, str) or callable(methods):
         what = repr(methods) if isinstance(methods, str) else "a function"

@@ -27,12 +27,13 @@ PACKAGE = pathlib.Path(jaxcam.__file__).parent
 # Lower layers first; a file imports only from layers below its own.
 LAYERS = [
     ["_typing", "_errors"],
-    ["_array", "_checks", "_files"],
+    ["_array", "_checks", "_files", "_describe"],
     ["_engine"],
     ["taps", "image", "_noise", "_scores"],
     ["score", "segments", "lrp_rules"],
     ["attribution", "models"],
     ["metrics", "explain"],
+    ["compare"],
     ["data", "train", "plot"],
     ["dataset"],
     ["cli"],

@@ -412,7 +412,7 @@ def test_classes_of_one_name_have_files_of_their_own():
 
 def test_ambiguous_label():
     with pytest.raises(ValueError, match="names the classes 0 and 2; give the index"):
-        command._class_index("crane", ("crane", "other", "Crane"))
+        command.class_index("crane", ("crane", "other", "Crane"))
 
 
 def test_models_methods_layers(capsys, monkeypatch):

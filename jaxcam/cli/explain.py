@@ -148,7 +148,7 @@ def _job(args, methods: list[str]) -> Job:
     import jaxcam
 
     classifier = jaxcam.load(args.model, architecture=args.architecture)
-    targets = list(dict.fromkeys(_class_index(each, classifier.labels) for each in args.target))
+    targets = list(dict.fromkeys(class_index(each, classifier.labels) for each in args.target))
     layer = args.layer or classifier.layer
     if "all" in args.method and layer != classifier.layer:
         methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
@@ -173,7 +173,7 @@ def _files_of(method: str, targets: Sequence[int], labels: Sequence[str]) -> lis
     return [f"{method}_{target}-{spelt[target]}" for target in targets]
 
 
-def _class_index(target: str, labels: Sequence[str]) -> int:
+def class_index(target: str, labels: Sequence[str]) -> int:
     """A class by its index or by its label, whatever its case."""
     from jaxcam._errors import unknown
 

@@ -5,17 +5,15 @@ images are spread over them, weights lie on all of them, or stay where the calle
 devices. `described` is what must be the same for two runs to have the same result.
 """
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcam._describe import name_of, plain
 from jaxcam._engine import fitted
 from jaxcam._errors import unknown
 from jaxcam.attribution import METHODS
@@ -122,7 +120,7 @@ def _methods(methods) -> dict[str, Any]:
         raise TypeError(f"methods is {methods!r}; it must be a list of methods, such as ['grad_cam', 'saliency'].")
     else:
         methods = {
-            each if isinstance(each, str) else _name(each): {} if isinstance(each, str) else each for each in methods
+            each if isinstance(each, str) else name_of(each): {} if isinstance(each, str) else each for each in methods
         }
     for name, each in methods.items():
         if not callable(each) and name not in METHODS:
@@ -221,37 +219,3 @@ def described(work: Work) -> dict:
         "targets": work.target,
         "dtype": work.dtype,
     }
-
-
-def digest(model) -> str:
-    """The sha256 of a model's weights, with their names, shapes and types, and of the layers that are tapped."""
-    total = hashlib.sha256(repr(getattr(model, "layers", "")).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        array = np.asarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        total.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-    return total.hexdigest()
-
-
-def plain(value):
-    """A value as JSON; arrays by their sha256, functions by their names."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, partial):
-        return {"function": _name(value.func), "options": plain({**value.keywords, "": list(value.args)})}
-    if callable(value) and hasattr(value, "__qualname__"):
-        source = inspect.getsource(value) if inspect.isfunction(value) and value.__name__ == "<lambda>" else ""
-        return f"{value.__module__}.{value.__qualname__}" + (f" {source.strip()}" if source else "")
-    if not isinstance(value, np.ndarray | np.generic | jax.Array):
-        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(getattr(value, "__dict__", {}))}
-    array = np.asarray(value)
-    return {"shape": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
-
-
-def _name(function) -> str:
-    function = function.func if isinstance(function, partial) else function
-    return getattr(function, "__name__", type(function).__name__)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxcam._checks import positive
+from jaxcam._describe import digest, plain
 from jaxcam._errors import unknown
 from jaxcam.dataset import program, ray, read, sources, store
 from jaxcam.dataset.ranges import Job, compute
@@ -146,7 +147,7 @@ def _planned(work, source, preprocess, labels, folder, batch_size, workers, devi
     if work.target == "label" and not _has_labels(source):
         raise ValueError('targets is "label", and the source has no labels; explain what is predicted.')
     loader = read.Loader(source, preprocess, batch_size, -(-batch_size // spread) * spread, classes)
-    about = preprocess.__dict__ if isinstance(preprocess, Preprocess) else program.plain(preprocess)
+    about = preprocess.__dict__ if isinstance(preprocess, Preprocess) else plain(preprocess)
     manifest = {
         "format": store.FORMAT,
         "images": len(source),
@@ -154,7 +155,7 @@ def _planned(work, source, preprocess, labels, folder, batch_size, workers, devi
         "place": None,
         "source": {"kind": source.kind, "sha256": source.digest()},
         "model": {
-            "sha256": program.digest(work.model),
+            "sha256": digest(work.model),
             "layers": getattr(work.model, "layers", ()),
             "preprocess": about,
         },

@@ -67,11 +67,12 @@ def curves(
 
 
 def scatter(
-    points: Mapping[str, Mapping[str, tuple[float, float]]], *, xlabel: str = "", ylabel: str = "", log_x: bool = False
+    points: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str = "", ylabel: str = "", log_x: bool = False
 ) -> "matplotlib.figure.Figure":
     """Named points `(x, y)`, one chart for each group, such as quality against cost; points none beats are marked.
 
-    A point is beaten by one that lies to its left and above it (cheaper and better).
+    A point is beaten by one that lies to its left and above it (cheaper and better). `(x, y, low, high)` has a line
+    from `low` to `high`, the interval of `y`.
 
     Raises:
       ValueError: there are no points.
@@ -84,11 +85,13 @@ def scatter(
     figure, charts = _charts(len(points), xlabel, ylabel, list(points), size=(6.6, 6.2))
     for axes, group in zip(charts, points.values(), strict=True):
         axes.set_xscale("log" if log_x else "linear")
-        for x, y in group.values():
-            beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in group.values())
+        for x, y, *interval in group.values():
+            beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b, *_ in group.values())
+            if interval:
+                axes.vlines(x, *interval, color=GREY, linewidth=1, alpha=0.6)
             axes.plot(x, y, "o", color=GREY if beaten else ACCENT, markersize=5 if beaten else 7, zorder=3)
         axes.margins(0.12)
-        _labels_apart(figure, axes, group)
+        _labels_apart(figure, axes, {name: point[:2] for name, point in group.items()})
     return figure
 
 
