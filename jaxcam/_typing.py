@@ -16,7 +16,9 @@ CoarseMaps = Float[Array, "n *cells"]
 Maps = Heatmaps | CoarseMaps | tuple[CoarseMaps, ...]  # a CAM method's result: coarse with raw=True
 Attributions = Float[Array, "n *space c"] | Float[Array, "n t *space c"]
 Activations = Float[Array, "n *cells k"]
-Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None  # broadcast to the images
+Deltas = Float[Array, "n"] | Float[Array, "n m"] | Float[Array, "n t"] | Float[Array, "n t m"]  # m baselines or draws
+Explained = Attributions | tuple[Attributions, Deltas]  # with return_delta=True
+Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None  # broadcast to the images, or several
 Score = Callable[[Any, Int[Array, "n"]], Float[Array, "n"]]
 Key = jax.Array | int
 Sizes = int | tuple[int, ...] | None  # one for all axes of space, or one for each

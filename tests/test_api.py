@@ -43,7 +43,8 @@ INSIDE = {
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
         ["_cam"],
-        ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "occlusion", "lrp"],
+        ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "guided_paths"],
+        ["occlusion", "lrp"],
         ["noise", "xrai", "guided_backprop", "deep_lift", "perturbation"],
     ],
     "models": [
@@ -186,6 +187,7 @@ VOCABULARY = {
     "max_sigma": ("float | int | None", None),
     "method": None,  # an attribution method: saliency inside SmoothGrad
     "min_pixels": ("int | None", None),
+    "multiply_by_inputs": ("bool", True),
     "noise": ("float | int", 0.15),
     "normalize": ("bool", False),
     "num_classes": ("int", 3),
@@ -199,6 +201,7 @@ VOCABULARY = {
     "radius": ("float | int", 0.02),
     "randomize": None,
     "raw": ("bool", False),
+    "return_delta": ("bool", False),
     "rule": ("str", "composite"),
     "score": None,  # the logit in methods, the probability in metrics of the model
     "segments": None,

@@ -28,6 +28,7 @@ from jaxcam.attribution.deep_lift import deep_lift
 from jaxcam.attribution.full_grad import full_grad
 from jaxcam.attribution.gradient import heatmap, input_x_gradient, saliency
 from jaxcam.attribution.guided_backprop import deconvnet, guided_backprop, guided_grad_cam
+from jaxcam.attribution.guided_paths import guided_integrated_gradients
 from jaxcam.attribution.lrp import lrp
 from jaxcam.attribution.masking import ablation_cam, is_cam, score_cam, ss_cam
 from jaxcam.attribution.noise import smooth_grad, smooth_grad_squared, var_grad
@@ -35,7 +36,6 @@ from jaxcam.attribution.occlusion import occlusion
 from jaxcam.attribution.paths import (
     blur_integrated_gradients,
     expected_gradients,
-    guided_integrated_gradients,
     integrated_gradients,
 )
 from jaxcam.attribution.perturbation import feature_ablation, kernel_shap, lime, rise, shapley_sampling, sobol

@@ -20,12 +20,13 @@ from jaxcam._array import EXACT, resize
 from jaxcam._checks import (
     as_array,
     check_baseline,
-    filled,
     is_known,
     number,
+    picked,
     positive,
     prepare,
     random_key,
+    samples_of,
     sizes,
 )
 from jaxcam._engine import chunked_map, chunked_sum, engine
@@ -50,17 +51,21 @@ RIDGE = 1e-5  # beside a design whose columns have variance 1/4: a bias of 1e-4 
 def _scores(model, images, targets, baseline, keep, num_samples, score, chunk_size):
     """`float32[n, s]`: the score of each image of which sample `s` keeps a part, the rest being the baseline.
 
-    `keep(samples[m])` returns masks, one where the image is kept: `[m, *space]`, or `[n, m, *space]`.
+    `keep(samples[m])` returns masks, one where the image is kept: `[m, *space]`, or `[n, m, *space]`. Of several
+    baselines the score is the mean.
     """
     check_large_enough(model, images)
-    targets, baseline = chosen(model, images, targets), filled(baseline, images)
+    targets, baselines = chosen(model, images, targets), samples_of(baseline, images)
+    count = baselines.shape[1]
 
-    def one_chunk(samples):
-        mask = keep(samples)[..., None].astype(images.dtype)
+    def one_chunk(indices):
+        mask = keep(indices // count)[..., None].astype(images.dtype)
         mask = mask if mask.ndim > images.ndim else mask[None]
-        return scores_of_copies(model, mask * images[:, None] + (1 - mask) * baseline[:, None], targets, score)
+        changed = mask * images[:, None] + (1 - mask) * picked(baselines, indices % count)
+        return scores_of_copies(model, changed, targets, score)
 
-    return chunked_map(one_chunk, num_samples, images, chunk_size)
+    found = chunked_map(one_chunk, num_samples * count, images, chunk_size)
+    return found.reshape(found.shape[0], num_samples, count).mean(-1)
 
 
 def rise(
@@ -92,7 +97,7 @@ def rise(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       num_samples: masks. The paper takes 4000 to 8000 at 224 pixels.
       cells: number of cells of the coarse grid along each axis of space, or one number for each.
       fraction: the share of the cells that are shown: the probability that a cell is.
@@ -118,7 +123,7 @@ def rise(
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; it is a probability, so it must lie between 0 and 1.")
     options = {"num_samples": num_samples, "cells": cells, "fraction": fraction, "score": score}
-    arrays = check_baseline(baseline, images), random_key(key)
+    arrays = check_baseline(baseline, images, several=True), random_key(key)
     return _rise_engine(model, images, targets, *arrays, **options, chunk_size=chunk_size)
 
 
@@ -167,7 +172,7 @@ def _on_segments(
     positive(chunk_size=chunk_size, num_samples=num_samples)
     model, images, targets = prepare(model, images, targets)
     segments, num_segments = _check_segments(segments, num_segments, images.shape[:-1])
-    arrays = check_baseline(baseline, images), segments, random_key(key)
+    arrays = check_baseline(baseline, images, several=True), segments, random_key(key)
     counts = {"num_segments": num_segments, "num_samples": num_samples, "chunk_size": chunk_size}
     return _segments_engine(model, images, targets, *arrays, design=design, options=more, score=score, **counts)
 
@@ -248,7 +253,7 @@ def feature_ablation(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
@@ -314,7 +319,7 @@ def lime(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
@@ -402,7 +407,7 @@ def kernel_shap(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
@@ -501,7 +506,7 @@ def shapley_sampling(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
@@ -576,7 +581,7 @@ def sobol(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
