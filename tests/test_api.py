@@ -45,7 +45,8 @@ INSIDE = {
         ["_cam"],
         ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "guided_paths"],
         ["occlusion", "lrp"],
-        ["noise", "xrai", "guided_backprop", "deep_lift", "perturbation"],
+        ["noise", "xrai", "guided_backprop", "deep_lift", "_masked"],
+        ["perturbation", "sensitivity"],
     ],
     "models": [
         ["resnet", "vit", "_pickle", "_download"],
@@ -157,7 +158,7 @@ print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(he
 
 # One meaning, one annotation and one default everywhere; where a default differs there is a reason, given here.
 VOCABULARY = {
-    "alpha": ("float | int", 1.0),
+    "alpha": None,  # of what is taken away in Finer-CAM, and of the Lasso in LIME
     "attention": None,  # how attention rollout finds the weights
     "baseline": ("Baseline", None),
     "baselines": ("Baseline", None),

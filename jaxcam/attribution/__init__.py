@@ -38,7 +38,8 @@ from jaxcam.attribution.paths import (
     expected_gradients,
     integrated_gradients,
 )
-from jaxcam.attribution.perturbation import feature_ablation, kernel_shap, lime, rise, shapley_sampling, sobol
+from jaxcam.attribution.perturbation import feature_ablation, kernel_shap, lime, rise, shapley_sampling
+from jaxcam.attribution.sensitivity import hsic, sobol
 from jaxcam.attribution.xrai import xrai
 
 
@@ -145,6 +146,7 @@ ROWS = [
         shapley_sampling, PERTURBATION, "callable", "attributions", "2 + num_samples (d - 1)", draws=True, signed=True
     ),
     Method(sobol, PERTURBATION, "callable", "attributions", "num_samples (d + 2)", draws=True),
+    Method(hsic, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
 ]
 METHODS = {row.name: row for row in ROWS}
 
