@@ -1,7 +1,7 @@
 """The vocabulary of shapes: n images, one to three axes of space, c channels, k classes or features, t targets."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ Targets = (
 Heatmaps = Float[Array, "n *space"] | Float[Array, "n t *space"]
 CoarseMaps = Float[Array, "n *cells"]
 Maps = Heatmaps | CoarseMaps | tuple[CoarseMaps, ...]  # a CAM method's result: coarse with raw=True
+Raw = bool | Literal["channels"]
 Attributions = Float[Array, "n *space c"] | Float[Array, "n t *space c"]
 Activations = Float[Array, "n *cells k"]
 Deltas = Float[Array, "n"] | Float[Array, "n m"] | Float[Array, "n t"] | Float[Array, "n t m"]  # m baselines or draws

@@ -45,7 +45,7 @@ INSIDE = {
         ["_cam"],
         ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "guided_paths"],
         ["occlusion", "lrp"],
-        ["noise", "xrai", "guided_backprop", "deep_lift", "_masked"],
+        ["noise", "wrappers", "xrai", "guided_backprop", "deep_lift", "_masked"],
         ["perturbation", "sensitivity"],
     ],
     "models": [
@@ -167,11 +167,13 @@ VOCABULARY = {
     "channels": ("str", "max"),
     "chunk_size": ("int | None", None),
     "correlation": None,
+    "classes": None,  # that Finer-CAM compares with
     "curve": ("bool", False),
     "deviation": ("float | int | None", None),
     "deviations": ("float | int", 2),
     "epsilon": ("float | int", 1e-6),
     "form": ("str", "relative"),
+    "factors": None,  # by which images are multiplied in aug_smooth
     "fraction": None,  # of what is kept, moved, removed or compared: that of each paper
     "fractions": None,
     "gamma": None,  # of LRP's rule
@@ -186,7 +188,7 @@ VOCABULARY = {
     "max_channels": ("int | None", None),
     "max_distance": ("float | int", 0.02),
     "max_sigma": ("float | int | None", None),
-    "method": None,  # an attribution method: saliency inside SmoothGrad
+    "method": None,  # an attribution method: saliency inside SmoothGrad, a CAM inside what is around CAMs
     "min_pixels": ("int | None", None),
     "multiply_by_inputs": ("bool", True),
     "noise": ("float | int", 0.15),
@@ -201,7 +203,7 @@ VOCABULARY = {
     "perturbation": None,
     "radius": ("float | int", 0.02),
     "randomize": None,
-    "raw": ("bool", False),
+    "raw": None,  # of those that weigh channels, also "channels"
     "return_delta": ("bool", False),
     "rule": ("str", "composite"),
     "score": None,  # the logit in methods, the probability in metrics of the model
