@@ -8,7 +8,7 @@
 
 import importlib
 
-from jaxcam import metrics, score, segments
+from jaxcam import metrics, regions, score, segments
 from jaxcam._engine import config
 from jaxcam.attribution import (
     METHODS,
@@ -125,6 +125,7 @@ __all__ = [
     "plot",
     "random_cam",
     "refine_cam",
+    "regions",
     "rise",
     "saliency",
     "sample",

@@ -33,7 +33,7 @@ LAYERS = [
     ["score", "segments"],
     ["attribution", "models"],
     ["metrics", "explain"],
-    ["data", "train", "plot"],
+    ["data", "train", "plot", "regions"],
     ["dataset"],
     ["cli"],
 ]
@@ -266,6 +266,7 @@ def public_functions():
         "explain",
         "score",
         "segments",
+        "regions",
         "image",
         "plot.panels",
         "plot.pictures",
