@@ -19,6 +19,7 @@ OPTIONS = {  # where the defaults take a thousand forward passes and more
     "kernel_shap": {"num_samples": 256},
     "shapley_sampling": {"num_samples": 8},
     "sobol": {"num_samples": 16},
+    "hsic": {"num_samples": 256},
 }
 FEW_PASSES = {  # at 224 pixels on two cores: at most about a hundred forward passes
     "score_cam": {"max_channels": 64},
@@ -33,6 +34,7 @@ FEW_PASSES = {  # at 224 pixels on two cores: at most about a hundred forward pa
     "kernel_shap": {"num_samples": 96},
     "shapley_sampling": {"num_samples": 2},
     "sobol": {"num_samples": 2},
+    "hsic": {"num_samples": 96},
 }
 
 

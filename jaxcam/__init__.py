@@ -8,12 +8,13 @@
 
 import importlib
 
-from jaxcam import lrp_rules, metrics, score, segments
+from jaxcam import lrp_rules, metrics, regions, score, segments
 from jaxcam._engine import config
 from jaxcam.attribution import (
     METHODS,
     ablation_cam,
     attention_rollout,
+    aug_smooth,
     blur_integrated_gradients,
     cam,
     deconvnet,
@@ -21,6 +22,7 @@ from jaxcam.attribution import (
     deep_lift,
     eigen_cam,
     eigen_grad_cam,
+    eigen_smooth,
     expected_gradients,
     feature_ablation,
     fem,
@@ -34,6 +36,7 @@ from jaxcam.attribution import (
     guided_integrated_gradients,
     heatmap,
     hires_cam,
+    hsic,
     input_x_gradient,
     integrated_gradients,
     is_cam,
@@ -44,6 +47,7 @@ from jaxcam.attribution import (
     lrp,
     occlusion,
     random_cam,
+    refine_cam,
     rise,
     saliency,
     score_cam,
@@ -81,6 +85,7 @@ __all__ = [
     "Tokens",
     "ablation_cam",
     "attention_rollout",
+    "aug_smooth",
     "blur_integrated_gradients",
     "cam",
     "compare",
@@ -92,6 +97,7 @@ __all__ = [
     "deep_lift",
     "eigen_cam",
     "eigen_grad_cam",
+    "eigen_smooth",
     "expected_gradients",
     "explain",
     "feature_ablation",
@@ -106,6 +112,7 @@ __all__ = [
     "guided_integrated_gradients",
     "heatmap",
     "hires_cam",
+    "hsic",
     "input_x_gradient",
     "integrated_gradients",
     "is_cam",
@@ -121,6 +128,8 @@ __all__ = [
     "occlusion",
     "plot",
     "random_cam",
+    "refine_cam",
+    "regions",
     "rise",
     "saliency",
     "sample",

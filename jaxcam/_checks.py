@@ -156,19 +156,29 @@ def wrong_channels(model, images) -> ValueError | None:
     return ValueError(f"The images have {given} {are}, and the model was made for {expected[0]}.")
 
 
-def check_baseline(baseline, images):
-    """`baseline` as an array that broadcasts to the images; `None`, which stands for zeros, stays."""
+def check_baseline(baseline, images, several: bool = False):
+    """`baseline` as an array that broadcasts to the images; `None`, which stands for zeros, stays.
+
+    With `several` it may also be a distribution, `[1 or n, m, *space, c]`: `m` baselines, for all images alike or for
+    each its own, on an axis after that of images, where copies of an image and its targets lie too.
+    """
     if baseline is None or isinstance(baseline, int | float):
         number(baseline=0 if baseline is None else baseline)
         return baseline
     if not hasattr(baseline, "shape"):
         raise TypeError(f"baseline is a {type(baseline).__name__}; it must be a number, an array or None (zeros).")
-    try:
-        fits = np.broadcast_shapes(baseline.shape, images.shape) == images.shape
-    except ValueError:
-        fits = False
+    shape, whole = baseline.shape, images.shape
+    if several and len(shape) == len(whole) + 1:
+        fits = 0 not in shape and shape[0] in (1, whole[0]) and shape[2:] == whole[1:]
+    else:
+        try:
+            fits = np.broadcast_shapes(shape, whole) == whole
+        except ValueError:
+            fits = False
     if not fits:
-        raise ValueError(f"baseline has shape {baseline.shape}, which does not fit images {images.shape}.")
+        sample = ", ".join(map(str, whole[1:]))
+        hint = f" Several baselines are [1, m, {sample}], such as others[None]." * several
+        raise ValueError(f"baseline has shape {shape}, which does not fit images {whole}.{hint}")
     return all_finite("baseline", as_array(baseline))
 
 
@@ -182,6 +192,23 @@ def all_finite(name: str, array: jax.Array) -> jax.Array:
 def filled(baseline, images):
     """A checked baseline at the images' shape and dtype."""
     return jnp.broadcast_to(jnp.asarray(0 if baseline is None else baseline, images.dtype), images.shape)
+
+
+def is_several(baseline, images) -> bool:
+    """Whether a checked baseline is a distribution."""
+    return getattr(baseline, "ndim", 0) > images.ndim
+
+
+def samples_of(baseline, images):
+    """The baselines that a checked one stands for, `[1 or n, m, *space, c]`, of the images' dtype."""
+    if not is_several(baseline, images):
+        return filled(baseline, images)[:, None]
+    return jnp.asarray(baseline, images.dtype)
+
+
+def picked(samples, indices):
+    """Those baselines, `[1 or n, len(indices), *space, c]`; a single one stands for all, and is not repeated."""
+    return samples if samples.shape[1] == 1 else samples[:, indices]
 
 
 def random_key(key) -> jax.Array:

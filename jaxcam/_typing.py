@@ -1,7 +1,7 @@
 """The vocabulary of shapes: n images, one to three axes of space, c channels, k classes or features, t targets."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,9 +14,12 @@ Targets = (
 Heatmaps = Float[Array, "n *space"] | Float[Array, "n t *space"]
 CoarseMaps = Float[Array, "n *cells"]
 Maps = Heatmaps | CoarseMaps | tuple[CoarseMaps, ...]  # a CAM method's result: coarse with raw=True
+Raw = bool | Literal["channels"]
 Attributions = Float[Array, "n *space c"] | Float[Array, "n t *space c"]
 Activations = Float[Array, "n *cells k"]
-Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None  # broadcast to the images
+Deltas = Float[Array, "n"] | Float[Array, "n m"] | Float[Array, "n t"] | Float[Array, "n t m"]  # m baselines or draws
+Explained = Attributions | tuple[Attributions, Deltas]  # with return_delta=True
+Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None  # broadcast to the images, or several
 Score = Callable[[Any, Int[Array, "n"]], Float[Array, "n"]]
 Key = jax.Array | int
 Sizes = int | tuple[int, ...] | None  # one for all axes of space, or one for each

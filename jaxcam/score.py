@@ -283,10 +283,13 @@ def _pixels(mask, output, targets):
 def box(box, label=None, *, read=None):
     """For a detector: how well it finds one box, `max_j IoU(box, box_j) p_j[label] objectness_j` over its boxes `j`.
 
+    With `jaxcam.rise` this is D-RISE, whose masks have 16 cells a side; any other method takes it too.
+
     Args:
       box: `[4]`, left, top, right and bottom edge in the units of the detector's boxes; or `[n, 4]`, one for each
         image.
-      label: the class of the box, or `int[n]`; `None` is the target of each image.
+      label: the class of the box, or `int[n]`; `None` is the target of each image. Class probabilities, `float[k]` or
+        `[n, k]`, such as those of a detection, are compared with `p_j` by the cosine of their angle, as in D-RISE.
       read: how the model's output is read, a function to `(boxes [n, j, 4], probabilities [n, j, k], objectness
         [n, j])`; by default the output is such a tuple, a dict with these keys, or the first two alone.
 
@@ -301,15 +304,25 @@ def box(box, label=None, *, read=None):
       >>> box(jnp.array([0.0, 0, 2, 1]), 1)(found, jnp.array([0]))
       Array([0.2], dtype=float32)
     """
-    label = None if label is None else _carried("label", label, 0, jnp.int32)
+    if label is not None:
+        is_class = jnp.issubdtype(jnp.asarray(label).dtype, jnp.integer)
+        label = _carried("label", label, 0, jnp.int32) if is_class else _carried("label", label, 1)
     return Partial(Partial(_box, read=_read_boxes if read is None else read), _carried("box", box, 1), label)
 
 
 def _box(box, label, output, targets, *, read):
     boxes, probabilities, objectness = read(output)
-    label = targets if label is None else jnp.broadcast_to(_of_each(label), targets.shape)
     shares = _intersection_over_union(_of_each(box)[:, None], boxes)
-    return jnp.max(shares * _pick(probabilities, label[:, None, None])[..., 0] * objectness, -1)
+    return jnp.max(shares * _likeness(probabilities, label, targets) * objectness, -1)
+
+
+def _likeness(probabilities, label, targets):
+    """How far each box `[n, j]` is of a class, or has the class probabilities of another one."""
+    label = targets if label is None else _of_each(label)
+    if jnp.issubdtype(label.dtype, jnp.integer):
+        return _pick(probabilities, jnp.broadcast_to(label, targets.shape)[:, None, None])[..., 0]
+    norms = jnp.linalg.norm(probabilities, axis=-1) * jnp.linalg.norm(label, axis=-1)[:, None]
+    return jnp.sum(probabilities * label[:, None], -1) / jnp.maximum(norms, 1e-12)
 
 
 def _read_boxes(output):

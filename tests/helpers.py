@@ -62,6 +62,7 @@ OPTIONS = {  # that keep the tests fast; chunks that do not divide what they are
     "ss_cam": FEW,
     "is_cam": FEW,
     "ablation_cam": {"chunk_size": 7},
+    "aug_smooth": {"chunk_size": 12},
     "smooth_grad": FEW,
     "smooth_grad_squared": FEW,
     "var_grad": FEW,
@@ -77,10 +78,12 @@ OPTIONS = {  # that keep the tests fast; chunks that do not divide what they are
     "kernel_shap": {"num_samples": 120, "chunk_size": 32},
     "shapley_sampling": {"num_samples": 2, "chunk_size": 8},
     "sobol": {"num_samples": 4, "chunk_size": 8},
+    "hsic": {"num_samples": 60, "chunk_size": 32},
 }
 KINKED = {  # on the way to their maps: ranks, signs, choices, or the kinks of a ReLU
-    *("finer_cam", "eigen_cam", "eigen_grad_cam", "kpca_cam", "fem", "expected_gradients", "blur_integrated_gradients"),
-    *("guided_integrated_gradients", "xrai", "guided_backprop", "deconvnet", "guided_grad_cam", "deep_lift", "lrp"),
+    *("finer_cam", "eigen_smooth", "eigen_cam", "eigen_grad_cam", "kpca_cam", "fem", "hsic"),
+    *("expected_gradients", "blur_integrated_gradients", "guided_integrated_gradients", "xrai"),
+    *("guided_backprop", "deconvnet", "guided_grad_cam", "deep_lift", "lrp"),
 }
 METHODS = [
     Method(row, OPTIONS.get(name, {}), name not in KINKED, name == "cam")

@@ -34,7 +34,7 @@ LAYERS = [
     ["attribution", "models"],
     ["metrics", "explain"],
     ["compare"],
-    ["data", "train", "plot"],
+    ["data", "train", "plot", "regions"],
     ["dataset"],
     ["cli"],
 ]
@@ -44,8 +44,10 @@ INSIDE = {
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
         ["_cam"],
-        ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "occlusion", "lrp"],
-        ["noise", "xrai", "guided_backprop", "deep_lift", "perturbation"],
+        ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "guided_paths"],
+        ["occlusion", "lrp"],
+        ["noise", "wrappers", "xrai", "guided_backprop", "deep_lift", "_masked"],
+        ["perturbation", "sensitivity"],
     ],
     "models": [
         ["resnet", "vit", "_pickle", "_download"],
@@ -157,7 +159,7 @@ print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(he
 
 # One meaning, one annotation and one default everywhere; where a default differs there is a reason, given here.
 VOCABULARY = {
-    "alpha": ("float | int", 1.0),
+    "alpha": None,  # of what is taken away in Finer-CAM, and of the Lasso in LIME
     "attention": None,  # how attention rollout finds the weights
     "baseline": ("Baseline", None),
     "baselines": ("Baseline", None),
@@ -167,10 +169,12 @@ VOCABULARY = {
     "chunk_size": ("int | None", None),
     "composite": None,
     "correlation": None,
+    "classes": None,  # that Finer-CAM compares with
     "curve": ("bool", False),
     "deviation": ("float | int | None", None),
     "deviations": ("float | int", 2),
     "form": ("str", "relative"),
+    "factors": None,  # by which images are multiplied in aug_smooth
     "fraction": None,  # of what is kept, moved, removed or compared: that of each paper
     "fractions": None,
     "grain": ("float | int", 0.01),
@@ -184,8 +188,9 @@ VOCABULARY = {
     "max_channels": ("int | None", None),
     "max_distance": ("float | int", 0.02),
     "max_sigma": ("float | int | None", None),
-    "method": None,  # an attribution method: saliency inside SmoothGrad
+    "method": None,  # an attribution method: saliency inside SmoothGrad, a CAM inside what is around CAMs
     "min_pixels": ("int | None", None),
+    "multiply_by_inputs": ("bool", True),
     "noise": ("float | int", 0.15),
     "normalize": ("bool", False),
     "num_classes": ("int", 3),
@@ -198,7 +203,8 @@ VOCABULARY = {
     "perturbation": None,
     "radius": ("float | int", 0.02),
     "randomize": None,
-    "raw": ("bool", False),
+    "raw": None,  # of those that weigh channels, also "channels"
+    "return_delta": ("bool", False),
     "score": None,  # the logit in methods, the probability in metrics of the model
     "segments": None,
     "shift": None,
@@ -259,6 +265,7 @@ def public_functions():
         "explain",
         "score",
         "segments",
+        "regions",
         "image",
         "plot.panels",
         "plot.pictures",

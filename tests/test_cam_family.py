@@ -15,7 +15,6 @@ import jaxcam
 from jaxcam.attribution import decomposition
 from jaxcam.attribution.cam import (
     cam,
-    finer_cam,
     grad_cam,
     grad_cam_elementwise,
     grad_cam_plus_plus,
@@ -32,6 +31,7 @@ from jaxcam.attribution.decomposition import (
 )
 from jaxcam.attribution.full_grad import full_grad
 from jaxcam.attribution.masking import ablation_cam, is_cam, score_cam, ss_cam
+from jaxcam.attribution.wrappers import finer_cam
 from jaxcam.models.resnet import BasicBlock, ResNet
 
 GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "cam_family.npz"))
@@ -325,7 +325,7 @@ def test_principal_map_oracle(channels):
     B = random.normal(size=(4, 5, channels)).astype(np.float32) ** 2
     B[..., 1], B[..., 2] = 0, 7
     for scale in (1, 1e-18, 1e12):
-        found = decomposition._principal_map(jnp.asarray(B * np.float32(scale)).reshape(20, -1))
+        found = decomposition.principal_map(jnp.asarray(B * np.float32(scale)).reshape(20, -1))
         np.testing.assert_allclose(found / scale, oracle(B).ravel(), atol=1e-4)
 
 
@@ -338,7 +338,7 @@ def test_principal_map_gradient(channels):
     weights = weights[..., 0]
 
     def projected(B):
-        return jnp.vdot(weights.ravel(), decomposition._principal_map(B.reshape(12, -1)))
+        return jnp.vdot(weights.ravel(), decomposition.principal_map(B.reshape(12, -1)))
 
     gradient = jax.grad(projected)(jnp.asarray(B, jnp.float32))
     step = 1e-6
@@ -349,7 +349,7 @@ def test_principal_map_gradient(channels):
 @pytest.mark.parametrize(
     "formula",
     [
-        decomposition._principal_map,
+        decomposition.principal_map,
         *(partial(decomposition._kpca_cam, kernel=kernel, scale=None) for kernel in decomposition._KERNELS.values()),
     ],
     ids=["eigen", "sigmoid", "rbf", "linear"],

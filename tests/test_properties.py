@@ -99,7 +99,7 @@ BAD = {
     **dict.fromkeys(COUNTS, NO_COUNT),
     **dict.fromkeys(AMOUNTS, NO_NUMBER),
     **dict.fromkeys(["fraction", "max_distance"], SHARE),
-    **dict.fromkeys(["channels", "border", "interpolation", "kernel", "rule"], WORD),
+    **dict.fromkeys(["channels", "border", "interpolation", "kernel", "rule", "perturbation"], WORD),
     **dict.fromkeys(["score", "method"], NO_FUNCTION),
     **dict.fromkeys(["baseline", "baselines"], NO_BASELINE),
     "key": st.sampled_from([None, "0", 1.5, True]),

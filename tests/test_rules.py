@@ -278,6 +278,23 @@ def test_deep_lift_completeness(score):
         close(total(deep_lift(model, images, targets, score=score, baseline=baseline)), difference)
 
 
+@pytest.mark.parametrize("score", [jaxcam.score.probability, jaxcam.score.log_probability], ids=lambda f: f.__name__)
+def test_deep_lift_adds_up_where_logits_are_large(score):
+    """To rounding of the score, not of logits of a million: the maximum that a softmax takes off is no part of it."""
+    images = helpers.images(6, 4, 4)
+    weights = 1e6 * jax.random.normal(jax.random.key(0), (48, 4))
+    for baseline in (None, 0.1 * helpers.images(6, 4, 4, seed=2)):  # of equal logits, and of others
+
+        def model(x):
+            return jnp.tanh(x.reshape(len(x), -1)) @ weights
+
+        every = jnp.broadcast_to(jnp.arange(4), (6, 4))
+        attributions, delta = jax.jit(partial(deep_lift, model, score=score, baseline=baseline, return_delta=True))(
+            images, every
+        )
+        np.testing.assert_allclose(delta / jnp.maximum(1, jnp.abs(attributions).max((2, 3, 4))), 0, atol=2e-6)
+
+
 def attention(x):
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])
     return (nn.softmax(tokens @ tokens.swapaxes(1, 2) / 4) @ tokens).reshape(x.shape)

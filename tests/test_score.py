@@ -132,6 +132,32 @@ def test_box_is_drise():
     np.testing.assert_allclose(score.box(rows, 1)(output, TARGETS), [0.2 * 0.9, 0.8], rtol=1e-6)
 
 
+def test_box_compares_the_probabilities_of_a_detection():
+    """D-RISE's similarity of two detections, one box at a time in NumPy; of the detection itself, its objectness."""
+    rng = np.random.default_rng(4)
+    corners = rng.uniform(0, 8, (2, 5, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 8, (2, 5, 2))], -1).astype(np.float32)
+    probabilities, objectness = rng.dirichlet(np.ones(3), (2, 5)), rng.uniform(0.2, 1, (2, 5))
+    output = tuple(jnp.asarray(each, jnp.float32) for each in (boxes, probabilities, objectness))
+
+    def likeness(i, box, own):
+        values = []
+        for other, theirs, sure in zip(boxes[i], probabilities[i], objectness[i], strict=True):
+            sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+            common, areas = np.prod(np.maximum(sides, 0)), [np.prod(b[2:] - b[:2]) for b in (box, other)]
+            cosine = own @ theirs / np.linalg.norm(own) / np.linalg.norm(theirs)
+            values.append(common / (sum(areas) - common) * cosine * sure)
+        return max(values)
+
+    for each in range(5):
+        found = score.box(boxes[:, each], probabilities[:, each])(output, jnp.zeros(2, jnp.int32))
+        expected = [likeness(i, boxes[i, each], probabilities[i, each]) for i in range(2)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert (np.asarray(found) >= objectness[:, each] * (1 - 1e-5)).all()
+    shared = score.box(boxes[0, 0], probabilities[0, 0])(output, jnp.zeros(2, jnp.int32))
+    np.testing.assert_allclose(shared[0], likeness(0, boxes[0, 0], probabilities[0, 0]), rtol=1e-5)
+
+
 ROWS = [  # a score with a row for each image, and the output that it reads
     (score.contrast(jnp.array([0, 1, 3])), lambda logits: logits),
     (score.concept(jax.random.normal(jax.random.key(1), (3, 4))), lambda logits: logits),

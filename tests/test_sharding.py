@@ -26,7 +26,7 @@ OPTIONS = {
     "occlusion": {"window": 4},
     "guided_integrated_gradients": {"num_steps": 3},
     "rise": {"num_samples": 12, "cells": 2},
-    **{name: {"num_samples": 12, "segments": PATCHES} for name in ("lime", "kernel_shap")},
+    **{name: {"num_samples": 12, "segments": PATCHES} for name in ("lime", "kernel_shap", "hsic")},
     **{name: {"num_samples": 2, "segments": PATCHES} for name in ("shapley_sampling", "sobol")},
     "feature_ablation": {"segments": PATCHES},
     "xrai": {"num_steps": 4, "segments": PATCHES},

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from jaxcam.attribution.attention import attention_rollout
 from jaxcam.attribution.cam import (
     cam,
-    finer_cam,
     grad_cam,
     grad_cam_elementwise,
     grad_cam_plus_plus,
@@ -28,6 +27,7 @@ from jaxcam.attribution.deep_lift import deep_lift
 from jaxcam.attribution.full_grad import full_grad
 from jaxcam.attribution.gradient import heatmap, input_x_gradient, saliency
 from jaxcam.attribution.guided_backprop import deconvnet, guided_backprop, guided_grad_cam
+from jaxcam.attribution.guided_paths import guided_integrated_gradients
 from jaxcam.attribution.lrp import lrp
 from jaxcam.attribution.masking import ablation_cam, is_cam, score_cam, ss_cam
 from jaxcam.attribution.noise import smooth_grad, smooth_grad_squared, var_grad
@@ -35,10 +35,11 @@ from jaxcam.attribution.occlusion import occlusion
 from jaxcam.attribution.paths import (
     blur_integrated_gradients,
     expected_gradients,
-    guided_integrated_gradients,
     integrated_gradients,
 )
-from jaxcam.attribution.perturbation import feature_ablation, kernel_shap, lime, rise, shapley_sampling, sobol
+from jaxcam.attribution.perturbation import feature_ablation, kernel_shap, lime, rise, shapley_sampling
+from jaxcam.attribution.sensitivity import hsic, sobol
+from jaxcam.attribution.wrappers import aug_smooth, eigen_smooth, finer_cam, refine_cam
 from jaxcam.attribution.xrai import xrai
 
 
@@ -95,7 +96,7 @@ def summary(function: Callable) -> str:
 
 
 GRADIENT, FORWARD = "CAM, one partial backward pass", "CAM, forward passes only"
-LAYERS, INPUT, PATHS = "every layer at once", "gradient", "paths"
+AROUND, LAYERS, INPUT, PATHS = "around any CAM", "every layer at once", "gradient", "paths"
 REWRITTEN, PERTURBATION = "rewritten backward pass", "perturbation"
 
 ROWS = [
@@ -107,7 +108,6 @@ ROWS = [
     Method(grad_cam_elementwise, GRADIENT, "tap", "heatmaps", "1"),
     Method(cam, GRADIENT, "tap", "heatmaps", "1"),
     Method(shapley_cam, GRADIENT, "tap", "heatmaps", "1"),
-    Method(finer_cam, GRADIENT, "tap", "heatmaps", "1"),
     Method(eigen_grad_cam, GRADIENT, "tap", "heatmaps", "1"),
     Method(smooth_grad_cam_plus_plus, GRADIENT, "tap", "heatmaps", "1 + num_samples", draws=True),
     Method(score_cam, FORWARD, "tap", "heatmaps", "1 + k"),
@@ -119,6 +119,10 @@ ROWS = [
     Method(fem, FORWARD, "tap", "heatmaps", "1", sees_class=False),
     Method(random_cam, FORWARD, "tap", "heatmaps", "1", draws=True, sees_class=False),
     Method(deep_feature_factorization, FORWARD, "tap", "parts", "1, and num_components above the layer"),
+    Method(finer_cam, AROUND, "tap", "heatmaps", "1"),
+    Method(aug_smooth, AROUND, "tap", "heatmaps", "6"),
+    Method(eigen_smooth, AROUND, "tap", "heatmaps", "1"),
+    Method(refine_cam, AROUND, "tap", "heatmaps", "1"),
     Method(full_grad, LAYERS, "tap", "heatmaps", "3"),
     Method(attention_rollout, LAYERS, "tokens", "heatmaps", "1", sees_class=False),
     Method(saliency, INPUT, "callable", "attributions", "3"),
@@ -145,6 +149,7 @@ ROWS = [
         shapley_sampling, PERTURBATION, "callable", "attributions", "2 + num_samples (d - 1)", draws=True, signed=True
     ),
     Method(sobol, PERTURBATION, "callable", "attributions", "num_samples (d + 2)", draws=True),
+    Method(hsic, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
 ]
 METHODS = {row.name: row for row in ROWS}
 

@@ -1,9 +1,9 @@
 """What the CAM methods share, whatever their formula: maps in, heatmaps out.
 
 A layer's activations, and what belongs to them, become cells `float32[n, p, k]` (tokens by the tap's `reshape`),
-however many axes of space they lie on; a formula sees those of one image, `A[p, k], G[p, k] -> map[p]`. `finish` does
-the rest once: keep what speaks for the class (ReLU), scale to [0, 1], resize to the image, and average where several
-layers are tapped, as pytorch-grad-cam does.
+however many axes of space they lie on; a formula sees those of one image, `A[p, k], G[p, k] -> terms[p, k]`. `finish`
+does the rest once: sum over the channels, keep what speaks for the class (ReLU), scale to [0, 1], resize to the image,
+and average where several layers are tapped, as pytorch-grad-cam does.
 """
 
 import warnings
@@ -42,8 +42,8 @@ class Cells(NamedTuple):
     space: tuple[int, ...]  # how the p cells lie
 
     def laid(self, maps):
-        """Numbers of the cells, `[n, p]`, as maps `[n, *space]`."""
-        return maps.reshape(maps.shape[0], *self.space)
+        """Numbers of the cells, `[n, p]`, as maps `[n, *space]`; or `[n, p, k]`, as maps of each channel."""
+        return maps.reshape(maps.shape[0], *self.space, *maps.shape[2:])
 
 
 def as_cells(model, layer: str, activations) -> Cells:
@@ -72,18 +72,30 @@ def cells(model, activations, images) -> list[Cells]:
     return found
 
 
-def finish(maps, images, raw: bool):
-    """Heatmaps `[n, *space]` in [0, 1] of the layers' coarse maps; with `raw` the coarse maps themselves."""
-    if not isinstance(raw, bool):
-        raise TypeError(f"raw is {shown(repr(raw))}; it must be True or False.")
+def finish(maps, images, raw):
+    """Heatmaps `[n, *space]` in [0, 1] of the layers' coarse maps, or of what is to be summed over their channels.
+
+    With `raw` the coarse maps themselves, and with `raw="channels"` before they are summed.
+    """
+    if not (isinstance(raw, bool) or (isinstance(raw, str) and raw == "channels")):
+        raise TypeError(f"raw is {shown(repr(raw))}; it must be True or False, or 'channels' for maps of each channel.")
+    if raw == "channels":
+        if any(each.ndim < images.ndim for each in maps):
+            raise ValueError("raw is 'channels', and this method does not weigh channels. Use `grad_cam`, for one.")
+    else:
+        maps = [each.sum(-1) if each.ndim == images.ndim else each for each in maps]
     if raw:
         return maps[0] if len(maps) == 1 else tuple(maps)
-    fused = sum(resize(normalize(jax.nn.relu(each)), images.shape[1:-1]) for each in maps)
-    return normalize(fused)
+    return normalize(sum(layer_heatmap(each, images) for each in maps))
+
+
+def layer_heatmap(coarse, images):
+    """What one layer's coarse map says for the class, scaled to [0, 1] and at the images' resolution."""
+    return resize(normalize(jax.nn.relu(coarse)), images.shape[1:-1])
 
 
 def gradient_cam(formula, model, images, targets, score, raw, **options):
-    """A method that is a formula of one image's activations and gradients, `formula(A, G, **options) -> map`."""
+    """A method that is a formula of one image's activations and gradients, `formula(A, G, **options) -> terms`."""
     model, images, targets = prepare_tap(formula.__name__.strip("_"), model, images, targets)
     maps, alive = _gradient_engine(model, images, targets, formula=formula, score=score, raw=raw, options=options)
     warn_of_zeros(model, alive)
@@ -97,7 +109,7 @@ def _gradient_engine(model, images, targets, *, formula, score, raw, options):
 
 
 def gradient_maps(formula, model, images, scalar, **options) -> tuple[list, jax.Array]:
-    """The coarse map of each layer, by a formula of activations and gradients of `scalar(output)`.
+    """The terms of each layer's map, by a formula of activations and gradients of `scalar(output)`.
 
     And for each image whether any of its gradients differs from zero.
     """
@@ -125,7 +137,7 @@ def warn_of_zeros(model, alive) -> None:
 
 
 def activation_cam(method, formula, model, images, targets, raw, **options):
-    """A method that is a formula of one image's activations alone, `formula(A, **options) -> map`: no class enters."""
+    """A method that is a formula of one image's activations, `formula(A, **options) -> terms`: no class enters."""
     model, images, targets = prepare_tap(method, model, images, targets)
     return _activation_engine(model, images, targets, formula=formula, raw=raw, options=options)
 

@@ -1,20 +1,20 @@
 """Class activation maps: a layer's activations, weighted by the gradient and summed over its channels.
 
 One engine takes the activations `A[p, k]` of a layer's cells and the gradient `G[p, k]` of the score with respect to
-them, for one image, and a method is the formula that makes a coarse map `[p]` of the two. What happens to the coarse
-map is the same for all (`_cam`). The last methods of the file take another gradient: of noisy images, of the gradient
-itself, of a contrast of classes, or none at all.
+them, for one image, and a method is the formula of the terms `[p, k]` whose sum is the coarse map. What happens to
+them is the same for all (`_cam`). The last methods of the file take another gradient: of noisy images, of the gradient
+itself, or none at all.
 """
 
 import jax
 import jax.numpy as jnp
 
 from jaxcam._array import flat, repeated
-from jaxcam._checks import is_known, number, positive, random_key
+from jaxcam._checks import is_known, positive, random_key
 from jaxcam._engine import chunked_sum, engine
 from jaxcam._noise import check_noise, deviations, noisy_copies
-from jaxcam._scores import chosen, described, predicted, scores
-from jaxcam._typing import Images, Key, Maps, Score, Targets
+from jaxcam._scores import chosen, scores
+from jaxcam._typing import Images, Key, Maps, Raw, Score, Targets
 from jaxcam.attribution._cam import (
     activation_cam,
     cells,
@@ -30,7 +30,7 @@ from jaxcam.taps import Tap
 EPSILON = 1e-7  # pytorch-grad-cam's guard against dividing by an activation sum of zero
 
 
-def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
+def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False) -> Maps:
     """Grad-CAM: channels weighted by their mean gradient.
 
     `map[p] = sum_k mean_p(G[p, k]) A[p, k]`, then ReLU, scaling to [0, 1] and linear resizing.
@@ -40,7 +40,8 @@ def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Scor
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -62,11 +63,11 @@ def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Scor
 
 
 def _grad_cam(A, G):
-    return jnp.sum(jnp.mean(G, 0) * A, -1)
+    return jnp.mean(G, 0) * A
 
 
 def grad_cam_plus_plus(
-    model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False
+    model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False
 ) -> Maps:
     """Grad-CAM++: channels weighted by positive gradients, each with its own share.
 
@@ -80,7 +81,8 @@ def grad_cam_plus_plus(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -105,10 +107,10 @@ def _of_powers(A, first, second, third):
     """Grad-CAM++ of the powers of a gradient, or of their means."""
     denominator = 2 * second + jnp.sum(A, 0) * third + 1e-6
     alpha = jnp.where(second != 0, second / jnp.where(denominator != 0, denominator, 1), 0)
-    return jnp.sum(jnp.sum(alpha * jax.nn.relu(first), 0) * A, -1)
+    return jnp.sum(alpha * jax.nn.relu(first), 0) * A
 
 
-def x_grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
+def x_grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False) -> Maps:
     """XGrad-CAM: channels weighted by their gradient, averaged in proportion to the activation.
 
     `w_k = sum_p G A / (sum_p A + 1e-7)`; `map = sum_k w_k A`.
@@ -118,7 +120,8 @@ def x_grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sc
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -136,11 +139,10 @@ def x_grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sc
 
 
 def _x_grad_cam(A, G):
-    weights = jnp.sum(G * A / (jnp.sum(A, 0) + EPSILON), 0)
-    return jnp.sum(weights * A, -1)
+    return jnp.sum(G * A / (jnp.sum(A, 0) + EPSILON), 0) * A
 
 
-def hires_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
+def hires_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False) -> Maps:
     """HiResCAM: every cell weighted by its own gradient, so that the map shows what the model used.
 
     `map = sum_k G A`.
@@ -150,7 +152,8 @@ def hires_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -168,10 +171,10 @@ def hires_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
 
 
 def _hires_cam(A, G):
-    return jnp.sum(G * A, -1)
+    return G * A
 
 
-def layer_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
+def layer_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False) -> Maps:
     """LayerCAM: every cell weighted by its own positive gradient; made for early layers too.
 
     `map = sum_k relu(G) A`.
@@ -181,7 +184,8 @@ def layer_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -200,11 +204,11 @@ def layer_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
 
 
 def _layer_cam(A, G):
-    return jnp.sum(jax.nn.relu(G) * A, -1)
+    return jax.nn.relu(G) * A
 
 
 def grad_cam_elementwise(
-    model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False
+    model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False
 ) -> Maps:
     """Element-wise Grad-CAM: only what gradient and activation agree on counts.
 
@@ -215,7 +219,8 @@ def grad_cam_elementwise(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -234,10 +239,10 @@ def grad_cam_elementwise(
 
 
 def _grad_cam_elementwise(A, G):
-    return jnp.sum(jax.nn.relu(G * A), -1)
+    return jax.nn.relu(G * A)
 
 
-def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
+def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False) -> Maps:
     """CAM: channels weighted as the dense layer weights them, for heads of global average pooling and a dense layer.
 
     `map = sum_k w_k A_k`, where `w` is the target's row of the dense layer.
@@ -252,7 +257,8 @@ def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = l
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -289,7 +295,7 @@ def _cam_engine(model, images, targets, *, score, raw):
 def _cam(A, G):
     mean = jnp.mean(G, 0)
     constant = jnp.max(jnp.abs(G - mean)) <= 1e-3 * jnp.max(jnp.abs(mean))
-    return jnp.where(constant, len(A) * jnp.sum(mean * A, -1), jnp.nan)
+    return jnp.where(constant, len(A) * mean * A, jnp.nan)
 
 
 def smooth_grad_cam_plus_plus(
@@ -298,7 +304,7 @@ def smooth_grad_cam_plus_plus(
     targets: Targets = None,
     *,
     score: Score = logit,
-    raw: bool = False,
+    raw: Raw = False,
     num_samples: int = 4,
     noise: float | int = 0.15,
     deviation: float | int | None = None,
@@ -318,7 +324,8 @@ def smooth_grad_cam_plus_plus(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
       num_samples: noisy copies of each image.
       noise: standard deviation of the noise, as a share of the image's range.
       deviation: the same in units of the normalised pixel, in place of `noise`; torch-cam's default is 0.3.
@@ -365,9 +372,7 @@ def _smooth_engine(model, images, targets, key, *, score, raw, num_samples, nois
     return finish(weighted, images, raw)
 
 
-def shapley_cam(
-    model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False
-) -> Maps:
+def shapley_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: Raw = False) -> Maps:
     """ShapleyCAM: channels weighted by their Shapley value, to the second order of the score.
 
     `w_k = mean_p(G - H A / 2)` with the Hessian `H` of the score with respect to the activations; `map = sum_k w_k A`.
@@ -381,7 +386,8 @@ def shapley_cam(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
 
     Returns:
       Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
@@ -421,79 +427,13 @@ def _shapley_engine(model, images, targets, *, score, raw):
     return finish(maps, images, raw), jnp.stack([(each.values != 0).any((1, 2)) for _, each in pairs]).any(0)
 
 
-def finer_cam(
-    model: Tap,
-    images: Images,
-    targets: Targets = None,
-    *,
-    score: Score = logit,
-    raw: bool = False,
-    alpha: float | int = 1.0,
-    num_classes: int = 3,
-) -> Maps:
-    """Finer-CAM: Grad-CAM of what sets the class apart from the classes most like it.
-
-    `score_c - alpha score_d`, averaged over the classes `d` whose logits are nearest, each with the weight of its
-    probability, is explained by Grad-CAM: `map = sum_k mean_p(G) A`.
-
-    Args:
-      model: a tap on one or several spatial layers.
-      images: `float[n, *space, c]`, normalised as the model expects.
-      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
-      score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
-      alpha: how much of the similar classes is taken away; 0 is Grad-CAM.
-      num_classes: how many similar classes; all others where the model has fewer.
-
-    Returns:
-      Heatmaps `float32[n, *space]` in [0, 1]; zeros where nothing speaks for the class.
-
-    Raises:
-      ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a model of a
-        single class.
-
-    Reference: Zhang et al. 2025, Finer-CAM: Spotting the Difference Reveals Finer Details,
-    https://arxiv.org/abs/2501.11309
-
-    Example:
-      >>> heatmaps = jaxcam.finer_cam(model, images, alpha=0.6)
-    """
-    positive(num_classes=num_classes)
-    model, images, targets = prepare_tap("finer_cam", model, images, targets)
-    number(alpha=alpha)
-    maps, alive = _finer_engine(model, images, targets, score=score, raw=raw, alpha=alpha, num_classes=num_classes)
-    warn_of_zeros(model, alive)
-    return maps
-
-
-@engine
-def _finer_engine(model, images, targets, *, score, raw, alpha, num_classes):
-    def finer(logits):
-        target = predicted(logits) if targets is None else targets
-        if getattr(logits, "ndim", 0) != 2 or logits.shape[1] < 2:
-            raise ValueError(
-                f"finer_cam compares classes, and the model returns {described(logits)}; it needs logits [n, k] of "
-                "several classes. Use `grad_cam`."
-            )
-        own = jnp.take_along_axis(logits, target[:, None], 1)
-        is_target = jnp.arange(logits.shape[1]) == target[:, None]
-        distance = jnp.where(is_target, jnp.inf, jnp.abs(logits - own))
-        similar = jnp.argsort(distance, 1)[:, : min(num_classes, logits.shape[1] - 1)]
-        shares = jax.nn.softmax(jnp.take_along_axis(logits, similar, 1))
-        contrasts = [scores(score, logits, target) - alpha * scores(score, logits, each) for each in similar.T]
-        return jnp.sum(shares * jnp.stack(contrasts, 1))
-
-    maps, alive = gradient_maps(_grad_cam, model, images, finer)
-    return finish(maps, images, raw), alive
-
-
 def random_cam(
     model: Tap,
     images: Images,
     targets: Targets = None,
     *,
     score: Score = logit,
-    raw: bool = False,
+    raw: Raw = False,
     key: Key = 0,
 ) -> Maps:
     """Random CAM: channels weighted by chance, the baseline that a method has to beat.
@@ -507,7 +447,8 @@ def random_cam(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
       key: of the weights, which are the same for every image: a key, or the seed of one.
 
     Returns:
@@ -527,4 +468,4 @@ def random_cam(
 
 
 def _random_cam(A, key):
-    return jnp.sum(jax.random.uniform(key, A.shape[-1:], minval=-1, maxval=1) * A, -1)
+    return jax.random.uniform(key, A.shape[-1:], minval=-1, maxval=1) * A

@@ -17,7 +17,7 @@ from jaxcam._checks import number, positive
 from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
 from jaxcam._scores import predicted
-from jaxcam._typing import Images, Maps, Score, Targets
+from jaxcam._typing import Images, Maps, Raw, Score, Targets
 from jaxcam.attribution._cam import activation_cam, cells, gradient_cam, prepare_tap, scores_with
 from jaxcam.score import logit
 from jaxcam.taps import Tap
@@ -53,7 +53,7 @@ def eigen_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
     Example:
       >>> heatmaps = jaxcam.eigen_cam(model, images)
     """
-    return activation_cam("eigen_cam", _principal_map, model, images, targets, raw)
+    return activation_cam("eigen_cam", principal_map, model, images, targets, raw)
 
 
 def eigen_grad_cam(
@@ -90,10 +90,10 @@ def eigen_grad_cam(
 
 
 def _eigen_grad_cam(A, G):
-    return _principal_map(G * A)
+    return principal_map(G * A)
 
 
-def _principal_map(B):
+def principal_map(B):
     """The cells of `B[p, k]` projected on their first principal direction, positive where `sum_k B` is large."""
     X = _centred(B)
     # The direction does not depend on the scale, and the squares of tiny gradients would be zero.
@@ -220,7 +220,7 @@ def fem(
     targets: Targets = None,
     *,
     score: Score = logit,
-    raw: bool = False,
+    raw: Raw = False,
     deviations: float | int = 2,
 ) -> Maps:
     """FEM: channels weighted by how many of their cells stand out.
@@ -234,7 +234,8 @@ def fem(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
       deviations: how many standard deviations above its channel's mean a cell stands out.
 
     Returns:
@@ -258,7 +259,7 @@ def _fem(A, deviations):
     X = _centred(A)
     threshold = deviations * jnp.std(X, 0)
     weights = jnp.mean(threshold < X, 0, dtype=jnp.float32)
-    return jnp.sum(weights * A, -1)
+    return weights * A
 
 
 def deep_feature_factorization(

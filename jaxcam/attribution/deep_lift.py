@@ -9,15 +9,17 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxcam._array import ROUNDING
-from jaxcam._checks import check_baseline, filled, prepare
-from jaxcam._engine import engine
+from jaxcam._array import ROUNDING, flat, repeated
+from jaxcam._checks import check_baseline, is_several, picked, positive, prepare, samples_of
+from jaxcam._engine import engine, spread
 from jaxcam._engine.program import (
     ELEMENTWISE,
     MAXIMA,
     MOVES,
     PRODUCTS,
+    REPEATS,
     SUMS,
+    Literal,
     backward,
     bind,
     gather_to,
@@ -29,7 +31,8 @@ from jaxcam._engine.program import (
     trace,
 )
 from jaxcam._scores import chosen, scores
-from jaxcam._typing import Attributions, Baseline, Images, Score, Targets
+from jaxcam._typing import Baseline, Explained, Images, Score, Targets
+from jaxcam.attribution.paths import Sums, gathered, with_deltas, without_paths
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
@@ -41,11 +44,16 @@ def deep_lift(
     *,
     score: Score = logit,
     baseline: Baseline = None,
-) -> Attributions:
+    multiply_by_inputs: bool = True,
+    return_delta: bool = False,
+    chunk_size: int | None = None,
+) -> Explained:
     """DeepLIFT with the rescale rule: backpropagation where a nonlinearity passes its slope between baseline and image.
 
     `attribution = (image - baseline) * multipliers`: the chain rule with `(f(x) - f(x0)) / (x - x0)` for `f'(x)`.
     The attributions of an image sum to `score(image) - score(baseline)`, with two passes instead of a path of them.
+    With several baselines they are the mean over them: DeepLiftShap (Lundberg and Lee 2017,
+    https://arxiv.org/abs/1705.07874).
 
     The rule holds for every elementwise operation, `tanh` and `gelu` as well as ReLU. A max-pool gives a rise to the
     cell that wins in the image and a fall to the one that wins in the baseline, as Captum means to (its sums miss the
@@ -60,10 +68,15 @@ def deep_lift(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`; its own derivative is the usual one.
-      baseline: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean colour).
+      baseline: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean colour). Several are
+        `[1 or n, m, *space, c]`.
+      multiply_by_inputs: `False` leaves the factor `image - baseline` out: the multipliers.
+      return_delta: give also what the attributions miss, `sum - (score(image) - score(baseline))`.
+      chunk_size: pairs of image and baseline in one pass; by default what suits the device.
 
     Returns:
-      Attributions `float32[n, *space, c]`, in units of score per unit of the normalised pixel.
+      Attributions `float32[n, *space, c]`, in units of the score. With `return_delta` a pair of them and the deltas
+      `float32[n]`, or `[n, m]` of several baselines, which do not depend on `multiply_by_inputs`.
 
     Raises:
       ValueError: a baseline that does not fit; an operation with no rule, such as `sort` or `while`, under which the
@@ -75,27 +88,54 @@ def deep_lift(
     Example:
       >>> attributions = jaxcam.deep_lift(model, images)
     """
+    positive(chunk_size=chunk_size)
     model, images, targets = prepare(model, images, targets)
-    return _deep_lift_engine(model, images, targets, check_baseline(baseline, images), score=score)
+    baseline = check_baseline(baseline, images, several=True)
+    options = {"multiply_by_inputs": multiply_by_inputs, "return_delta": return_delta, "chunk_size": chunk_size}
+    return _deep_lift_engine(model, images, targets, baseline, score=score, **options)
 
 
 @engine
-def _deep_lift_engine(model, images, targets, baseline, *, score):
+def _deep_lift_engine(model, images, targets, baseline, *, score, chunk_size, **options):
     targets = chosen(model, images, targets)
+    samples = jnp.zeros_like(images)[:, None] + samples_of(baseline, images)  # varies over a mesh as the images do
+    count = samples.shape[1]
+    sums = Sums(count, **options)
+
+    def slopes(starts):
+        m = starts.shape[1]
+        copies = repeated(model, m), flat(jnp.broadcast_to(images[:, None], starts.shape))
+        rest = jnp.repeat(targets, m, axis=0), spread(flat(starts)), repeated(score, m)
+        return _multipliers(*copies, *rest).reshape(starts.shape)
+
+    def pairs(indices):
+        starts = picked(samples, indices)
+        way = images.astype(jnp.float32)[:, None] - starts.astype(jnp.float32)
+        return starts, jnp.full(len(indices), 1 / count, jnp.float32), way
+
+    found = gathered(slopes, pairs, count, images, chunk_size, sums)
+    shared = {"score": score, "chunk_size": chunk_size, "sums": sums}
+    found = with_deltas(found, lambda indices: picked(samples, indices), model, images, targets, **shared)
+    return found if is_several(baseline, images) else without_paths(found)
+
+
+def _multipliers(model, images, targets, baseline, score):
+    """The slope of each image's score between its baseline and itself, for each pixel."""
     program = trace(lambda images: scores(score, model(images), targets), images)
-    baseline = jnp.zeros_like(images) + filled(baseline, images)  # under `shard_map` it varies as the images do
     ends, starts = program.run(images), program.run(baseline)
 
     def rule(equation, arrived):
+        maximum = _own_maximum(program, equation)
+        if maximum is not None:
+            x = equation.invars[0]
+            return [(x, _shifted_slope(maximum.params["axes"], starts(x), ends(x), arrived[0]))]
         active = program.active(equation)
         end, start = ([each(variable) for variable in equation.invars] for each in (ends, starts))
         shares = _slope_rule(equation)(equation, start, end, arrived, active)
         return zip([equation.invars[i] for i in active], shares, strict=True)
 
     multipliers = backward(program, [jnp.ones_like(program.output(ends))], rule)
-    if multipliers is None:
-        return jnp.zeros_like(images, jnp.float32)
-    return multipliers.astype(jnp.float32) * (images - baseline).astype(jnp.float32)
+    return jnp.zeros_like(images, jnp.float32) if multipliers is None else multipliers.astype(jnp.float32)
 
 
 def _slope_rule(equation):
@@ -152,6 +192,43 @@ def _maximum_slope(equation, start, end, arrived, active):
     fall = pull(equation, start, [change * (high - top)], active)[0]
     derivative = pull(equation, end, arrived, active)[0].astype(jnp.float32)
     return [_slope(rise + fall, x0, x, derivative)]
+
+
+def _own_maximum(program, equation):
+    """The maximum of `x` in an equation `x - max(x)`, with which every softmax begins, or `None`."""
+    if equation.primitive.name != "sub":
+        return None
+    x, variable = equation.invars
+    while not isinstance(variable, Literal) and (made := program.made_by.get(variable)) is not None:
+        name, operands = made.primitive.name, [made.invars[i] for i in program.active(made)]
+        if name == "reduce_max":
+            return made if operands == [x] else None
+        if name not in REPEATS | {"reshape", "max"} or len(operands) != 1:  # a maximum with -inf
+            return None
+        (variable,) = operands
+    return None
+
+
+def _shifted_slope(axes, start, end, arrived):
+    """The slope of `x - max(x)`, whose sum does not drown in logits that are large.
+
+    One cell has the maximum's change, the winner at the end if it rises and that at the start if it falls. What that
+    cell receives goes to its way from the maximum, what the others receive to the maximum's way: between both, no large
+    numbers cancel.
+    """
+    start, end, arrived = (x.astype(jnp.float32) for x in (start, end, arrived))
+    low, high = (x.max(axes, keepdims=True) for x in (start, end))
+    rises = high >= low
+    first = jnp.where(rises, end == high, start == low)
+    then = jnp.where(first, jnp.where(rises, start, end), -jnp.inf)  # who won at the other side too
+    wins = first & (then == then.max(axes, keepdims=True))
+    share = wins / wins.sum(axes, keepdims=True)
+    among = jnp.where(wins, arrived, 0).sum(axes, keepdims=True) - arrived
+    others = jnp.where(wins, 0, arrived).sum(axes, keepdims=True) + among
+    shifted = (end - high) - (start - low)
+    change = arrived * (shifted + (1 - share) * (high - low)) - share * (high - low) * others
+    derivative = arrived - share * (others + arrived)
+    return jnp.where(wins, _slope(change, start, end, derivative), arrived)
 
 
 def _select_slope(equation, start, end, arrived, active):

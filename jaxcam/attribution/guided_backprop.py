@@ -140,7 +140,7 @@ def _guided_grad_cam_engine(model, images, targets, *, score, interpolation):
         return scores(score, output, targets).sum()
 
     maps, alive = gradient_maps(_grad_cam, model, images, scalar)
-    resized = [RESIZE[interpolation](jax.nn.relu(each), images.shape[1:-1]) for each in maps]
+    resized = [RESIZE[interpolation](jax.nn.relu(each.sum(-1)), images.shape[1:-1]) for each in maps]
     guided = _relu_gradient(_guided, model, images, scalar)
     return guided * (sum(resized) / len(resized))[..., None], alive
 

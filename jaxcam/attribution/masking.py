@@ -8,11 +8,11 @@ Masks and ablated activations are made inside chunks, and what lies below the la
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import EXACT, normalize, resize
+from jaxcam._array import normalize, resize
 from jaxcam._checks import number, positive, random_key
 from jaxcam._engine import chunked_map, engine
 from jaxcam._scores import predicted, scores, scores_of_copies
-from jaxcam._typing import Images, Key, Maps, Score, Targets
+from jaxcam._typing import Images, Key, Maps, Raw, Score, Targets
 from jaxcam.attribution._cam import cells, finish, prepare_tap, scores_with
 from jaxcam.score import logit
 from jaxcam.taps import Tap
@@ -24,7 +24,7 @@ def score_cam(
     targets: Targets = None,
     *,
     score: Score = logit,
-    raw: bool = False,
+    raw: Raw = False,
     chunk_size: int | None = None,
     max_channels: int | None = None,
 ) -> Maps:
@@ -39,7 +39,8 @@ def score_cam(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
       max_channels: use only so many channels of each image, those whose mean activation is largest; `None` uses all.
@@ -69,7 +70,7 @@ def ss_cam(
     targets: Targets = None,
     *,
     score: Score = logit,
-    raw: bool = False,
+    raw: Raw = False,
     num_samples: int = 35,
     mask_noise: float | int = 2.0,
     key: Key = 0,
@@ -88,7 +89,8 @@ def ss_cam(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
       num_samples: noisy masks for each channel.
       mask_noise: standard deviation of the noise on a mask, which lies in [0, 1] without it.
       key: of the noise, which is the same for every image: a key, or the seed of one.
@@ -130,7 +132,7 @@ def is_cam(
     targets: Targets = None,
     *,
     score: Score = logit,
-    raw: bool = False,
+    raw: Raw = False,
     num_samples: int = 10,
     chunk_size: int | None = None,
     max_channels: int | None = None,
@@ -148,7 +150,8 @@ def is_cam(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
       num_samples: steps for each channel.
       chunk_size: masked images in one forward pass; masks are made inside the pass and never held all at once. By
         default what suits the device.
@@ -204,7 +207,7 @@ def _masked_engine(model, images, targets, *, variant, score, raw, options, chun
         found = chunked_map(masked_scores, used.shape[1] * num_samples, images, chunk_size)
         means = found.reshape(images.shape[0], used.shape[1], num_samples).mean(-1)
         weights = jax.nn.softmax(means, axis=-1)
-        return A.laid(jnp.einsum("nkp,nk->np", _of_channels(A, used), weights, precision=EXACT))
+        return A.laid(jnp.moveaxis(_of_channels(A, used) * weights[..., None], 1, -1))
 
     return finish([coarse_map(A) for A in cells(model, activations, images)], images, raw)
 
@@ -228,7 +231,7 @@ def ablation_cam(
     targets: Targets = None,
     *,
     score: Score = logit,
-    raw: bool = False,
+    raw: Raw = False,
     chunk_size: int | None = None,
 ) -> Maps:
     """Ablation-CAM: channels weighted by the share of the score that is lost without them; no gradient.
@@ -244,7 +247,8 @@ def ablation_cam(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers).
+      raw: return the weighted sum itself, signed and at the layer's resolution (a tuple for several layers); with
+        `"channels"` its terms, `[n, *cells, k]`.
       chunk_size: ablated activations in one pass of what follows the layer, which alone is computed for each of them.
         By default what suits the device.
 
@@ -281,7 +285,7 @@ def _ablation_engine(model, images, targets, *, score, raw, chunk_size):
 
         ablated = chunked_map(without, activation.shape[-1], activation, chunk_size)
         weights = (whole - ablated) / jnp.where(whole == 0, 1, jnp.abs(whole))
-        return A.laid(jnp.einsum("npk,nk->np", A.values, weights, precision=EXACT))
+        return A.laid(A.values * weights[:, None])
 
     layers = zip(model.layers, activations, cells(model, activations, images), strict=True)
     return finish([coarse_map(*each) for each in layers], images, raw)

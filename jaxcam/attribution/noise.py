@@ -6,13 +6,15 @@ map does not depend on its place in the batch.
 """
 
 from collections.abc import Callable
+from inspect import signature
 
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import flat, repeated
+from jaxcam._array import EXACT, flat, repeated
 from jaxcam._checks import functions, positive, prepare, random_key
 from jaxcam._engine import chunked_sum, engine, spread
+from jaxcam._errors import shown
 from jaxcam._noise import check_noise, deviations, noisy_copies
 from jaxcam._scores import chosen
 from jaxcam._typing import Images, Key, Score, Targets
@@ -31,9 +33,10 @@ def smooth_grad(
     noise: float | int = 0.15,
     deviation: float | int | None = None,
     num_samples: int = 25,
+    return_delta: bool = False,
     chunk_size: int | None = None,
     key: Key = 0,
-) -> jax.Array:
+) -> jax.Array | tuple:
     """SmoothGrad: the mean of a method's maps over noisy copies of the image.
 
     `attribution = mean_s method(image + e_s)`, `e_s ~ N(0, (noise * (max - min of the image))^2)`.
@@ -53,11 +56,13 @@ def smooth_grad(
       noise: standard deviation of the noise, as a share of the image's range; that of a constant image counts as one.
       deviation: standard deviation in units of the pixel, in place of `noise`.
       num_samples: noisy copies of each image.
+      return_delta: give also the deltas of a `method` that takes `return_delta`, one for each noisy copy.
       chunk_size: noisy images that `method` gets at a time; by default what suits the device.
       key: a seed, or a key such as `jax.random.key(0)`.
 
     Returns:
-      What `method` returns, float32.
+      What `method` returns, float32. With `return_delta` a pair of it and the deltas `float32[n, num_samples]`, or
+      `[n, num_samples, m]` of `m` baselines.
 
     Raises:
       ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
@@ -67,7 +72,8 @@ def smooth_grad(
     Example:
       >>> attributions = jaxcam.smooth_grad(model, images, method=jaxcam.input_x_gradient, num_samples=10)
     """
-    options = {"score": score, "method": method, "num_samples": num_samples, "chunk_size": chunk_size}
+    options = {"score": score, "method": method, "return_delta": return_delta}
+    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
     return _moments(_mean, model, images, targets, key, noise, deviation, **options)
 
 
@@ -85,9 +91,10 @@ def smooth_grad_squared(
     noise: float | int = 0.15,
     deviation: float | int | None = None,
     num_samples: int = 25,
+    return_delta: bool = False,
     chunk_size: int | None = None,
     key: Key = 0,
-) -> jax.Array:
+) -> jax.Array | tuple:
     """SmoothGrad-Squared: the mean square of a method's maps over noisy copies of the image.
 
     `attribution = mean_s method(image + e_s)^2`.
@@ -104,11 +111,13 @@ def smooth_grad_squared(
       noise: standard deviation of the noise, as a share of the image's range; that of a constant image counts as one.
       deviation: standard deviation in units of the pixel, in place of `noise`.
       num_samples: noisy copies of each image.
+      return_delta: give also the deltas of a `method` that takes `return_delta`, one for each noisy copy.
       chunk_size: noisy images that `method` gets at a time; by default what suits the device.
       key: a seed, or a key such as `jax.random.key(0)`.
 
     Returns:
-      What `method` returns, float32.
+      What `method` returns, float32. With `return_delta` a pair of it and the deltas `float32[n, num_samples]`, or
+      `[n, num_samples, m]` of `m` baselines.
 
     Raises:
       ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
@@ -118,7 +127,8 @@ def smooth_grad_squared(
     Example:
       >>> attributions = jaxcam.smooth_grad_squared(model, images, num_samples=10)
     """
-    options = {"score": score, "method": method, "num_samples": num_samples, "chunk_size": chunk_size}
+    options = {"score": score, "method": method, "return_delta": return_delta}
+    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
     return _moments(_mean_square, model, images, targets, key, noise, deviation, **options)
 
 
@@ -136,9 +146,10 @@ def var_grad(
     noise: float | int = 0.15,
     deviation: float | int | None = None,
     num_samples: int = 25,
+    return_delta: bool = False,
     chunk_size: int | None = None,
     key: Key = 0,
-) -> jax.Array:
+) -> jax.Array | tuple:
     """VarGrad: the variance of a method's maps over noisy copies of the image.
 
     `attribution = mean_s method(image + e_s)^2 - (mean_s method(image + e_s))^2`, the biased variance, as in Captum.
@@ -155,11 +166,13 @@ def var_grad(
       noise: standard deviation of the noise, as a share of the image's range; that of a constant image counts as one.
       deviation: standard deviation in units of the pixel, in place of `noise`.
       num_samples: noisy copies of each image.
+      return_delta: give also the deltas of a `method` that takes `return_delta`, one for each noisy copy.
       chunk_size: noisy images that `method` gets at a time; by default what suits the device.
       key: a seed, or a key such as `jax.random.key(0)`.
 
     Returns:
-      What `method` returns, float32.
+      What `method` returns, float32. With `return_delta` a pair of it and the deltas `float32[n, num_samples]`, or
+      `[n, num_samples, m]` of `m` baselines.
 
     Raises:
       ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
@@ -169,7 +182,8 @@ def var_grad(
     Example:
       >>> attributions = jaxcam.var_grad(model, images, num_samples=10)
     """
-    options = {"score": score, "method": method, "num_samples": num_samples, "chunk_size": chunk_size}
+    options = {"score": score, "method": method, "return_delta": return_delta}
+    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
     return _moments(_variance, model, images, targets, key, noise, deviation, **options)
 
 
@@ -181,13 +195,19 @@ def _moments(formula, model, images, targets, key, noise, deviation, *, num_samp
     """A method that is a formula of the mean and the mean square, `formula(mean, square) -> map`."""
     model, images, targets = prepare(model, images, targets)
     positive(num_samples=num_samples, chunk_size=chunk_size)
-    functions(method=options["method"])
+    method = options["method"]
+    functions(method=method)
+    if options["return_delta"] and "return_delta" not in signature(method).parameters:
+        name = shown(getattr(method, "__name__", repr(method)))
+        raise ValueError(f"return_delta is True, and {name} has no deltas; jaxcam.integrated_gradients has.")
     options |= {"num_samples": num_samples, "chunk_size": chunk_size, "noise": check_noise(noise, deviation)}
     return _moments_engine(model, images, targets, random_key(key), formula=formula, **options)
 
 
 @engine
-def _moments_engine(model, images, targets, key, *, formula, score, method, noise, num_samples, chunk_size):
+def _moments_engine(
+    model, images, targets, key, *, formula, score, method, noise, num_samples, return_delta, chunk_size
+):
     targets = chosen(model, images, targets)
     deviation = deviations(images, noise)
 
@@ -202,8 +222,16 @@ def _moments_engine(model, images, targets, key, *, formula, score, method, nois
         def total(maps):
             return jnp.sum(maps * weights.reshape(-1, *(1,) * (maps.ndim - 2)), axis=1)
 
-        maps = jax.tree.map(of_copies, method(*repeats, score=repeated(score, count)))
-        return jax.tree.map(total, maps), jax.tree.map(lambda each: total(each**2), maps)
+        def placed(deltas):
+            places = weights[:, None] * jax.nn.one_hot(samples, num_samples, dtype=jnp.float32)
+            return jnp.einsum("nm...,ms->ns...", deltas, places, precision=EXACT)
 
-    sums = chunked_sum(add, num_samples, images, chunk_size)
-    return jax.tree.map(formula, *jax.tree.map(lambda each: each / num_samples, sums))
+        options = {"return_delta": True} if return_delta else {}
+        found = jax.tree.map(of_copies, method(*repeats, score=repeated(score, count), **options))
+        maps, deltas = found if return_delta else (found, ())
+        squares = jax.tree.map(lambda each: total(each**2), maps)
+        return jax.tree.map(total, maps), squares, jax.tree.map(placed, deltas)
+
+    *sums, deltas = chunked_sum(add, num_samples, images, chunk_size)
+    maps = jax.tree.map(formula, *jax.tree.map(lambda each: each / num_samples, sums))
+    return (maps, deltas) if return_delta else maps

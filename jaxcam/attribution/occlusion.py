@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import along, repeated
-from jaxcam._checks import check_baseline, filled, positive, prepare, sizes
+from jaxcam._checks import check_baseline, picked, positive, prepare, samples_of, sizes
 from jaxcam._engine import chunked_map, engine
 from jaxcam._engine.windows import check_large_enough, windowed
 from jaxcam._scores import predicted, scores
@@ -44,7 +44,7 @@ def occlusion(
         whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       window: side of the window in pixels, or one for each axis of space; by default an eighth of each side of the
         image.
       stride: step of the window in pixels, or one for each axis of space; by default half the window.
@@ -74,13 +74,13 @@ def occlusion(
     if any(step > side and side < whole for step, side, whole in zip(stride, window, space, strict=True)):
         raise ValueError(f"stride is {stride}, which leaves pixels uncovered between windows of {window}.")
     options = {"score": score, "window": window, "stride": stride, "chunk_size": chunk_size}
-    return _occlusion_engine(model, images, targets, check_baseline(baseline, images), **options)
+    return _occlusion_engine(model, images, targets, check_baseline(baseline, images, several=True), **options)
 
 
 @engine
 def _occlusion_engine(model, images, targets, baseline, *, score, window, stride, chunk_size):
     sides = tuple(map(covered, images.shape[1:-1], window, stride))
-    drops = drops_without(model, images, targets, filled(baseline, images), sides, score, chunk_size)
+    drops = drops_without(model, images, targets, baseline, sides, score, chunk_size)
     return along(drops, [(side / side.sum(0)).T for side in sides], 1)
 
 
@@ -96,10 +96,10 @@ def covered(size: int, window: int, stride: int) -> np.ndarray:
     return ((pixels >= starts) & (pixels < starts + window)).astype(np.float32)
 
 
-def drops_without(model, images, targets, fill, sides, score, chunk_size):
-    """How far the score drops when `fill` takes the place of the pixels in a window: `float32[n, *windows]`.
+def drops_without(model, images, targets, baseline, sides, score, chunk_size):
+    """How far the score drops when a baseline takes the place of the pixels in a window: `float32[n, *windows]`.
 
-    `sides` are the windows along each axis of space, as `covered` gives them; `fill` is of the images' shape.
+    `sides` are the windows along each axis of space, as `covered` gives them. Of several baselines it is the mean.
     """
     counts, size = tuple(map(len, sides)), tuple(int(side.sum(1).max()) for side in sides)
     places = np.indices(counts, np.int32).reshape(len(sides), -1)  # which of each side's windows a window is made of
@@ -107,18 +107,22 @@ def drops_without(model, images, targets, fill, sides, score, chunk_size):
     starts = [np.minimum(side.argmax(1), side.shape[1] - pixels) for side, pixels in zip(sides, size, strict=True)]
     starts = np.stack([each[place] for each, place in zip(starts, places, strict=True)], -1)
     check_large_enough(model, images)
+    fills = samples_of(baseline, images)
+    count = fills.shape[1]
     output, run = windowed(model, images, starts, size)
     targets = predicted(output) if targets is None else targets
 
-    def without(windows):
+    def without(indices):
+        windows, fill = indices // count, picked(fills, indices % count)
         pairs = zip(sides, places, strict=True)
         gone = reduce(_outer, [jnp.asarray(side > 0)[jnp.asarray(place)[windows]] for side, place in pairs])
-        changed = jnp.where(gone[None, ..., None], fill[:, None], images[:, None])
+        changed = jnp.where(gone[None, ..., None], fill, images[:, None])
         m = len(windows)
         after = scores(repeated(score, m), run(windows, changed), jnp.repeat(targets, m, axis=0))
         return after.reshape(-1, m)
 
-    after = chunked_map(without, len(starts), images, chunk_size)
+    after = chunked_map(without, len(starts) * count, images, chunk_size)
+    after = after.reshape(after.shape[0], len(starts), count).mean(-1)
     return (scores(score, output, targets)[:, None] - after).reshape(-1, *counts)
 
 

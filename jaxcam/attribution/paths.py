@@ -1,50 +1,103 @@
 """Path methods: the gradient integrated on the way from a baseline to the image.
 
-`integral` sums `gradient * movement` over the steps of a path; a method is where its path runs: straight from one
-baseline, straight from many, from blurred to sharp, or wherever the gradient is smallest. The attributions of an image
-sum to the score's difference between the path's ends. Points are made a chunk of steps at a time, for all images, so
-memory does not grow with the number of steps.
+`integral` sums `gradient * way` over the steps of its paths; a method is where its path runs: straight from one
+baseline, straight from many, or from blurred to sharp. The attributions of an image sum to the score's difference
+between the path's ends. Points are made a chunk of steps at a time, for all images, so memory does not grow with the
+number of steps.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam._array import blur
-from jaxcam._checks import all_finite, as_array, check_baseline, filled, number, positive, prepare, random_key
-from jaxcam._engine import chunked_sum, engine, scan
+from jaxcam._array import EXACT, blur
+from jaxcam._checks import (
+    all_finite,
+    as_array,
+    check_baseline,
+    is_several,
+    number,
+    picked,
+    positive,
+    prepare,
+    random_key,
+    samples_of,
+)
+from jaxcam._engine import chunked_map, chunked_sum, engine
 from jaxcam._errors import unknown
-from jaxcam._scores import chosen, gradients_of_copies, input_gradient
-from jaxcam._typing import Attributions, Baseline, Images, Key, Score, Targets
+from jaxcam._scores import chosen, gradients_of_copies, scores, scores_of_copies
+from jaxcam._typing import Attributions, Baseline, Explained, Images, Key, Score, Targets
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 BORDERS = ("inside", "zeros")
 
 
-def integral(model, images, targets, curve: Callable, count: int, *, score, chunk_size):
-    """`sum_s gradient(point_s) * movement_s` over `count` steps, float32 like the images.
+class Sums(NamedTuple):
+    """What a method gathers along its paths."""
 
-    `points, movements = curve(steps[m])`, each `[n, m, *space, c]`.
+    count: int = 1  # paths: baselines, or draws
+    multiply_by_inputs: bool = True
+    return_delta: bool = False
+
+
+ONE_PATH = Sums()
+
+
+def integral(model, images, targets, curve: Callable, count: int, *, score, chunk_size, sums=ONE_PATH):
+    """`sum_s share_s gradient(point_s) way_s` over `count` steps, float32 like the images, and what each path adds.
+
+    `points, shares, ways = curve(steps[m])`, of `[n, m, *space, c]`, `[m]` and `[1 or n, 1 or m, *space, c]`.
     """
     targets = chosen(model, images, targets)
 
+    def slopes(points):
+        return gradients_of_copies(model, points.astype(images.dtype), targets, score)
+
+    return gathered(slopes, curve, count, images, chunk_size, sums)
+
+
+def gathered(slopes: Callable, curve: Callable, count: int, images, chunk_size, sums):
+    """`integral` of any `slopes(points)`: with `sums.return_delta` a pair, of which the second is `[n, sums.count]`."""
+
     def add(steps, weights):
-        points, movements = curve(steps)
-        gradients = gradients_of_copies(model, points.astype(images.dtype), targets, score)
-        return jnp.sum(gradients * movements * of_each(weights, images), axis=1)
+        points, shares, ways = curve(steps)
+        terms = slopes(points) * of_each(shares * weights, images)
+        products = terms * ways
+        total = jnp.sum(products if sums.multiply_by_inputs else terms, axis=1)
+        if not sums.return_delta:
+            return total
+        path = jax.nn.one_hot(steps // (count // sums.count), sums.count, dtype=jnp.float32)
+        return total, jnp.matmul(products.sum(range(2, products.ndim)), path, precision=EXACT)
 
     return chunked_sum(add, count, images, chunk_size)
 
 
+def with_deltas(found, start_of: Callable, model, images, targets, *, score, chunk_size, sums):
+    """The attributions, and of each path what they miss: their sum less the score's difference, `[n, sums.count]`."""
+    if not sums.return_delta:
+        return found
+    attributions, totals = found
+
+    def before(paths):
+        starts = start_of(paths)
+        starts = jnp.broadcast_to(starts, (images.shape[0], len(paths), *images.shape[1:]))
+        return scores_of_copies(model, starts.astype(images.dtype), targets, score)
+
+    after = scores(score, model(images), targets)[:, None]
+    return attributions, totals * sums.count - (after - chunked_map(before, sums.count, images, chunk_size))
+
+
 def straight_line(images, starts, steps, num_steps: int):
-    """Points and movements of a Gauss-Legendre quadrature from `starts [n, 1 or m, *space, c]` to the images."""
+    """Points, shares and way of a Gauss-Legendre quadrature from `starts [1 or n, 1 or m, *space, c]` to the images."""
     nodes, weights = np.polynomial.legendre.leggauss(num_steps)
     places, shares = (jnp.asarray(values / 2, jnp.float32)[steps] for values in (nodes + 1, weights))
     way = images.astype(jnp.float32)[:, None] - starts
-    return starts + of_each(places, images) * way, of_each(shares, images) * way
+    return starts + of_each(places, images) * way, shares, way
 
 
 def of_each(values, images):
@@ -60,12 +113,14 @@ def integrated_gradients(
     score: Score = logit,
     baseline: Baseline = None,
     num_steps: int = 50,
+    multiply_by_inputs: bool = True,
+    return_delta: bool = False,
     chunk_size: int | None = None,
-) -> Attributions:
+) -> Explained:
     """Integrated gradients: the gradient averaged on the straight line from a baseline to the image.
 
     `attribution = (image - baseline) * integral_0^1 gradient(baseline + a (image - baseline)) da`, by Gauss-Legendre
-    quadrature. The attributions of an image sum to `score(image) - score(baseline)`.
+    quadrature. The attributions of an image sum to `score(image) - score(baseline)`; of several baselines, their mean.
 
     Args:
       model: a tap or any callable `images -> output`.
@@ -73,13 +128,16 @@ def integrated_gradients(
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: where the line begins: `[n, *space, c]`, a number, an array that broadcasts to the images, or `None`
-        for zeros (the mean colour of normalised images).
-      num_steps: points of the quadrature.
+        for zeros (the mean colour of normalised images). Several are `[1 or n, m, *space, c]`.
+      num_steps: points of the quadrature, for each baseline.
+      multiply_by_inputs: `False` leaves the factor `image - baseline` out: the mean gradient.
+      return_delta: give also what the attributions miss, `sum - (score(image) - score(baseline))`.
       chunk_size: images in one forward and backward pass; by default what suits the device. Memory does not grow with
         `num_steps`.
 
     Returns:
-      Attributions `float32[n, *space, c]`, in units of the score.
+      Attributions `float32[n, *space, c]`, in units of the score. With `return_delta` a pair of them and the deltas
+      `float32[n]`, or `[n, m]` of several baselines, which do not depend on `multiply_by_inputs`.
 
     Raises:
       ValueError: images, targets or baseline of a wrong shape, type or range; `num_steps` or `chunk_size` below one.
@@ -91,19 +149,29 @@ def integrated_gradients(
     """
     model, images, targets = prepare(model, images, targets)
     positive(num_steps=num_steps, chunk_size=chunk_size)
-    baseline = check_baseline(baseline, images)
-    options = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size}
-    return _integrated_engine(model, images, targets, baseline, **options)
+    baseline = check_baseline(baseline, images, several=True)
+    options = {"multiply_by_inputs": multiply_by_inputs, "return_delta": return_delta, "chunk_size": chunk_size}
+    return _integrated_engine(model, images, targets, baseline, score=score, num_steps=num_steps, **options)
 
 
 @engine
-def _integrated_engine(model, images, targets, baseline, *, score, num_steps, chunk_size):
-    start = filled(baseline, images).astype(jnp.float32)[:, None]
+def _integrated_engine(model, images, targets, baseline, *, score, num_steps, chunk_size, **options):
+    targets, starts = chosen(model, images, targets), samples_of(baseline, images).astype(jnp.float32)
+    count = starts.shape[1]
+    shared = {"score": score, "chunk_size": chunk_size, "sums": Sums(count, **options)}
 
     def curve(steps):
-        return straight_line(images, start, steps, num_steps)
+        points, shares, ways = straight_line(images, picked(starts, steps // num_steps), steps % num_steps, num_steps)
+        return points, shares / count, ways
 
-    return integral(model, images, targets, curve, num_steps, score=score, chunk_size=chunk_size)
+    found = integral(model, images, targets, curve, count * num_steps, **shared)
+    found = with_deltas(found, lambda paths: picked(starts, paths), model, images, targets, **shared)
+    return found if is_several(baseline, images) else without_paths(found)
+
+
+def without_paths(found):
+    """The delta of a single path, `[n]`."""
+    return (found[0], found[1][:, 0]) if isinstance(found, tuple) else found
 
 
 def expected_gradients(
@@ -114,9 +182,11 @@ def expected_gradients(
     score: Score = logit,
     baselines: Baseline = None,
     num_samples: int = 50,
+    multiply_by_inputs: bool = True,
+    return_delta: bool = False,
     chunk_size: int | None = None,
     key: Key = 0,
-) -> Attributions:
+) -> Explained:
     """Expected gradients (gradient SHAP): integrated gradients averaged over many baselines, by sampling.
 
     `attribution = E_{b, a} [(image - b) * gradient(b + a (image - b))]`, `b` drawn from the baselines, `a` from [0, 1].
@@ -130,11 +200,14 @@ def expected_gradients(
         for this one alone; or `None` for normal noise, as normalised images have a mean of zero and a deviation of
         one.
       num_samples: draws of baseline and place; the same ones for every image. The places are stratified.
+      multiply_by_inputs: `False` leaves the factor `image - b` out: the mean gradient.
+      return_delta: give also what each draw misses, `sum - (score(image) - score(b))`; only their mean is small.
       chunk_size: images in one forward and backward pass; by default what suits the device.
       key: a seed, or a key such as `jax.random.key(0)`.
 
     Returns:
       Attributions `float32[n, *space, c]`; they sum to the score less its mean over the baselines, in expectation.
+      With `return_delta` a pair of them and the deltas `float32[n, num_samples]`.
 
     Raises:
       ValueError: images, targets or baselines of a wrong shape, type or range; counts below one.
@@ -148,8 +221,8 @@ def expected_gradients(
     model, images, targets = prepare(model, images, targets)
     positive(num_samples=num_samples, chunk_size=chunk_size)
     baselines, key = _check_baselines(baselines, images), random_key(key)
-    options = {"score": score, "num_samples": num_samples, "chunk_size": chunk_size}
-    return _expected_engine(model, images, targets, baselines, key, **options)
+    options = {"multiply_by_inputs": multiply_by_inputs, "return_delta": return_delta, "chunk_size": chunk_size}
+    return _expected_engine(model, images, targets, baselines, key, score=score, num_samples=num_samples, **options)
 
 
 def _check_baselines(baselines, images):
@@ -166,29 +239,36 @@ def _check_baselines(baselines, images):
 
 
 @engine
-def _expected_engine(model, images, targets, baselines, key, *, score, num_samples, chunk_size):
+def _expected_engine(model, images, targets, baselines, key, *, score, num_samples, chunk_size, **options):
+    targets = chosen(model, images, targets)
+    shared = {"score": score, "chunk_size": chunk_size, "sums": Sums(num_samples, **options)}
     draw, place = jax.random.split(key)
-    shape = images.shape[1:]
+    shape, places = images.shape[1:], _places(place, num_samples)
     if baselines is not None:
         rows = jnp.asarray(baselines, images.dtype)
         rows = (jnp.broadcast_to(rows, (1, *shape)) if rows.ndim == 0 else rows).astype(jnp.float32)
         picks = jax.random.randint(draw, (num_samples,), 0, len(rows), jnp.int32)
 
+    @partial(jax.vmap, out_axes=1)
     def drawn(sample):
         if baselines is not None:
-            return rows[picks[sample]]
-        return jax.random.normal(jax.random.fold_in(draw, sample), shape, jnp.float32)
-
-    offsets = jax.random.uniform(place, (num_samples,), jnp.float32)
-    places = (jnp.arange(num_samples, dtype=jnp.float32) + offsets) / num_samples
-    places = jax.random.permutation(jax.random.fold_in(place, 1), places)
+            return rows[picks[sample]][None]
+        return jax.random.normal(jax.random.fold_in(draw, sample), shape, jnp.float32)[None]
 
     def curve(samples):
-        start = jax.vmap(drawn)(samples)[None]
+        start = drawn(samples)
         way = images.astype(jnp.float32)[:, None] - start
-        return start + of_each(places[samples], images) * way, way / num_samples
+        return start + of_each(places[samples], images) * way, jnp.full(len(samples), 1 / num_samples, jnp.float32), way
 
-    return integral(model, images, targets, curve, num_samples, score=score, chunk_size=chunk_size)
+    found = integral(model, images, targets, curve, num_samples, **shared)
+    return with_deltas(found, drawn, model, images, targets, **shared)
+
+
+def _places(key, num_samples: int):
+    """One place in each of equal parts of [0, 1], in random order."""
+    offsets = jax.random.uniform(key, (num_samples,), jnp.float32)
+    places = (jnp.arange(num_samples, dtype=jnp.float32) + offsets) / num_samples
+    return jax.random.permutation(jax.random.fold_in(key, 1), places)
 
 
 def blur_integrated_gradients(
@@ -251,104 +331,6 @@ def _blur_engine(model, images, targets, *, score, max_sigma, border, num_steps,
     def curve(steps):
         """The image at the middle of each step, and the change that the whole step makes: exact in sum."""
         steps = steps.astype(jnp.float32)
-        return at((steps + 0.5) / num_steps), at((steps + 1) / num_steps) - at(steps / num_steps)
+        return at((steps + 0.5) / num_steps), jnp.ones_like(steps), at((steps + 1) / num_steps) - at(steps / num_steps)
 
     return integral(model, images, targets, curve, num_steps, score=score, chunk_size=chunk_size)
-
-
-def guided_integrated_gradients(
-    model: Tap | Callable,
-    images: Images,
-    targets: Targets = None,
-    *,
-    score: Score = logit,
-    baseline: Baseline = None,
-    num_steps: int = 100,
-    fraction: float | int = 0.25,
-    max_distance: float | int = 0.02,
-) -> Attributions:
-    """Guided integrated gradients: the path moves the pixels with the smallest gradients first, which avoids noise.
-
-    `attribution = sum_s (gradient(x_s) + gradient(x_{s+1})) / 2 * (x_{s+1} - x_s)`, where each step moves the share
-    `fraction` of pixels whose gradients are smallest, until `1 / num_steps` of the way (in L1) is done. (The paper's
-    code takes `gradient(x_s)` alone; the trapezoidal rule comes closer to the score's difference at the same cost.)
-
-    Args:
-      model: a tap or any callable `images -> output`.
-      images: `float[n, *space, c]`, normalised as the model expects.
-      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
-      score: the explained scalar, `(output, targets[n]) -> [n]`.
-      baseline: where the line begins: `[n, *space, c]`, a number, an array that broadcasts to the images, or `None`
-        for zeros (the mean colour of normalised images).
-      num_steps: gradients along the path, one after the other.
-      fraction: share of the pixels that move at a time.
-      max_distance: how far a pixel may run ahead of or stay behind the straight line, as a share of its way.
-
-    Returns:
-      Attributions `float32[n, *space, c]`, in units of the score. The path is chosen step by step, so they have no
-      reverse-mode gradient.
-
-    Raises:
-      ValueError: images, targets or baseline of a wrong shape, type or range; `num_steps` below one; a share outside
-        (0, 1].
-
-    Reference: Kapishnikov et al. 2021, Guided Integrated Gradients, https://arxiv.org/abs/2106.09788
-
-    Example:
-      >>> attributions = jaxcam.guided_integrated_gradients(model, images, num_steps=50)
-    """
-    model, images, targets = prepare(model, images, targets)
-    positive(num_steps=num_steps)
-    number(fraction=fraction, max_distance=max_distance)
-    if not (0 < fraction <= 1 and 0 < max_distance <= 1):
-        raise ValueError(f"fraction is {fraction} and max_distance is {max_distance}; both must be in (0, 1].")
-    baseline = check_baseline(baseline, images)
-    options = {"score": score, "num_steps": num_steps, "fraction": fraction, "max_distance": max_distance}
-    return _guided_engine(model, images, targets, baseline, **options)
-
-
-@engine
-def _guided_engine(model, images, targets, baseline, *, score, num_steps, fraction, max_distance):
-    targets = chosen(model, images, targets)
-    end = images.astype(jnp.float32)
-    start = jnp.zeros_like(end) + filled(baseline, images).astype(jnp.float32)  # varies over a mesh as the images do
-
-    def gradient(points):
-        return input_gradient(model, points.astype(images.dtype), targets, score)
-
-    def step(carry, alpha):
-        points, before, total = carry
-        slow, fast = jnp.maximum(alpha - max_distance, 0), jnp.minimum(alpha + max_distance, 1)
-        move = jax.vmap(lambda x, g, a, b: _moved(x, g, a, b, slow, fast, 1 - alpha, fraction))
-        moved = move(points, before, start, end)
-        after = gradient(moved)
-        return (moved, after, total + (moved - points) * (before + after) / 2), None
-
-    alphas = jnp.arange(1, num_steps + 1, dtype=jnp.float32) / num_steps
-    return scan(step, (start, gradient(start), jnp.zeros_like(start)), alphas)[0][2]
-
-
-def _moved(x, gradient, start, end, slow, fast, left, fraction):
-    """One image's next point: those with the smallest gradients move until the share `left` of the way remains."""
-    way = end - start
-    lower, upper = start + slow * way, start + fast * way
-    target = left * jnp.abs(way).sum()
-    x = jnp.where((x - lower) * jnp.sign(way) < 0, lower, x)  # none stays too far behind
-    rank = int(fraction * (x.size - 1))
-
-    def advance(state):
-        x, _ = state
-        ahead = jnp.abs(upper - x)
-        free = ahead > 1e-6 * (1e-6 + jnp.abs(way))
-        size = jnp.where(free, jnp.abs(gradient), jnp.inf)
-        threshold = jnp.sort(size, axis=None)[rank]
-        # Where fewer than that share can still move, the smallest of those moves.
-        threshold = jnp.where(jnp.isinf(threshold), size.min(), threshold)
-        missing = jnp.abs(end - x).sum() - target
-        moving = free & (size <= threshold)
-        possible = jnp.sum(jnp.where(moving, ahead, 0))
-        share = jnp.clip(missing / jnp.where(possible > 0, possible, 1), 0, 1)
-        moved = jnp.where(moving, jnp.where(share >= 1, upper, x + share * (upper - x)), x)
-        return moved, (missing > possible) & (possible > 0)
-
-    return jax.lax.while_loop(lambda state: state[1], advance, (x, jnp.ones_like(target, bool)))[0]

@@ -1,66 +1,29 @@
 """Attributions from what the score does when parts of the image are replaced by a baseline.
 
-One engine scores the images of which each sample keeps a part; it needs no gradient and no activations, so a plain
-callable `images -> output` serves as well as a tap. A method is a choice of samples and a formula that turns their
-scores `[n, s]` into one number per part. Most methods share the parts, the segments of a segmentation, and differ in
-nothing else: each is one `Design`. They return attributions `[n, *space]`, which `heatmap` turns into heatmaps. The
-samples are the same for all images, so that no image depends on its neighbours in the batch.
+It needs no gradient and no activations, so a plain callable `images -> output` serves as well as a tap. A method is a
+choice of samples and a formula that turns their scores `[n, s]` into one number per part. Most methods share the parts,
+the segments of a segmentation, and differ in nothing else (`_masked`). They return attributions `[n, *space]`, which
+`heatmap` turns into heatmaps.
 """
 
 from collections.abc import Callable
 from math import comb
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Integer
 
 from jaxcam._array import EXACT, resize
-from jaxcam._checks import (
-    as_array,
-    check_baseline,
-    filled,
-    is_known,
-    number,
-    positive,
-    prepare,
-    random_key,
-    sizes,
-)
-from jaxcam._engine import chunked_map, chunked_sum, engine
-from jaxcam._engine.windows import check_large_enough
-from jaxcam._scores import chosen, scores_of_copies
+from jaxcam._checks import check_baseline, number, positive, prepare, random_key, sizes
+from jaxcam._engine import chunked_sum, engine
 from jaxcam._typing import Baseline, Heatmaps, Images, Key, Score, Targets
+from jaxcam.attribution._masked import Design, Segments, masked_scores, on_segments, orders
 from jaxcam.attribution.occlusion import occlusion, parts
 from jaxcam.score import logit
-from jaxcam.segments import grid
 from jaxcam.taps import Tap
 
-Segments = (
-    Integer[Array, "*space"]
-    | Integer[np.ndarray, "*space"]
-    | Integer[Array, "n *space"]
-    | Integer[np.ndarray, "n *space"]
-    | None
-)
 RIDGE = 1e-5  # beside a design whose columns have variance 1/4: a bias of 1e-4 at most, and never a singular matrix
-
-
-def _scores(model, images, targets, baseline, keep, num_samples, score, chunk_size):
-    """`float32[n, s]`: the score of each image of which sample `s` keeps a part, the rest being the baseline.
-
-    `keep(samples[m])` returns masks, one where the image is kept: `[m, *space]`, or `[n, m, *space]`.
-    """
-    check_large_enough(model, images)
-    targets, baseline = chosen(model, images, targets), filled(baseline, images)
-
-    def one_chunk(samples):
-        mask = keep(samples)[..., None].astype(images.dtype)
-        mask = mask if mask.ndim > images.ndim else mask[None]
-        return scores_of_copies(model, mask * images[:, None] + (1 - mask) * baseline[:, None], targets, score)
-
-    return chunked_map(one_chunk, num_samples, images, chunk_size)
+SWEEPS = 100  # of the Lasso over all coefficients; columns are nearly independent, so that a few dozen are enough
 
 
 def rise(
@@ -92,7 +55,7 @@ def rise(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       num_samples: masks. The paper takes 4000 to 8000 at 224 pixels.
       cells: number of cells of the coarse grid along each axis of space, or one number for each.
       fraction: the share of the cells that are shown: the probability that a cell is.
@@ -118,7 +81,7 @@ def rise(
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; it is a probability, so it must lie between 0 and 1.")
     options = {"num_samples": num_samples, "cells": cells, "fraction": fraction, "score": score}
-    arrays = check_baseline(baseline, images), random_key(key)
+    arrays = check_baseline(baseline, images, several=True), random_key(key)
     return _rise_engine(model, images, targets, *arrays, **options, chunk_size=chunk_size)
 
 
@@ -137,7 +100,7 @@ def _rise_engine(model, images, targets, baseline, key, *, num_samples, cells, f
         weighted = jnp.tensordot(weights[:, samples] * counted, shown, 1, precision=EXACT)
         return weighted, jnp.tensordot(counted, shown, 1, precision=EXACT)
 
-    weights = _scores(model, images, targets, baseline, masks, num_samples, score, chunk_size)
+    weights = masked_scores(model, images, targets, baseline, masks, num_samples, score, chunk_size)
     weights -= weights.mean(1, keepdims=True)  # so that a large offset costs no digits
     weighted, shown = chunked_sum(sums, num_samples, images, chunk_size)
     means = weighted / jnp.where(shown > 0, shown, 1)
@@ -150,78 +113,6 @@ def _rise_draws(key, fraction: float, num_samples: int, cells, space):
     grids = jax.random.bernoulli(grid_key, jnp.float32(fraction), (num_samples, *cells)).astype(jnp.float32)
     cell = jnp.array([-(-side // count) for count, side in zip(cells, space, strict=True)], jnp.int32)
     return grids, jax.random.randint(offset_key, (num_samples, len(cells)), 0, cell, jnp.int32)
-
-
-class Design(NamedTuple):
-    """The samples of a method on segments, and what it makes of their scores."""
-
-    num_samples: int
-    keep: Callable  # indices of samples [m] -> how far each keeps each of the segments, [m, d] in [0, 1]
-    attribute: Callable  # scores [n, s] -> attributions [n, d]
-
-
-def _on_segments(
-    design, model, images, targets, *, baseline, segments, num_segments, score, chunk_size, num_samples=1, key=0, **more
-):
-    """Checks the arguments that all methods on segments share, then runs the engine with the method's design."""
-    positive(chunk_size=chunk_size, num_samples=num_samples)
-    model, images, targets = prepare(model, images, targets)
-    segments, num_segments = _check_segments(segments, num_segments, images.shape[:-1])
-    arrays = check_baseline(baseline, images), segments, random_key(key)
-    counts = {"num_segments": num_segments, "num_samples": num_samples, "chunk_size": chunk_size}
-    return _segments_engine(model, images, targets, *arrays, design=design, options=more, score=score, **counts)
-
-
-@engine
-def _segments_engine(
-    model, images, targets, baseline, segments, key, *, design, options, num_segments, num_samples, score, chunk_size
-):
-    # A label out of range can only be seen here if it is traced: the maps are then NaN.
-    segments = jnp.where(segments < 0, num_segments, segments)
-    is_shared = segments.ndim < images.ndim - 1
-    each = segments[None] if is_shared else segments
-    present = each[..., None] == jnp.arange(num_segments, dtype=jnp.int32)
-    present = present.any(range(1, each.ndim)).astype(jnp.float32)
-    plan = design(key, present, num_samples, **options)
-
-    def keep(samples):
-        kept = plan.keep(samples).astype(jnp.float32)
-        return _spread(kept, segments) if is_shared else jax.vmap(_spread)(kept * present[:, None], segments)
-
-    scores = _scores(model, images, targets, baseline, keep, plan.num_samples, score, chunk_size)
-    values = plan.attribute(scores)
-    return _spread(values, segments) if is_shared else jax.vmap(_spread)(values, segments)
-
-
-def _spread(values, labels):
-    """Gives each pixel the value of its segment: `[..., d]` and `[*space]` make `[..., *space]`."""
-    return values.at[..., labels].get(mode="fill", fill_value=jnp.nan)
-
-
-def _check_segments(segments, num_segments, shape):
-    """`segments` as labels `int32[*space]` or `int32[n, *space]`, and how many there are; `shape` is `(n, *space)`."""
-    positive(num_segments=num_segments)
-    space = shape[1:]
-    if segments is None:
-        segments = grid(space, parts(space))
-    if not hasattr(segments, "dtype") or not jnp.issubdtype(segments.dtype, jnp.integer):
-        kind = getattr(segments, "dtype", type(segments).__name__)
-        raise ValueError(f"segments is of type {kind}; it must be an array of whole numbers, [*space] or [n, *space].")
-    if segments.shape not in (shape, space):
-        raise ValueError(f"segments has shape {segments.shape}; for images {shape} it must be {space} or {shape}.")
-    if is_known(segments):
-        labels = np.asarray(segments)
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or (num_segments is not None and high >= num_segments):
-            last = "" if num_segments is None else f" to {num_segments - 1}"
-            raise ValueError(f"segments holds labels from {low} to {high}; they must count from 0{last}.")
-        num_segments = high + 1 if num_segments is None else num_segments
-    elif num_segments is None:
-        raise ValueError(
-            "The labels in segments are not known while jit traces, so their number must be given: pass "
-            "num_segments (one more than the highest label), or segments as a NumPy array from outside."
-        )
-    return as_array(segments, np.int32), int(num_segments)
 
 
 def feature_ablation(
@@ -248,7 +139,7 @@ def feature_ablation(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
@@ -273,7 +164,7 @@ def feature_ablation(
         window = parts(images.shape[1:-1])
         return occlusion(model, images, targets, window=window, stride=window, **shared)
     shared |= {"segments": segments, "num_segments": num_segments}
-    return _on_segments(_leave_one_out, model, images, targets, **shared)
+    return on_segments(_leave_one_out, model, images, targets, **shared)
 
 
 def _leave_one_out(key, present, num_samples):
@@ -296,16 +187,20 @@ def lime(
     num_segments: int | None = None,
     num_samples: int = 1000,
     kernel_width: float | int = 0.25,
+    alpha: float | int = 0.0,
     key: Key = 0,
     chunk_size: int | None = None,
 ) -> Heatmaps:
     """LIME: the coefficients of a linear model of the score, fitted to images of which random segments are kept.
 
-    `attribution = argmin_b sum_s w_s (score_s - a - b z_s)^2` with `w_s = exp(-D_s^2 / (2 width^2))`, where `z_s` says
-    which segments sample `s` keeps and `D_s` is its cosine distance from keeping all.
+    `attribution = argmin_b sum_s w_s (score_s - a - b z_s)^2 / (2 sum w) + alpha |b|_1` with
+    `w_s = exp(-D_s^2 / (2 width^2))`, where `z_s` says which segments sample `s` keeps and `D_s` is its cosine distance
+    from keeping all.
 
-    Each segment is kept with probability 1/2, and the first sample keeps all. Least squares with a ridge of 1e-5 (for
-    weights that sum to one), where the authors' code shrinks much more and drops features.
+    Each segment is kept with probability 1/2, and the first sample keeps all. With `alpha` it is the Lasso, as
+    scikit-learn has it, and Captum by default with 0.01: segments that matter little get zero. Without, it is least
+    squares with a ridge of 1e-5 (for weights that sum to one), where the authors' code shrinks much more and drops
+    features.
 
     Args:
       model: a tap or any callable `images -> output`.
@@ -314,13 +209,14 @@ def lime(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
         argument of a function under `jit`.
       num_samples: samples, that is forward passes for each image; take several times the number of segments.
       kernel_width: how fast the weight falls with the distance.
+      alpha: the Lasso's penalty, in units of the score; 0 for none.
       key: of the samples, which are the same for every image: a key, or the seed of one.
       chunk_size: changed images in one forward pass; by default what suits the device.
 
@@ -337,14 +233,18 @@ def lime(
       >>> attributions = jaxcam.lime(model, images, num_samples=100)
     """
     number(infinite=True, kernel_width=kernel_width)
+    number(alpha=alpha)
     if not kernel_width > 0:
         raise ValueError(f"kernel_width is {kernel_width}; it must be above 0.")
+    if not alpha >= 0:
+        raise ValueError(f"alpha is {alpha}; it must be zero or more.")
     shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
-    options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size, "kernel_width": kernel_width}
-    return _on_segments(_local_linear_model, model, images, targets, **shared, **options)
+    options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
+    options |= {"kernel_width": kernel_width, "alpha": float(alpha)}
+    return on_segments(_local_linear_model, model, images, targets, **shared, **options)
 
 
-def _local_linear_model(key, present, num_samples, kernel_width):
+def _local_linear_model(key, present, num_samples, kernel_width, alpha):
     kept = jax.random.bernoulli(key, jnp.float32(0.5), (num_samples, present.shape[-1]))
     kept = kept.at[0].set(True).astype(jnp.float32)
 
@@ -355,21 +255,37 @@ def _local_linear_model(key, present, num_samples, kernel_width):
         # Less their weighted means, which stands for the intercept.
         design -= jnp.einsum("ms,msd->md", weights, design, precision=EXACT)[:, None]
         values = scores - jnp.sum(weights * scores, 1, keepdims=True)
-        return _least_squares(design, weights, values)
+        return _least_squares(design, weights, values, alpha)
 
     return Design(num_samples, lambda sample: kept[sample], attribute)
 
 
-def _least_squares(design, weights, values):
-    """`argmin_b sum_s weights (values - design b)^2 + RIDGE |b|^2`, `[n, d]`, for weights that sum to one.
+def _least_squares(design, weights, values, alpha=0.0):
+    """`argmin_b sum_s weights (values - design b)^2 / 2 + alpha |b|_1`, `[n, d]`, for weights that sum to one.
 
-    `design` is `[1 or n, s, d]`, `weights` `[1 or n, s]` and `values` `[n, s]`.
+    `design` is `[1 or n, s, d]`, `weights` `[1 or n, s]` and `values` `[n, s]`. Without `alpha`, with a small ridge.
     """
     weighted = weights[..., None] * design
     normal = jnp.einsum("msd,mse->mde", weighted, design, precision=EXACT)
+    if alpha:
+        return _lasso(normal, jnp.matmul(values[:, None], weighted, precision=EXACT)[:, 0], alpha)
     ridge = RIDGE * jnp.eye(design.shape[-1], dtype=jnp.float32)
     solver = jnp.linalg.solve(normal + ridge, weighted.mT)
     return jnp.matmul(solver, values[..., None], precision=EXACT)[..., 0]
+
+
+def _lasso(normal, products, alpha):
+    """`argmin_b b normal b / 2 - products b + alpha |b|_1`, one coefficient after the other, again and again."""
+    d = products.shape[-1]
+    curvature = jnp.diagonal(normal, axis1=1, axis2=2)
+
+    def improve(step, b):
+        i = step % d
+        left = products[:, i] - jnp.sum(normal[:, i] * b, -1) + curvature[:, i] * b[:, i]
+        shrunk = jnp.sign(left) * jax.nn.relu(jnp.abs(left) - alpha)
+        return b.at[:, i].set(jnp.where(curvature[:, i] > 0, shrunk / jnp.maximum(curvature[:, i], RIDGE), 0))
+
+    return jax.lax.fori_loop(0, SWEEPS * d, improve, jnp.zeros_like(products))
 
 
 def kernel_shap(
@@ -390,8 +306,9 @@ def kernel_shap(
     `attribution = argmin_b sum_s w_s (score_s - score(baseline) - b z_s)^2`, subject to `sum b = score(image) -
     score(baseline)`, with `w_s = (d - 1) / (binomial(d, |z_s|) |z_s| (d - |z_s|))` for sets `z_s` of the `d` segments.
 
-    Where `num_samples` reaches `2^d - 2`, all sets are taken, and the result is the Shapley value itself. Otherwise
-    sets are drawn in proportion to `w`, each with its complement, which takes much of the noise away, and count alike.
+    Where `num_samples` reaches `2^d - 2`, all sets are taken, and the result is the Shapley value itself, by its
+    definition: `sum_S (|S| - 1)! (d - |S|)! / d! (score_S - score_{S without i})`. Otherwise sets are drawn in
+    proportion to `w`, each with its complement, which takes much of the noise away, and count alike.
     The constraint holds exactly, as in Covert and Lee 2021 (https://arxiv.org/abs/2012.01536); Captum weights it by 1e6
     instead, and draws no pairs. The ridge is that of `lime`.
 
@@ -402,7 +319,7 @@ def kernel_shap(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
@@ -426,12 +343,15 @@ def kernel_shap(
     """
     shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
     options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
-    return _on_segments(_shapley_kernel, model, images, targets, **shared, **options)
+    return on_segments(_shapley_kernel, model, images, targets, **shared, **options)
 
 
 def _shapley_kernel(key, present, num_samples):
     d = present.shape[-1]
-    coalitions, weights = _coalitions(key, d, num_samples)
+    if 2**d - 2 <= num_samples:
+        return _all_sets(present)
+    coalitions = _coalitions(key, d, num_samples)
+    weights = jnp.full((1, num_samples), 1 / num_samples, jnp.float32)
     kept = jnp.concatenate([jnp.zeros((1, d), jnp.float32), jnp.ones((1, d), jnp.float32), coalitions])
 
     def attribute(scores):
@@ -442,35 +362,38 @@ def _shapley_kernel(key, present, num_samples):
         design = (coalitions - 0.5) * present[:, None]
         rest = scores[:, 2:] - (full + empty) / 2 - jnp.matmul(equal, (coalitions - 0.5).T, precision=EXACT)
         design -= design.sum(-1, keepdims=True) * share[:, None]
-        beyond = _least_squares(design, weights[None], rest)
+        beyond = _least_squares(design, weights, rest)
         return equal + beyond - beyond.sum(-1, keepdims=True) * share  # zero but for rounding: there the ridge is alone
 
     return Design(len(kept), lambda sample: kept[sample], attribute)
 
 
+def _all_sets(present):
+    """The Shapley value by its definition; a segment that does not occur changes no score, and no other's value."""
+    d = present.shape[-1]
+    kept = (np.arange(2**d)[:, None] >> np.arange(d)) & 1
+    shares = np.array([1 / (comb(d, size) * max(size, 1)) for size in range(d + 1)])  # of a set of each size
+    count = kept.sum(1)[:, None]
+    factors = np.where(kept, shares[count], -shares[np.minimum(count + 1, d)]).astype(np.float32)
+
+    def attribute(scores):
+        return jnp.matmul(scores - scores[:, :1], factors, precision=EXACT) * present
+
+    return Design(2**d, lambda sample: jnp.asarray(kept, jnp.float32)[sample], attribute)
+
+
 def _coalitions(key, d: int, num_samples: int):
-    """Sets of `d` features, neither empty nor full, `float32[s, d]`, and their weights `[s]`, which sum to one."""
+    """Sets of `d` features, neither empty nor full, `float32[s, d]`, as often as the Shapley kernel weighs them."""
     sizes = np.arange(1, d)
-    if 2**d - 2 <= num_samples:
-        kept = (np.arange(1, 2**d - 1)[:, None] >> np.arange(d)) & 1
-        weights = np.array([1 / (comb(d, size) * size * (d - size)) for size in kept.sum(1).tolist()])
-        return jnp.asarray(kept, jnp.float32), jnp.asarray(weights / weights.sum(), jnp.float32)
     size_key, order_key = jax.random.split(key)
     half = -(-num_samples // 2)
     shares = np.cumsum(1 / (sizes * (d - sizes)))
     # Evenly spaced points shifted by one random number: each size comes up as often as it should, as nearly as it can.
     points = (jnp.arange(half, dtype=jnp.float32) + jax.random.uniform(size_key, (), jnp.float32)) / half
     drawn = 1 + jnp.searchsorted(jnp.asarray(shares[:-1] / shares[-1], jnp.float32), points)
-    places = _orders(order_key, half, d)
+    places = orders(order_key, half, d)
     kept = places < drawn[:, None].astype(places.dtype)
-    kept = jnp.concatenate([kept, ~kept])[:num_samples]
-    return kept.astype(jnp.float32), jnp.full(num_samples, 1 / num_samples, jnp.float32)
-
-
-def _orders(key, count: int, d: int):
-    """Random orders `[count, d]`: the place of each feature in each of them."""
-    places = jnp.broadcast_to(jnp.arange(d), (count, d))
-    return jax.random.permutation(key, places, axis=1, independent=True)
+    return jnp.concatenate([kept, ~kept])[:num_samples].astype(jnp.float32)
 
 
 def shapley_sampling(
@@ -501,7 +424,7 @@ def shapley_sampling(
         the whole image.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
+        colour). Several are `[1 or n, m, *space, c]`; scores are then means over them.
       segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
         `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
       num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
@@ -525,12 +448,12 @@ def shapley_sampling(
     """
     shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
     options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
-    return _on_segments(_random_orders, model, images, targets, **shared, **options)
+    return on_segments(_random_orders, model, images, targets, **shared, **options)
 
 
 def _random_orders(key, present, num_samples):
     d = present.shape[-1]
-    half = _orders(key, -(-num_samples // 2), d)
+    half = orders(key, -(-num_samples // 2), d)
     places = jnp.concatenate([half, d - 1 - half])[:num_samples]
 
     def keep(sample):  # sample 0 keeps nothing, sample 1 all; the others are d - 1 for each order
@@ -545,92 +468,3 @@ def _random_orders(key, present, num_samples):
         return jnp.take_along_axis(gains, places[None], -1).mean(1)
 
     return Design(2 + num_samples * (d - 1), keep, attribute)
-
-
-def sobol(
-    model: Tap | Callable,
-    images: Images,
-    targets: Targets = None,
-    *,
-    score: Score = logit,
-    baseline: Baseline = None,
-    segments: Segments = None,
-    num_segments: int | None = None,
-    num_samples: int = 32,
-    key: Key = 0,
-    chunk_size: int | None = None,
-) -> Heatmaps:
-    """Sobol attribution: the share of the score's variance that a segment has a part in, alone or with others.
-
-    `attribution_i = mean((score(A) - score(A with column i of B))^2) / (2 var(score))`, the total Sobol index by
-    Jansen's estimator, where the rows of `A` and `B` say how far each segment shows through the baseline, from 0 to 1.
-
-    `A` and `B` come from a scrambled Sobol sequence, whose bits `key` shifts. The variance is taken over both, as in
-    SciPy; the authors' code takes `A` alone. Indices are shares of a whole: the scale of the score does not matter.
-    The attributions are not negative.
-
-    Args:
-      model: a tap or any callable `images -> output`.
-      images: `float[n, *space, c]`, normalised as the model expects.
-      targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the class predicted for
-        the whole image.
-      score: the explained scalar, `(output, targets[n]) -> [n]`.
-      baseline: what covers the image: `[n, *space, c]`, anything that broadcasts to it, or `None` for zeros (the mean
-        colour).
-      segments: labels `int[*space]` for all images or `int[n, *space]`, from zero, such as
-        `jaxcam.segments.superpixels` makes; by default a grid of patches, an eighth of each side long.
-      num_segments: how many there are; by default one more than the highest label. Needed where `segments` is an
-        argument of a function under `jit`.
-      num_samples: rows of `A` and of `B`, best a power of two. Each takes one forward pass for every segment, and
-        two.
-      key: of the sequence's shift, which is the same for every image: a key, or the seed of one.
-      chunk_size: changed images in one forward pass; by default what suits the device.
-
-    Returns:
-      Attributions `float32[n, *space]`, signed, in units of the score.
-
-    Raises:
-      ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
-        counts below one.
-
-    Reference: Fel et al. 2021, Look at the Variance! Efficient Black-box Explanations with Sobol-based Sensitivity
-    Analysis, https://arxiv.org/abs/2111.04138
-
-    Example:
-      >>> attributions = jaxcam.sobol(model, images, num_samples=2)
-    """
-    shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
-    options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
-    return _on_segments(_total_indices, model, images, targets, **shared, **options)
-
-
-def _total_indices(key, present, num_samples):
-    d = present.shape[-1]
-    shift = jax.random.bits(key, (2 * d,), jnp.uint32) >> 8
-    points = (_sobol_sequence(num_samples, 2 * d) ^ shift).astype(jnp.float32) / 2**24
-    A, B = points[:, :d], points[:, d:]
-
-    def keep(sample):  # for each row: A, B, then A with each column of B in turn
-        row, block = jnp.divmod(sample, d + 2)
-        exchanged = (block == 1)[:, None] | (jnp.arange(d) == block[:, None] - 2)
-        return jnp.where(exchanged, B[row], A[row])
-
-    def attribute(scores):
-        scores = scores.reshape(-1, num_samples, d + 2)
-        variance = scores[..., :2].var((1, 2))[:, None]
-        partial = ((scores[..., :1] - scores[..., 2:]) ** 2).mean(1) / 2
-        return jnp.where(variance == 0, 0, partial / jnp.where(variance == 0, 1, variance))
-
-    return Design(num_samples * (d + 2), keep, attribute)
-
-
-def _sobol_sequence(count: int, dimensions: int) -> np.ndarray:
-    """The first points of a scrambled Sobol sequence in units of 2^-24; always the same, for the key to shift.
-
-    The shift is of the bits (exclusive or), which keeps the sequence's balance, where adding a number would not.
-    """
-    from scipy.stats import qmc
-
-    # In powers of two, for which alone the sequence is balanced.
-    points = qmc.Sobol(dimensions, rng=0).random_base2((count - 1).bit_length())
-    return (points[:count] * 2**24).astype(np.uint32)

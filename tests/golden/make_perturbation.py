@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from captum._utils.models.linear_model import SkLearnRidge
+from captum._utils.models.linear_model import SkLearnLasso, SkLearnRidge
 from captum.attr import FeatureAblation, KernelShap, Lime, Occlusion, ShapleyValues, ShapleyValueSampling
 
 from jaxcam.attribution import perturbation
@@ -23,7 +23,7 @@ from jaxcam.attribution import perturbation
 PATH = Path(__file__).parent / "perturbation.npz"
 SHAPE, NUM_CLASSES, NUM_SEGMENTS = (10, 13), 5, 6
 SAMPLES = {"lime": 40, "kernel_shap": 30, "shapley_sampling": 7}
-BASELINE, TARGETS = 0.3, (1, 4)
+BASELINE, TARGETS, ALPHA = 0.3, (1, 4), 0.1
 
 
 def inputs() -> dict[str, np.ndarray]:
@@ -61,7 +61,7 @@ def drawn(method: str) -> np.ndarray:
         "kernel_shap": perturbation._shapley_kernel,
         "shapley_sampling": perturbation._random_orders,
     }[method]
-    options = {"kernel_width": 0.25} if method == "lime" else {}
+    options = {"kernel_width": 0.25, "alpha": 0.0} if method == "lime" else {}
     plan = design(jax.random.key(5), jnp.ones((1, NUM_SEGMENTS)), SAMPLES[method], **options)
     return np.array(plan.keep(jnp.arange(plan.num_samples)), np.float32)
 
@@ -93,6 +93,7 @@ def attributions(given: dict[str, np.ndarray], samples: dict[str, np.ndarray]) -
         lime_weights = np.array([similarity(0, 0, torch.from_numpy(mask)).item() for mask in samples["lime"]])
         ridge = SkLearnRidge(alpha=float(perturbation.RIDGE * lime_weights.sum()))
         lime = Lime(model, ridge, similarity, generator(samples["lime"]))
+        lasso = Lime(model, SkLearnLasso(alpha=ALPHA, tol=1e-7), similarity, generator(samples["lime"]))
         shap = KernelShap(model)
         shap.perturb_func = generator(samples["kernel_shap"])
         orders = ShapleyValueSampling(model)
@@ -104,6 +105,7 @@ def attributions(given: dict[str, np.ndarray], samples: dict[str, np.ndarray]) -
             "feature_ablation": FeatureAblation(model).attribute(x, feature_mask=scattered, **common),
             "exact": ShapleyValues(model).attribute(x, feature_mask=scattered, **common),
             "lime": lime.attribute(x, feature_mask=blocks, n_samples=SAMPLES["lime"], **common),
+            "lime_lasso": lasso.attribute(x, feature_mask=blocks, n_samples=SAMPLES["lime"], **common),
             "kernel_shap": shap.attribute(x, feature_mask=blocks, n_samples=SAMPLES["kernel_shap"] + 2, **common),
             "shapley_sampling": orders.attribute(
                 x, feature_mask=blocks, n_samples=SAMPLES["shapley_sampling"], **common

@@ -1,0 +1,115 @@
+"""From a map to a region: the part of a heatmap that stands out, as a mask, and the box around it.
+
+A threshold cuts the map, and of what is left the largest connected piece is the object, as in weakly supervised
+localisation. Everything is JAX, so that a detector made of a classifier is one compiled program.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxcam._array import normalize
+from jaxcam._checks import as_array, number
+from jaxcam.metrics._checks import AnyHeatmaps, check_heatmaps
+from jaxcam.metrics.localization import Masks
+
+
+def heatmap_to_mask(
+    heatmaps: AnyHeatmaps, *, threshold: float | int = 0.2, largest: bool = True
+) -> Bool[Array, "n *space"]:
+    """The region of each heatmap: what reaches a share of its range, and of that the largest connected piece.
+
+    `mask = largest component of [(map - min) / (max - min) >= threshold]`; pixels that touch at a corner are connected.
+
+    Args:
+      heatmaps: `[n, *space]`.
+      threshold: above 0 and at most 1; 0.2 is that of the paper, and Grad-CAM's is 0.15.
+      largest: keep the piece with the most pixels alone (of two as large, the one that ends last).
+
+    Returns:
+      Masks `bool[n, *space]`; empty for a constant map, which has no part that stands out, and for NaN.
+
+    Raises:
+      ValueError: wrong shapes, NaN, or a threshold outside of (0, 1].
+
+    Reference: Zhou et al. 2016, Learning Deep Features for Discriminative Localization,
+    https://arxiv.org/abs/1512.04150
+
+    Example:
+      >>> masks = jaxcam.regions.heatmap_to_mask(heatmaps)
+      >>> boxes = jaxcam.regions.mask_to_box(masks)
+    """
+    number(threshold=threshold)
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; it must be above 0 and at most 1.")
+    return _heatmap_to_mask(check_heatmaps(heatmaps), threshold, largest)
+
+
+@partial(jax.jit, static_argnums=2)
+def _heatmap_to_mask(heatmaps, threshold, largest):
+    masks = normalize(heatmaps) >= threshold
+    return jax.vmap(_largest)(masks) if largest else masks
+
+
+def _largest(mask):
+    """The connected piece of one mask with the most pixels: each pixel points to another of its piece, further on.
+
+    At first to itself. Then what a pixel points to learns of the furthest that a neighbour of the pixel points to, and
+    the pixel takes over what that points to: in a few rounds all point to the last pixel of their piece.
+    """
+    pixels = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
+
+    def further(state):
+        last, near = state[0].ravel(), jnp.where(mask, state[0], -1)
+        for axis in range(mask.ndim):  # the furthest of three by three, along one axis after the other
+            padded = jnp.pad(near, [(int(axis == each),) * 2 for each in range(mask.ndim)], constant_values=-1)
+            lines = [jax.lax.slice_in_dim(padded, i, i + mask.shape[axis], axis=axis) for i in range(3)]
+            near = jnp.maximum(jnp.maximum(*lines[:2]), lines[2])
+        found = last.at[last].max(jnp.where(mask, near, -1).ravel())
+        found = found[found]
+        return found.reshape(mask.shape), (found != last).any()
+
+    start = jnp.where(mask, pixels, pixels), mask.any()  # which vary over a mesh as the mask does
+    last = jax.lax.while_loop(lambda state: state[1], further, start)[0]
+    counts = jax.ops.segment_sum(mask.ravel().astype(jnp.int32), last.ravel(), mask.size)
+    return mask & (last == mask.size - 1 - jnp.argmax(counts[::-1]))
+
+
+def mask_to_box(masks: Masks) -> Float[Array, "n edges"]:
+    """The box around each mask: left, top, right and bottom edge in pixels, as `jaxcam.metrics.box_to_mask` takes them.
+
+    `box = (min x, min y, max x + 1, max y + 1)` over the pixels that are true.
+
+    Args:
+      masks: `[n, *space]`, true or above zero inside.
+
+    Returns:
+      Boxes `float32[n, 4]`; of signals `[n, 2]`, start and end, and of volumes `[n, 6]`, `x0, y0, z0, x1, y1, z1`,
+      where `x` is along the last axis of space. Zeros for an empty mask.
+
+    Raises:
+      ValueError: masks of a wrong shape.
+
+    Example:
+      >>> mask_to_box(jnp.zeros((1, 8, 8), bool).at[:, 2:4, 3:7].set(True))
+      Array([[3., 2., 7., 4.]], dtype=float32)
+    """
+    if not 2 <= getattr(masks, "ndim", 0) <= 4:
+        shape = getattr(masks, "shape", None)
+        raise ValueError(f"masks has shape {shape}; it must be [n, *space], of one to three axes of space.")
+    return _mask_to_box(as_array(masks))
+
+
+@jax.jit
+def _mask_to_box(masks):
+    inside, axes = masks > 0, range(1, masks.ndim)
+    low, high = [], []
+    for axis in reversed(axes):
+        places = jnp.arange(masks.shape[axis], dtype=jnp.float32)
+        along = inside.any([each for each in axes if each != axis])
+        low.append(jnp.where(along, places, jnp.inf).min(-1))
+        high.append(jnp.where(along, places + 1, 0).max(-1))
+    boxes = jnp.stack([*low, *high], -1)
+    return jnp.where(jnp.isfinite(boxes), boxes, 0)
