@@ -48,6 +48,7 @@ INSIDE = {
         ["occlusion", "lrp"],
         ["noise", "wrappers", "xrai", "guided_backprop", "deep_lift", "_masked"],
         ["perturbation", "sensitivity"],
+        ["concepts"],
     ],
     "models": [
         ["resnet", "vit", "_pickle", "_download"],

@@ -261,7 +261,7 @@ def test_sobol_by_scipy():
     from scipy.stats import sobol_indices
 
     image, labels = helpers.images(1), segments.grid((12, 16), (6, 8))
-    plan = sensitivity._total_indices(jax.random.key(2), jnp.ones((1, 4)), 16)
+    plan = sensitivity.total_indices(jax.random.key(2), jnp.ones((1, 4)), 16)
     masks = plan.keep(jnp.arange(plan.num_samples))[:, labels]
     scores = np.asarray(model(masks[..., None] * image)[:, 1], np.float64).reshape(16, 6).T
     expected = sobol_indices(func={"f_A": scores[:1], "f_B": scores[1:2], "f_AB": scores[2:, None]}, n=16).total_order
@@ -317,7 +317,7 @@ def test_hsic_sees_what_acts_only_together(random_game):
 
 def test_sobol_samples_fill_the_range_evenly():
     """Of 32 values of each segment, one lies in each 32nd, whatever the key; and the key matters."""
-    plan, other = (sensitivity._total_indices(jax.random.key(i), jnp.ones((1, 20)), 32) for i in (1, 2))
+    plan, other = (sensitivity.total_indices(jax.random.key(i), jnp.ones((1, 20)), 32) for i in (1, 2))
     A = np.asarray(plan.keep(jnp.arange(32) * 22))
     assert not np.isin(A, other.keep(jnp.arange(32) * 22)).any()
     np.testing.assert_array_equal(np.sort(np.floor(A * 32), axis=0), np.arange(32)[:, None] + np.zeros(20))

@@ -22,6 +22,7 @@ from jaxcam.attribution.cam import (
     smooth_grad_cam_plus_plus,
     x_grad_cam,
 )
+from jaxcam.attribution.concepts import craft, craft_maps, tcav
 from jaxcam.attribution.decomposition import deep_feature_factorization, eigen_cam, eigen_grad_cam, fem, kpca_cam
 from jaxcam.attribution.deep_lift import deep_lift
 from jaxcam.attribution.full_grad import full_grad
@@ -153,4 +154,4 @@ ROWS = [
 ]
 METHODS = {row.name: row for row in ROWS}
 
-__all__ = ["METHODS", "Method", "heatmap", "reference", "summary", *METHODS]
+__all__ = ["METHODS", "Method", "craft", "craft_maps", "heatmap", "reference", "summary", "tcav", *METHODS]

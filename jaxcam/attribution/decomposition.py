@@ -335,18 +335,38 @@ def _factorization_engine(model, images, targets, *, score, raw, num_components,
 def _concepts(A, count, num_iterations):
     """Where the concepts of one image's cells `A[p, k]` are, `H[r, p]`, and the concepts themselves, `W[r, k]`."""
     offset = jnp.min(A, 0)
-    X = A - offset
-    scale = jnp.max(X)
-    X = X / jnp.where(scale == 0, 1, scale)
-    H, W = _factorise(X, *_start(X, count), num_iterations)
-    peak = jnp.max(H, 0)
-    H, W = H / jnp.where(peak == 0, 1, peak), W * peak[:, None]
+    H, W = factorised(A - offset, count, num_iterations)
     order = jnp.argsort(-H.sum(0) * W.sum(1))
-    return H.T[order], scale * W[order] + offset
+    return H.T[order], W[order] + offset
 
 
-def _start(X, count):
-    """`W`: cells of `X`, each that which the others explain least (Gillis and Vavasis 2014); `H`: by least squares."""
+def factorised(X, count: int, num_iterations: int, W=None):
+    """`X[p, k] ~ H[p, r] W[r, k]`, nothing negative: of `count` factors, scaled so that each is one where it is most.
+
+    Lee and Seung's multiplicative updates, which never fit worse; `W` that is given stays as it is.
+    """
+    scale = jnp.max(X)
+    scale = jnp.where(scale == 0, 1, scale)
+    X = X / scale
+    found = W is None
+    W = _apart(X, count) if found else W / scale
+
+    def update(factors, _):
+        H, W = factors
+        H = H * _ratio(_product(X, W.T), _product(H, _product(W, W.T)))
+        if found:
+            W = W * _ratio(_product(H.T, X), _product(_product(H.T, H), W))
+        return (H, W), None
+
+    (H, W), _ = jax.lax.scan(update, (_least_squares(X, W), W), None, length=num_iterations)
+    if not found:
+        return H, scale * W
+    peak = jnp.max(H, 0)
+    return H / jnp.where(peak == 0, 1, peak), scale * W * peak[:, None]
+
+
+def _apart(X, count: int):
+    """Rows of `X`, each that which the others explain least (Gillis and Vavasis 2014)."""
 
     def pick(rest, _):
         square = jnp.sum(rest**2, 1)
@@ -354,22 +374,13 @@ def _start(X, count):
         along = rest[cell] / jnp.where(square[cell] == 0, 1, square[cell])
         return rest - _product(_product(rest, rest[cell])[:, None], along[None]), X[cell]
 
-    W = jax.lax.scan(pick, X, None, length=count)[1] + 0.01  # an update never moves what is zero
+    return jax.lax.scan(pick, X, None, length=count)[1] + 0.01  # an update never moves what is zero
+
+
+def _least_squares(X, W):
     gram = _product(W, W.T)
-    ridge = 1e-3 * jnp.trace(gram) / count * jnp.eye(count, dtype=jnp.float32)
-    return jax.nn.relu(jnp.linalg.solve(gram + ridge, _product(W, X.T)).T) + 0.01, W
-
-
-def _factorise(X, H, W, num_iterations: int):
-    """Lee and Seung's multiplicative updates for `X = H W`: they keep both non-negative, and never fit worse."""
-
-    def update(factors, _):
-        H, W = factors
-        H = H * _ratio(_product(X, W.T), _product(H, _product(W, W.T)))
-        W = W * _ratio(_product(H.T, X), _product(_product(H.T, H), W))
-        return (H, W), None
-
-    return jax.lax.scan(update, (H, W), None, length=num_iterations)[0]
+    ridge = 1e-3 * jnp.trace(gram) / len(W) * jnp.eye(len(W), dtype=jnp.float32)
+    return jax.nn.relu(jnp.linalg.solve(gram + ridge, _product(W, X.T)).T) + 0.01
 
 
 def _ratio(above, below):

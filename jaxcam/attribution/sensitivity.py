@@ -74,10 +74,11 @@ def sobol(
     """
     shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
     options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size, "perturbation": perturbation}
-    return on_segments(_total_indices, model, images, targets, **shared, **options)
+    return on_segments(total_indices, model, images, targets, **shared, **options)
 
 
-def _total_indices(key, present, num_samples):
+def total_indices(key, present, num_samples):
+    """The samples for total Sobol indices, and Jansen's estimator of these from their scores."""
     d = present.shape[-1]
     shift = jax.random.bits(key, (2 * d,), jnp.uint32) >> 8
     points = (_sobol_sequence(num_samples, 2 * d) ^ shift).astype(jnp.float32) / 2**24
