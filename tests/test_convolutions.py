@@ -128,6 +128,40 @@ def test_every_kind_of_convolution(options, size):
     np.testing.assert_allclose(result, convolve(images, kernel), atol=3e-5)
 
 
+OVERHANGING = {
+    "same": {},
+    "one pixel": {"pixels": (1, 1)},
+    "one row": {"pixels": (1, 8)},
+    "as large along one axis": {"pixels": (3, 2)},
+    "strided": {"window_strides": (2, 2)},
+    "spread": {"lhs_dilation": (2, 3), "padding": ((1, 2), (2, 2))},
+    "dilated": {"rhs_dilation": (2, 1), "padding": ((2, 2), (1, 1))},
+    "the gradient of an unpadded one": {"padding": ((2, 2), (2, 2)), "dimension_numbers": ("NHWC", "HWOI", "NHWC")},
+    "cropped": {"padding": ((3, -1), (2, 1))},
+    "only zeros": {"padding": ((-2, 5), (1, 1))},
+    "no pixel": {"padding": ((0, 0), (0, 0))},
+    "channels first": {"dimension_numbers": ("NCHW", "OIHW", "NCHW")},
+}
+
+
+@pytest.mark.parametrize("options", OVERHANGING.values(), ids=OVERHANGING)
+def test_a_kernel_that_is_larger_than_the_image(options):
+    """Is a matrix product: XLA has no kernel for it, and takes up to sixty times as long."""
+    options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **options}
+    pixels, numbers = options.pop("pixels", (2, 2)), options.pop("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
+    random, (height, width) = np.random.default_rng(0), pixels
+    sizes = {"N": 3, "H": height, "W": width, "C": 40, "I": 40, "O": 32}
+    images = jnp.asarray(random.normal(size=[sizes[each] for each in numbers[0]]), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=[{**sizes, "H": 3, "W": 3}[each] for each in numbers[1]]), jnp.float32)
+    convolve = partial(jax.lax.conv_general_dilated, dimension_numbers=numbers, **options)
+    result, expected = jax.jit(fast(convolve))(images, kernel), convolve(images, kernel)
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+    if jax.default_backend() == "cpu" and expected.size:
+        text = jax.jit(fast(convolve)).lower(images, kernel).compile().as_text()
+        assert " convolution(" not in text
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_spread_pixels_at_random(rank):
     """Sizes, distances and paddings of all kinds, along one to three axes."""

@@ -5,8 +5,9 @@ gains, and its gradients with it. On a CPU, with jax 0.10 to 0.12: in loops only
 fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution takes twice as long as the matrix product
 that it is; a depthwise one takes many times as long as its few multiplications; the gradient of a strided convolution
 with a large kernel (the first one of a ResNet) spends its time on zeros, and that of one with few pixels on transposing
-the kernel; a large 3x3 convolution that is repeated can do with fewer multiplications; and a sum over pixels or
-channels draws the convolutions before it into one slow kernel.
+the kernel; a kernel that is larger than the image takes up to sixty times as long as a matrix product; a large 3x3
+convolution that is repeated can do with fewer multiplications; and a sum over pixels or channels draws the convolutions
+before it into one slow kernel.
 Other devices have kernels for all of these, and recognise them by the form that they come in.
 """
 
@@ -144,6 +145,8 @@ def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
         result = _of_tiles(images, kernel, params)
     elif plain and dimension_numbers.rhs_spec[1] == last and _is_small(images, kernel):
         result = _of_products(images, jnp.moveaxis(given, dimension_numbers.rhs_spec[0], last - 1), params)
+    elif not grouped and _overhangs(images, kernel, params):
+        result = _of_patches(images, kernel, params)
     elif (
         plain
         and max(spread) > 1
@@ -194,6 +197,32 @@ def _of_shifts(images, kernel, params):
         )
         result = seen * own if result is None else jax.lax.add(result, jax.lax.mul(seen, own))
     return result.astype(kind)
+
+
+def _of_patches(images, kernel, params):
+    """A convolution as one matrix product: of what each result sees, and of those weights that see any of it."""
+    zeros = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
+    padded = jax.lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+    axes = list(zip(padded.shape[1:-1], kernel.shape, params["rhs_dilation"], params["window_strides"], strict=False))
+
+    def places(weight) -> list[range]:  # of the padded axes that a weight sees, for all results
+        starts = [d * i for i, (_, _, d, _) in zip(weight, axes, strict=True)]
+        lasts = [start + size - d * (taps - 1) for start, (size, taps, d, _) in zip(starts, axes, strict=True)]
+        return [range(*each) for each in zip(starts, lasts, params["window_strides"], strict=True)]
+
+    def meets(place: range, axis: int) -> bool:
+        reach, d = images.shape[axis + 1], params["lhs_dilation"][axis]
+        return not set(place).isdisjoint(params["padding"][axis][0] + d * i for i in range(reach))
+
+    weights = list(np.ndindex(*kernel.shape[:-2]))
+    useful = [each for each in weights if all(meets(place, axis) for axis, place in enumerate(places(each)))]
+    seen, rows = [], []
+    for weight in useful or weights[:1]:
+        seen.append(padded[(slice(None), *(slice(each.start, each.stop, each.step) for each in places(weight)))])
+        rows.append(kernel[weight])
+    options = {name: params[name] for name in ("precision", "preferred_element_type")}
+    channels = ((images.ndim - 1,), (0,))
+    return jax.lax.dot_general(jnp.concatenate(seen, -1), jnp.concatenate(rows), (channels, ((), ())), **options)
 
 
 def _of_products(images, kernel, params):
@@ -278,6 +307,20 @@ def _is_depthwise(images, kernel, params) -> bool:
         and jnp.issubdtype(images.dtype, jnp.floating)
         and all(pixels >= taps for pixels, taps in spans)  # a pixel comes out
     )
+
+
+def _overhangs(images, kernel, params) -> bool:
+    """Whether a kernel has more places than the image has pixels, and enough weights for that to matter."""
+    pixels, (*taps, inputs, outputs) = images.shape[1:-1], kernel.shape
+    is_known = all(isinstance(each, int) for each in (*pixels, inputs, outputs))
+    some = is_known and all(
+        low + high + d * (size - 1) + 1 > reach * (each - 1)
+        for (low, high), d, size, reach, each in zip(
+            params["padding"], params["lhs_dilation"], pixels, params["rhs_dilation"], taps, strict=True
+        )
+    )  # a pixel comes out
+    larger = is_known and prod(pixels) < prod(taps)
+    return some and larger and inputs * outputs >= 1024 and min(pixels) > 0 and is_inexact(images)
 
 
 def _is_large(images, kernel) -> bool:
