@@ -61,7 +61,9 @@ INSIDE = {
     "metrics": [
         ["_checks"],
         ["_altered", "similarity"],
-        ["complexity", "faithfulness", "fidelity", "localization", "road", "robustness", "sanity"],
+        ["axioms", "complexity", "faithfulness", "fidelity", "localization", "monotonicity", "regions", "road"],
+        ["robustness", "sanity"],
+        ["stability"],
     ],
 }
 EXPORTS_ONLY = {"__init__"}
@@ -186,6 +188,7 @@ VOCABULARY = {
     "max_sigma": ("float | int | None", None),
     "method": None,  # an attribution method: saliency inside SmoothGrad
     "min_pixels": ("int | None", None),
+    "negligible": ("float | int", 1e-5),
     "noise": ("float | int", 0.15),
     "normalize": ("bool", False),
     "num_classes": ("int", 3),
@@ -210,7 +213,11 @@ VOCABULARY = {
     "tolerance": ("int", 0),
     "window": None,
 }
-DIFFERENT = {("insertion", "baseline")}  # the paper inserts into the blurred image
+DIFFERENT = {
+    ("insertion", "baseline"),  # the paper inserts into the blurred image
+    ("irof", "baseline"),  # the paper takes the mean colour
+    ("monotonicity_correlation", "baseline"),  # the paper draws the features
+}
 
 
 def words(annotation) -> str:

@@ -166,7 +166,7 @@ def _on_segments(
     """Checks the arguments that all methods on segments share, then runs the engine with the method's design."""
     positive(chunk_size=chunk_size, num_samples=num_samples)
     model, images, targets = prepare(model, images, targets)
-    segments, num_segments = _check_segments(segments, num_segments, images.shape[:-1])
+    segments, num_segments = check_segments(segments, num_segments, images.shape[:-1])
     arrays = check_baseline(baseline, images), segments, random_key(key)
     counts = {"num_segments": num_segments, "num_samples": num_samples, "chunk_size": chunk_size}
     return _segments_engine(model, images, targets, *arrays, design=design, options=more, score=score, **counts)
@@ -198,7 +198,7 @@ def _spread(values, labels):
     return values.at[..., labels].get(mode="fill", fill_value=jnp.nan)
 
 
-def _check_segments(segments, num_segments, shape):
+def check_segments(segments, num_segments, shape):
     """`segments` as labels `int32[*space]` or `int32[n, *space]`, and how many there are; `shape` is `(n, *space)`."""
     positive(num_segments=num_segments)
     space = shape[1:]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from jaxcam.attribution import reference, summary
 from jaxcam.metrics._altered import Curve
+from jaxcam.metrics.axioms import completeness, non_sensitivity
 from jaxcam.metrics.complexity import effective_area, entropy, gini
 from jaxcam.metrics.faithfulness import average_drop, average_gain, average_increase, deletion, insertion
-from jaxcam.metrics.fidelity import infidelity, mu_fidelity, occlusion_correlation
+from jaxcam.metrics.fidelity import infidelity, mu_fidelity, occlusion_correlation, sensitivity_n
 from jaxcam.metrics.localization import (
     box_to_mask,
     energy_pointing_game,
@@ -21,8 +22,10 @@ from jaxcam.metrics.localization import (
     relevance_mass_accuracy,
     relevance_rank_accuracy,
 )
+from jaxcam.metrics.monotonicity import monotonicity, monotonicity_correlation
+from jaxcam.metrics.regions import irof, region_perturbation, selectivity
 from jaxcam.metrics.road import road
-from jaxcam.metrics.robustness import max_sensitivity
+from jaxcam.metrics.robustness import average_sensitivity, continuity, local_lipschitz, max_sensitivity
 from jaxcam.metrics.sanity import (
     cascading_randomization,
     independent_randomization,
@@ -30,6 +33,11 @@ from jaxcam.metrics.sanity import (
     label_randomization,
 )
 from jaxcam.metrics.similarity import cosine, iou_top, pearson, spearman, ssim
+from jaxcam.metrics.stability import (
+    relative_input_stability,
+    relative_output_stability,
+    relative_representation_stability,
+)
 
 
 class Metric(NamedTuple):
@@ -80,14 +88,28 @@ ROWS = [
     Metric(cosine, SIMILARITY, "maps", "describes"),
     Metric(deletion, FAITHFULNESS, "model", "low", "1 + num_steps"),
     Metric(insertion, FAITHFULNESS, "model", "high", "1 + num_steps"),
+    Metric(selectivity, FAITHFULNESS, "model", "low", "1 + patches"),
+    Metric(region_perturbation, FAITHFULNESS, "model", "high", "1 + num_steps"),
+    Metric(irof, FAITHFULNESS, "model", "high", "1 + segments"),
+    Metric(monotonicity, FAITHFULNESS, "model", "high", "num_steps"),
     Metric(road, FAITHFULNESS, "model", "high", "1 + 2 fractions", draws=True),
     Metric(average_drop, FAITHFULNESS, "model", "low", "2"),
     Metric(average_increase, FAITHFULNESS, "model", "high", "2"),
     Metric(average_gain, FAITHFULNESS, "model", "high", "2"),
     Metric(infidelity, FAITHFULNESS, "model", "low", "1 + num_samples", draws=True),
     Metric(mu_fidelity, FAITHFULNESS, "model", "high", "1 + num_samples", draws=True),
+    Metric(sensitivity_n, FAITHFULNESS, "model", "high", "1 + 8 num_samples", draws=True),
     Metric(occlusion_correlation, FAITHFULNESS, "model", "high", "1 + windows"),
+    Metric(monotonicity_correlation, FAITHFULNESS, "model", "high", "1 + num_steps num_samples", draws=True),
+    Metric(completeness, FAITHFULNESS, "model", "low", "2"),
+    Metric(non_sensitivity, FAITHFULNESS, "model", "low", "1 + patches"),
     Metric(max_sensitivity, ROBUSTNESS, "explain", "low", "1 + num_samples explanations", draws=True),
+    Metric(average_sensitivity, ROBUSTNESS, "explain", "low", "1 + num_samples explanations", draws=True),
+    Metric(local_lipschitz, ROBUSTNESS, "explain", "low", "1 + num_samples explanations", draws=True),
+    Metric(continuity, ROBUSTNESS, "explain", "low", "1 + num_steps explanations"),
+    Metric(relative_input_stability, ROBUSTNESS, "method", "low", "1 + num_samples explanations", draws=True),
+    Metric(relative_output_stability, ROBUSTNESS, "method", "low", "1 + num_samples explanations", draws=True),
+    Metric(relative_representation_stability, ROBUSTNESS, "method", "low", "1 + num_samples explanations", draws=True),
     Metric(pointing_game, LOCALIZATION, "masks", "high"),
     Metric(energy_pointing_game, LOCALIZATION, "masks", "high"),
     Metric(relevance_rank_accuracy, LOCALIZATION, "masks", "high"),

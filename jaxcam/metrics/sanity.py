@@ -15,12 +15,10 @@ from jaxtyping import Array, Float
 
 from jaxcam._array import Rows
 from jaxcam._checks import as_array, functions, random_key
-from jaxcam._engine import engine
 from jaxcam._errors import unknown
-from jaxcam._scores import chosen
 from jaxcam._typing import Images, Key, Targets
-from jaxcam.metrics._altered import Model
-from jaxcam.metrics._checks import Values, prepare_one
+from jaxcam.metrics._altered import Model, prepare_method
+from jaxcam.metrics._checks import Values
 from jaxcam.metrics.similarity import spearman
 from jaxcam.taps import Network, Tap
 from jaxcam.taps.tap import is_inexact
@@ -134,7 +132,7 @@ def _randomization(method, model, images, targets, *, layers, similarity, random
             f"The weights to randomize are not to be seen: the model is a {type(model).__name__}. Pass a tap, on any "
             'layer: `jaxcam.tap(module, variables, "layer4")`.'
         )
-    model, images, targets = _prepare(model, images, targets)
+    model, images, targets = prepare_method(model, images, targets)
     functions(method=method, similarity=similarity, randomize=randomize)
     names = _weight_names(model.variables)
     if isinstance(layers, str) or not isinstance(layers, Iterable | None):
@@ -190,7 +188,7 @@ def label_randomization(
     Example:
       >>> values = jaxcam.metrics.label_randomization(jaxcam.grad_cam, model, model, images)
     """
-    model, images, targets = _prepare(model, images, targets)
+    model, images, targets = prepare_method(model, images, targets)
     functions(method=method, similarity=similarity, random_label_model=random_label_model)
     return similarity(method(random_label_model, images, targets), method(model, images, targets))
 
@@ -233,7 +231,7 @@ def input_invariance(
     Example:
       >>> values = jaxcam.metrics.input_invariance(jaxcam.grad_cam, model, images)
     """
-    model, images, targets = _prepare(model, images, targets)
+    model, images, targets = prepare_method(model, images, targets)
     functions(method=method, similarity=similarity)
     shift = as_array(shift, images.dtype)
     if isinstance(model, Tap):
@@ -262,17 +260,6 @@ class _Shifted(Network):
 
     def resolve(self, layer):
         return self.network.resolve(layer)
-
-
-def _prepare(model, images, targets):
-    """What is wrong with the arguments, and the classes for all models: those given, or what the first one predicts."""
-    model, images, targets = prepare_one(model, images, targets)
-    return model, images, _classes(model, images, targets)
-
-
-@engine
-def _classes(model, images, targets):
-    return chosen(model, images, targets)
 
 
 def _weight_names(variables) -> list[str | None]:

@@ -1,0 +1,114 @@
+"""Computes what Quantus says of the model and the maps of `metrics.npz`, and writes `quantus.npz` beside itself.
+
+    python -m pip install torch==2.13.0 scipy scikit-image scikit-learn opencv-python-headless cachetools tqdm pandas
+    python -m pip install --no-deps quantus==0.6.0 grad-cam==1.5.7 saliency==0.2.1
+    python -m tests.golden.make_quantus            # from the root of the repository; half a minute
+
+Where Quantus draws random numbers, it is given those of `metrics.npz` instead. `test_metrics_quantus.py` reads the
+values without any of the libraries.
+"""
+
+import sys
+import warnings
+from importlib.metadata import version
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .make_metrics import Grey, Small, inputs, to_torch
+
+LIBRARIES = ("quantus", "torch", "numpy", "scipy", "scikit-image", "scikit-learn")
+QUIET = {"disable_warnings": True, "display_progressbar": False, "abs": False, "normalise": False}
+
+
+class Layered(Small):
+    """The same, its ReLU a layer of its own, so that Quantus sees what comes out of it."""
+
+    def __init__(self, weights):
+        super().__init__(weights)
+        self.relu = torch.nn.ReLU()
+
+    def forward(self, x):
+        return self.dense(self.relu(self.conv(x)).permute(0, 2, 3, 1).flatten(1))
+
+
+def gradient(model, inputs, targets, **_):
+    x = torch.tensor(np.asarray(inputs, np.float32)).requires_grad_()
+    torch.nn.Module.__call__(model, x).gather(1, torch.tensor(targets)[:, None]).sum().backward()
+    return x.grad.numpy()
+
+
+def given_changes(changes):
+    """A function of Quantus's kind that adds each of `changes [m, h, w, c]` in turn to all images."""
+    following = cycle(changes.transpose(0, 3, 1, 2).reshape(len(changes), -1))
+
+    def perturb(arr, indices, **_):
+        return arr + next(following)
+
+    return perturb
+
+
+def robustness(quantus, given, model, targets):
+    x, changes = to_torch(given["images"]).numpy(), given["changes"]
+
+    def run(metric, **options):
+        if metric is not quantus.Continuity:
+            options |= {"nr_samples": len(changes), "perturb_func": given_changes(changes)}
+        call = {"model": model, "x_batch": x, "y_batch": targets, "a_batch": None, "device": "cpu", "softmax": False}
+        return metric(**QUIET, **options)(**call, explain_func=gradient, batch_size=len(x))
+
+    yield "MaxSensitivity", run(quantus.MaxSensitivity)
+    yield "AvgSensitivity", run(quantus.AvgSensitivity)
+    yield "LocalLipschitzEstimate", run(quantus.LocalLipschitzEstimate)
+    yield "RelativeInputStability", run(quantus.RelativeInputStability)
+    yield "RelativeOutputStability", run(quantus.RelativeOutputStability)
+    yield "RelativeRepresentationStability", run(quantus.RelativeRepresentationStability, layer_names=["relu"])
+    yield "Continuity", run(quantus.Continuity, nr_steps=7)
+
+
+def faithfulness(quantus, given, model, _targets):
+    """On images of one channel, so that a feature is a pixel, as everywhere in jaxcam."""
+    grey, x, maps = Grey(model).eval(), given["images"][..., 0][:, None], given["heatmaps"][:, None]
+    with torch.no_grad():
+        targets = grey(torch.tensor(x)).numpy().argmax(1)
+
+    def run(metric, maps=maps, softmax=True, **options):
+        call = {"x_batch": x, "y_batch": targets, "a_batch": maps.copy(), "device": "cpu", "softmax": softmax}
+        return metric(**QUIET, **options)(model=grey, **call)
+
+    zero = {"perturb_baseline": 0.0}
+    yield "Selectivity", run(quantus.Selectivity, patch_size=4, **zero)
+    yield "RegionPerturbation", run(quantus.RegionPerturbation, patch_size=4, regions_evaluation=7, **zero)
+    cells = np.arange(192).reshape(12, 16) // 2 % 8 + 8 * (np.arange(12)[:, None] // 3)
+    quantus.helpers.utils.get_superpixel_segments = lambda **_: cells
+    yield "IROF", run(quantus.IROF, return_aggregate=False, **zero)
+    options = {"features_in_step": 24, "nr_samples": 1, **zero}
+    yield "MonotonicityCorrelation", run(quantus.MonotonicityCorrelation, **options)
+    yield "Monotonicity", run(quantus.Monotonicity, features_in_step=24, **zero)
+    sparse, still = given["sparse"][:, None], given["images"][..., 0].copy()
+    still[:, ::3] = 0  # where nothing can change
+    x = still[:, None]
+    yield "NonSensitivity", run(quantus.NonSensitivity, sparse, softmax=False, **zero)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    setattr(np, "trapz", np.trapezoid)  # noqa: B010 - Quantus calls it by the name that NumPy no longer has
+    import quantus
+
+    given = inputs(np.random.Generator(np.random.PCG64(3)))
+    model = Layered(given).eval()
+    with torch.no_grad():
+        targets = model(to_torch(given["images"])).numpy().argmax(1)
+    contents = {"versions": np.array([f"{each} {version(each)}" for each in LIBRARIES])}
+    for family in (robustness, faithfulness):
+        contents |= {name: np.asarray(values, np.float32) for name, values in family(quantus, given, model, targets)}
+    path = Path(__file__).parent / "quantus.npz"
+    np.savez_compressed(path, **contents)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

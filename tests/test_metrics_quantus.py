@@ -1,0 +1,207 @@
+"""Metrics against Quantus, on the model, the images and the random numbers that it was given, and against the papers.
+
+A row is a name in `golden/quantus.npz` and our call that must give the same; where Quantus departs from its paper there
+is no row, but a case with a known answer.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxcam
+from jaxcam import metrics
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
+QUANTUS = np.load(Path(__file__).parent / "golden" / "quantus.npz")
+IMAGES, HEATMAPS, MASKS, ATTRIBUTIONS = (
+    jnp.asarray(GOLDEN[name]) for name in ("images", "heatmaps", "masks", "attributions")
+)
+TARGETS = jnp.argmax(GOLDEN["logits"], -1)
+gradient = partial(jaxcam.input_x_gradient)
+
+
+class Relu(nn.Module):
+    def __call__(self, x):
+        return nn.relu(x)
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = Relu(name="relu")(nn.Conv(5, (3, 3), padding="VALID", name="conv")(x))
+        return nn.Dense(4, use_bias=False, name="dense")(x.reshape(len(x), -1))
+
+
+PARAMS = {"conv": {"kernel": GOLDEN["conv"], "bias": GOLDEN["bias"]}, "dense": {"kernel": GOLDEN["dense"]}}
+MODEL = jaxcam.tap(Model(), {"params": jax.tree.map(jnp.asarray, PARAMS)}, "relu")
+
+
+def explain(images):
+    return jaxcam.saliency(MODEL, images, TARGETS)
+
+
+def given(name, split=jax.random.split):
+    """A perturbation that hands out the golden arrays in place of drawn ones: the key tells which sample it is."""
+    arrays = jnp.asarray(GOLDEN[name])
+    keys = jax.random.key_data(split(jax.random.key(0), len(arrays)))
+    options = {"perturbation": lambda key, image: arrays[jnp.argmax((keys == jax.random.key_data(key)).all(-1))]}
+    return options | {"num_samples": len(arrays)}
+
+
+def grey(images):
+    """The golden model for one channel, which it repeats."""
+    return MODEL(jnp.repeat(images, 3, -1))
+
+
+def still():
+    """Images in which a third of the pixels is zero already, so that nothing changes where they are taken away."""
+    return IMAGES[..., :1].at[:, ::3].set(0)
+
+
+def drops(curve):
+    return curve.scores[:, :1] - curve.scores[:, 1:]
+
+
+def in_segments(curve):
+    """The area as Quantus counts it: in segments, without the first interval."""
+    return len(curve.fractions) - 1 - np.trapezoid(curve.scores[:, 1:] / curve.scores[:, :1])
+
+
+CELLS = np.arange(192).reshape(12, 16) // 2 % 8 + 8 * (np.arange(12)[:, None] // 3)
+GREY_TARGETS = jnp.argmax(grey(IMAGES[..., :1]), -1)
+ONE = (grey, IMAGES[..., :1], HEATMAPS)
+
+ROWS = {
+    "MaxSensitivity": lambda: metrics.max_sensitivity(explain, IMAGES, **given("changes")),
+    "AvgSensitivity": lambda: metrics.average_sensitivity(explain, IMAGES, **given("changes")),
+    "LocalLipschitzEstimate": lambda: metrics.local_lipschitz(explain, IMAGES, **given("changes")),
+    "Continuity": lambda: metrics.continuity(
+        explain, IMAGES, num_steps=7, baseline=IMAGES.min((1, 2, 3), keepdims=True)
+    ),
+    "RelativeInputStability": lambda: metrics.relative_input_stability(
+        jaxcam.saliency, MODEL, IMAGES, **given("changes")
+    ),
+    "RelativeOutputStability": lambda: metrics.relative_output_stability(
+        jaxcam.saliency, MODEL, IMAGES, **given("changes")
+    ),
+    "RelativeRepresentationStability": lambda: metrics.relative_representation_stability(
+        jaxcam.saliency, MODEL, IMAGES, **given("changes")
+    ),
+    "Selectivity": lambda: metrics.selectivity(*ONE, window=4, curve=True).scores[:, 1:],
+    "RegionPerturbation": lambda: drops(metrics.region_perturbation(*ONE, window=4, num_steps=7, curve=True)),
+    "IROF": lambda: in_segments(metrics.irof(*ONE, segments=CELLS, baseline=None, curve=True)),
+    "MonotonicityCorrelation": lambda: metrics.monotonicity_correlation(
+        *ONE, baseline=None, num_steps=8, num_samples=1
+    ),
+    "NonSensitivity": lambda: 192 * metrics.non_sensitivity(grey, still(), GOLDEN["sparse"], GREY_TARGETS, window=1),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_agrees_with_quantus(name):
+    ours, theirs = np.asarray(ROWS[name]()), QUANTUS[name]
+    known = np.isfinite(theirs)  # one changed prediction among the changes makes NaN of Quantus's relative stability
+    assert known.sum() >= len(theirs) - 1 and np.isfinite(ours).all()
+    np.testing.assert_allclose(ours[known], theirs[known], rtol=1e-3, atol=1e-5)
+
+
+# Where Quantus departs from the paper, or has no such metric
+
+
+WEIGHTS = np.random.default_rng(5).standard_normal((6, 8)).astype(np.float32)
+IMAGE = np.random.default_rng(6).standard_normal((1, 6, 8, 1)).astype(np.float32)
+LOGIT = {"score": jaxcam.score.logit, "baseline": None}
+
+
+def linear(images):
+    """Two classes; the effect of each pixel is known."""
+    total = jnp.sum(images[..., 0] * WEIGHTS, (1, 2))
+    return jnp.stack([total, -total], -1)
+
+
+def test_the_perfect_explanation_of_a_linear_model():
+    perfect = IMAGE[..., 0] * WEIGHTS
+    maps = np.concatenate([perfect, -perfect, perfect[:, ::-1]])
+    images = np.repeat(IMAGE, 3, 0)
+    sets = metrics.sensitivity_n(linear, images, maps, 0, cells=(6, 8), num_samples=8, fractions=(0.2, 0.5), curve=True)
+    np.testing.assert_allclose(sets.scores[:2], [[1, 1], [-1, -1]], atol=1e-5)
+    assert float(sets.value[2]) < 0.9 and sets.fractions.tolist() == pytest.approx([0.2, 0.5])
+    errors = metrics.completeness(linear, images, maps, 0)
+    np.testing.assert_allclose(errors[:2], [0, 2 * abs(perfect.sum())], atol=1e-5)
+    against = metrics.completeness(linear, images, np.zeros_like(maps), 0, baseline=1.0)
+    np.testing.assert_allclose(against, abs(perfect.sum() - WEIGHTS.sum()), rtol=1e-5)
+    effects = metrics.monotonicity_correlation(linear, images, maps, 0, num_steps=48, **LOGIT)
+    np.testing.assert_allclose(effects[:2], 1, atol=1e-5)  # the magnitude of each pixel is its very effect
+    assert float(effects[2]) < 0.9
+
+
+def test_monotonicity_is_of_the_images_pixels_and_not_of_the_baselines():
+    """Pixels that all raise the score go in without a fall in any order; one that lowers it does not, unless first."""
+    images = np.abs(np.repeat(IMAGE, 3, 0))
+    up = {"score": lambda output, _: output, **{k: v for k, v in LOGIT.items() if k != "score"}}
+
+    def falls_at_the_first_pixel(images):
+        return jnp.sum(images[..., 0] * jnp.ones((6, 8)).at[0, 0].set(-1), (1, 2))
+
+    order = np.arange(48, dtype=np.float32).reshape(1, 6, 8)
+    maps = np.concatenate([order, -order, order])
+    curve = metrics.monotonicity(falls_at_the_first_pixel, images, maps, 1, num_steps=48, curve=True, **up)
+    np.testing.assert_array_equal(curve.value, [1, 0, 1])  # from the first score on, as in the paper's own code
+    np.testing.assert_allclose(curve.scores[1, 0], images[1, 5, 7, 0], rtol=1e-6)  # the lowest pixel is the last one
+    np.testing.assert_allclose(curve.scores[:, -1], falls_at_the_first_pixel(images), rtol=1e-5)
+
+
+def test_sensitivity_of_one_size_is_mu_fidelity():
+    options = {"cells": 4, "num_samples": 8, "score": jaxcam.score.probability}
+    one = metrics.sensitivity_n(MODEL, IMAGES, HEATMAPS, fractions=(0.3,), **options)
+    np.testing.assert_allclose(one, metrics.mu_fidelity(MODEL, IMAGES, HEATMAPS, fraction=0.3, **options), atol=1e-6)
+
+
+def test_what_regions_make_of_the_curve():
+    """Of numbers that are counted by hand: three of four equal patches, then of segments of which one image has two."""
+    image = np.array([[1, 1, 2, 2, 3, 3, 4, 4]], np.float32)[:, None, :, None]
+    total = {"score": lambda output, _: output, "baseline": None}
+
+    def brightness(images):
+        return images.sum((1, 2, 3))
+
+    curve = metrics.region_perturbation(
+        brightness, image, image[..., 0], 1, window=(1, 2), num_steps=3, curve=True, **total
+    )
+    np.testing.assert_allclose(curve.scores, [[20, 12, 6, 2]])
+    np.testing.assert_allclose(curve.value, (0 + 8 + 14 + 18) / 4)
+    area = metrics.selectivity(brightness, image, image[..., 0], 1, window=(1, 2), **total)
+    np.testing.assert_allclose(area, (20 / 2 + 12 + 6 + 2 + 0 / 2) / 4)
+    segments = np.stack([np.repeat(np.arange(4), 2), np.repeat([0, 2], 4)])[:, None].astype(np.int32)
+    pair = np.repeat(image, 2, 0)
+    areas = metrics.irof(brightness, pair, pair[..., 0], 1, segments=segments, **total)
+    np.testing.assert_allclose(areas, [1 - (10 + 12 + 6 + 2) / 80, 1 - (20 / 2 + 6 + 0) / 40], rtol=1e-6)
+
+
+def test_stability_without_a_change_that_keeps_the_class_is_unknown():
+    far = {"perturbation": lambda key, image: -2 * image, "num_samples": 2}
+    value = metrics.relative_input_stability(jaxcam.saliency, linear, np.repeat(IMAGE, 2, 0), **far)
+    assert np.isnan(value).all()  # all pixels turned around, and so is the class
+
+
+def test_noise_of_an_image_of_its_own_range():
+    """In units of the pixel and as a share of the range of each image; of the image itself, which is explained."""
+    images = IMAGES * jnp.array([1.0, 2.0, 4.0])[:, None, None, None]
+    span = jnp.ptp(images, (1, 2, 3))
+    options = {"perturbation": "noise", "num_samples": 3, "key": 1}
+    share = metrics.local_lipschitz(lambda x: 3 * x, images, noise=0.1, **options)
+    np.testing.assert_allclose(share, 3, rtol=1e-5)
+    for metric in (metrics.max_sensitivity, metrics.average_sensitivity):
+        share, absolute = (
+            metric(lambda x: x, images, **which, **options) for which in ({"noise": 0.1}, {"deviation": 0.1})
+        )
+        np.testing.assert_allclose(share / absolute, span, rtol=1e-4)
+    assert np.all(
+        metrics.max_sensitivity(lambda x: x, images, **options)
+        > metrics.average_sensitivity(lambda x: x, images, **options)
+    )
