@@ -63,7 +63,7 @@ INSIDE = {
         ["_altered", "similarity"],
         ["axioms", "complexity", "faithfulness", "fidelity", "localization", "monotonicity", "regions", "road"],
         ["robustness", "sanity"],
-        ["stability"],
+        ["boxes", "mosaic", "stability"],
     ],
 }
 EXPORTS_ONLY = {"__init__"}

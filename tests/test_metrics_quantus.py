@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import jaxcam
 from jaxcam import metrics
@@ -63,6 +64,10 @@ def still():
     return IMAGES[..., :1].at[:, ::3].set(0)
 
 
+def in_tiles(tiles):
+    return np.kron(np.reshape(tiles, (-1, 2, 2)), np.ones((6, 8))) > 0
+
+
 def drops(curve):
     return curve.scores[:, :1] - curve.scores[:, 1:]
 
@@ -97,6 +102,13 @@ ROWS = {
     "IROF": lambda: in_segments(metrics.irof(*ONE, segments=CELLS, baseline=None, curve=True)),
     "MonotonicityCorrelation": lambda: metrics.monotonicity_correlation(
         *ONE, baseline=None, num_steps=8, num_samples=1
+    ),
+    "AUC/heatmaps": lambda: metrics.mask_auc(HEATMAPS, MASKS),
+    "AUC/sparse": lambda: metrics.mask_auc(GOLDEN["sparse"], MASKS),
+    "TopKIntersection": lambda: metrics.top_k_intersection(HEATMAPS, MASKS),
+    "TopKIntersection/influence": lambda: metrics.top_k_intersection(HEATMAPS, MASKS, normalize=True),
+    "Focus": lambda: metrics.energy_pointing_game(
+        ATTRIBUTIONS[..., 0], in_tiles([(0, 1, 1, 0), (1, 1, 0, 0), (1, 0, 0, 1)])
     ),
     "NonSensitivity": lambda: 192 * metrics.non_sensitivity(grey, still(), GOLDEN["sparse"], GREY_TARGETS, window=1),
 }
@@ -205,3 +217,78 @@ def test_noise_of_an_image_of_its_own_range():
         metrics.max_sensitivity(lambda x: x, images, **options)
         > metrics.average_sensitivity(lambda x: x, images, **options)
     )
+
+
+# Where the object is
+
+
+def boxes_by_scipy(heatmap, levels):
+    """The corners of the box around the largest part at each level."""
+    scaled = (heatmap - heatmap.min()) / np.ptp(heatmap)
+    for level in levels:
+        parts = ndimage.label(scaled >= level, np.ones((3,) * heatmap.ndim))[0]
+        sizes = np.bincount(parts.ravel())[1:]
+        ends = np.array([np.flatnonzero(parts == 1 + part)[-1] for part in range(len(sizes))])
+        largest = np.argwhere(parts == 1 + np.lexsort((ends, sizes))[-1])  # of equal ones the one that ends last
+        yield largest.min(0), largest.max(0) + 1
+
+
+@pytest.mark.parametrize("space", [(24, 31), (60,), (5, 6, 7)], ids=str)
+def test_boxes_are_around_the_largest_part(space):
+    rng = np.random.default_rng(8)
+    maps = ndimage.gaussian_filter(rng.standard_normal((3, *space)), (0, *(1.2,) * len(space))).astype(np.float32)
+    masks = np.zeros(maps.shape, bool)
+    masks[(slice(None), *(slice(side // 4, side * 3 // 4) for side in space))] = True
+    levels = np.arange(10, dtype=np.float32) / 10
+    expected = []
+    for heatmap, mask in zip(maps, masks, strict=True):
+        inside = np.argwhere(mask)
+        begin, end = inside.min(0), inside.max(0) + 1
+        for low, high in boxes_by_scipy(heatmap, levels):
+            common = np.prod(np.maximum(np.minimum(high, end) - np.maximum(low, begin), 0))
+            expected.append(common / (np.prod(high - low) + np.prod(end - begin) - common) >= 0.15)
+    curve = metrics.max_box_acc(maps, masks, threshold=0.15, num_steps=10, curve=True, chunk_size=7)
+    np.testing.assert_array_equal(curve.scores, np.reshape(expected, (3, 10)))
+    assert 0 < curve.scores.mean() < 1
+    np.testing.assert_array_equal(curve.value, curve.scores[:, curve.scores.mean(0).argmax()])
+
+
+def test_the_longest_part_is_one():
+    """A spiral, whose ends are far apart, beside a part of nearly as many pixels."""
+    spiral = np.array(
+        [list(row) for row in ["#######", "......#", "#####.#", "#...#.#", "#.###.#", "#.....#", "#######"]]
+    )
+    heatmap = np.zeros((1, 7, 20), np.float32)
+    heatmap[0, :, :7], heatmap[0, :5, 13:] = spiral == "#", 1  # 32 pixels and 35
+    heatmap[0, 0, 13:17] = 0
+    mask = np.zeros(heatmap.shape, bool)
+    mask[..., :7] = True
+    assert metrics.max_box_acc(heatmap, mask, threshold=1.0, num_steps=2, curve=True).scores.tolist() == [[0, 1]]
+    assert float(metrics.max_box_acc(np.zeros_like(heatmap), mask)[0]) == 0
+
+
+def test_focus_of_a_method_that_sees_the_class_and_of_one_that_does_not():
+    """Each image is of one brightness, its class."""
+    classes = jnp.array([0, 1, 2, 0, 1])
+    images = jnp.broadcast_to(1.0 + classes[:, None, None, None], (5, 3, 4, 2))
+    seen = []
+
+    def perfect(model, mosaics, targets):
+        seen.append(mosaics)
+        return (mosaics == 1.0 + targets[:, None, None, None]).astype(jnp.float32)
+
+    def model(images):
+        return jnp.zeros((len(images), 3))
+
+    np.testing.assert_allclose(metrics.focus(perfect, model, images, classes), 1)
+    np.testing.assert_allclose(metrics.focus(lambda _, x, __: jnp.ones(x.shape[:3]), model, images, classes), 0.5)
+    assert seen[0].shape == (5, 6, 8, 2)
+    own = (seen[0] == 1.0 + np.asarray(classes)[:, None, None, None]).mean((1, 2, 3))
+    np.testing.assert_allclose(own, 0.5)
+    mosaics = np.asarray(seen[0])
+    corners = mosaics[:, ::3, ::4, 0]  # one pixel of each tile, which are whole
+    np.testing.assert_array_equal(np.repeat(np.repeat(corners, 3, 1), 4, 2), mosaics[..., 0])
+    with pytest.raises(ValueError, match="All images are of one class"):
+        metrics.focus(perfect, model, images, 1)
+    inside = jax.jit(lambda x, targets: metrics.focus(perfect, model, x, targets))
+    assert np.isnan(inside(images, jnp.full(5, 1))).all()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from jaxcam.attribution import reference, summary
 from jaxcam.metrics._altered import Curve
 from jaxcam.metrics.axioms import completeness, non_sensitivity
+from jaxcam.metrics.boxes import max_box_acc
 from jaxcam.metrics.complexity import effective_area, entropy, gini
 from jaxcam.metrics.faithfulness import average_drop, average_gain, average_increase, deletion, insertion
 from jaxcam.metrics.fidelity import infidelity, mu_fidelity, occlusion_correlation, sensitivity_n
@@ -18,11 +19,14 @@ from jaxcam.metrics.localization import (
     box_to_mask,
     energy_pointing_game,
     iou_with_mask,
+    mask_auc,
     pointing_game,
     relevance_mass_accuracy,
     relevance_rank_accuracy,
+    top_k_intersection,
 )
 from jaxcam.metrics.monotonicity import monotonicity, monotonicity_correlation
+from jaxcam.metrics.mosaic import focus
 from jaxcam.metrics.regions import irof, region_perturbation, selectivity
 from jaxcam.metrics.road import road
 from jaxcam.metrics.robustness import average_sensitivity, continuity, local_lipschitz, max_sensitivity
@@ -114,7 +118,11 @@ ROWS = [
     Metric(energy_pointing_game, LOCALIZATION, "masks", "high"),
     Metric(relevance_rank_accuracy, LOCALIZATION, "masks", "high"),
     Metric(relevance_mass_accuracy, LOCALIZATION, "masks", "high"),
+    Metric(top_k_intersection, LOCALIZATION, "masks", "high"),
+    Metric(mask_auc, LOCALIZATION, "masks", "high"),
     Metric(iou_with_mask, LOCALIZATION, "masks", "high"),
+    Metric(max_box_acc, LOCALIZATION, "masks", "high"),
+    Metric(focus, LOCALIZATION, "method", "high", "1 explanation of 4 times the pixels", draws=True),
     Metric(cascading_randomization, SANITY, "method", "near zero", "1 + layers explanations", True, "layers"),
     Metric(independent_randomization, SANITY, "method", "near zero", "1 + layers explanations", True, "layers"),
     Metric(label_randomization, SANITY, "twin", "near zero", "2 explanations"),

@@ -274,6 +274,7 @@ def norm(maps):
 
 
 def difference(images, others):
+    """Their difference in float32, in which little is lost of images in half precision."""
     return images.astype(jnp.float32) - others.astype(jnp.float32)
 
 

@@ -93,6 +93,22 @@ def faithfulness(quantus, given, model, _targets):
     yield "NonSensitivity", run(quantus.NonSensitivity, sparse, softmax=False, **zero)
 
 
+def localization(quantus, given, model, targets):
+    x, masks = to_torch(given["images"]).numpy(), given["masks"][:, None]
+
+    def run(metric, maps, **options):
+        call = {"x_batch": x, "y_batch": targets, "a_batch": maps[:, None].copy(), "s_batch": masks.copy()}
+        return metric(**QUIET, **options)(model=model, **call, device="cpu")
+
+    for maps in ("heatmaps", "sparse"):
+        yield f"AUC/{maps}", run(quantus.AUC, given[maps])
+    yield "TopKIntersection", run(quantus.TopKIntersection, given["heatmaps"], k=19)
+    yield "TopKIntersection/influence", run(quantus.TopKIntersection, given["heatmaps"], k=19, concept_influence=True)
+    tiles = [(0, 1, 1, 0), (1, 1, 0, 0), (1, 0, 0, 1)]
+    call = {"x_batch": x, "y_batch": targets, "a_batch": given["attributions"][..., :1].transpose(0, 3, 1, 2).copy()}
+    yield "Focus", quantus.Focus(**QUIET)(model=model, **call, custom_batch=tiles, device="cpu")
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     setattr(np, "trapz", np.trapezoid)  # noqa: B010 - Quantus calls it by the name that NumPy no longer has
@@ -103,7 +119,7 @@ def main() -> None:
     with torch.no_grad():
         targets = model(to_torch(given["images"])).numpy().argmax(1)
     contents = {"versions": np.array([f"{each} {version(each)}" for each in LIBRARIES])}
-    for family in (robustness, faithfulness):
+    for family in (robustness, faithfulness, localization):
         contents |= {name: np.asarray(values, np.float32) for name, values in family(quantus, given, model, targets)}
     path = Path(__file__).parent / "quantus.npz"
     np.savez_compressed(path, **contents)
