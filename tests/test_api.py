@@ -63,7 +63,7 @@ INSIDE = {
         ["_altered", "similarity"],
         ["axioms", "complexity", "faithfulness", "fidelity", "localization", "monotonicity", "regions", "road"],
         ["robustness", "sanity"],
-        ["boxes", "mosaic", "stability"],
+        ["boxes", "coherency", "mosaic", "randomization", "stability"],
     ],
 }
 EXPORTS_ONLY = {"__init__"}
@@ -166,6 +166,7 @@ VOCABULARY = {
     "cells": None,  # how many along each axis: 7 in RISE, 8 in mu-fidelity, as in their papers
     "channels": ("str", "max"),
     "chunk_size": ("int | None", None),
+    "complexity": None,
     "correlation": None,
     "curve": ("bool", False),
     "deviation": ("float | int | None", None),

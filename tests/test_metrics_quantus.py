@@ -64,6 +64,22 @@ def still():
     return IMAGES[..., :1].at[:, ::3].set(0)
 
 
+def quantus_weights(_key, array):
+    """The weights that Quantus drew; each is of another shape."""
+    drawn = {QUANTUS[name].shape: QUANTUS[name] for name in ("weights/conv", "weights/bias", "weights/dense")}
+    return jnp.asarray(drawn[array.shape])
+
+
+def randomized(metric, layer, **options):
+    options |= {"randomize": quantus_weights, "similarity": metrics.pearson}
+    return metric(jaxcam.saliency, MODEL, IMAGES, TARGETS, **options)[layer]
+
+
+def magnitudes(model, images, targets):
+    maps = jnp.abs(jaxcam.saliency(model, images, targets)).sum(-1)
+    return maps / maps.max((1, 2), keepdims=True)
+
+
 def in_tiles(tiles):
     return np.kron(np.reshape(tiles, (-1, 2, 2)), np.ones((6, 8))) > 0
 
@@ -109,6 +125,21 @@ ROWS = {
     "TopKIntersection/influence": lambda: metrics.top_k_intersection(HEATMAPS, MASKS, normalize=True),
     "Focus": lambda: metrics.energy_pointing_game(
         ATTRIBUTIONS[..., 0], in_tiles([(0, 1, 1, 0), (1, 1, 0, 0), (1, 0, 0, 1)])
+    ),
+    "EfficientMPRT": lambda: metrics.efficient_mprt(jaxcam.saliency, MODEL, IMAGES, randomize=quantus_weights),
+    **{
+        f"{name}/{layer}": partial(randomized, metric, layer, **options)
+        for name, metric, options in (
+            ("MPRT", metrics.cascading_randomization, {"layers": ["dense", "conv"]}),
+            ("SmoothMPRT", metrics.smooth_mprt, {"layers": ["dense", "conv"], "noise": 0, "num_samples": 2}),
+        )
+        for layer in ("dense", "conv")
+    },
+    "gradcam/Complexity": lambda: metrics.l1_complexity(magnitudes(MODEL, IMAGES, TARGETS)),
+    "gradcam/Coherency": lambda: metrics.coherency(magnitudes, MODEL, IMAGES),
+    "gradcam/ARCC": lambda: metrics.arcc(magnitudes, MODEL, IMAGES, grain=0),
+    "RandomLogit": lambda: metrics.random_logit(
+        jaxcam.saliency, lambda x: MODEL(x)[:, :2], IMAGES, TARGETS % 2, similarity=metrics.pearson
     ),
     "NonSensitivity": lambda: 192 * metrics.non_sensitivity(grey, still(), GOLDEN["sparse"], GREY_TARGETS, window=1),
 }
@@ -292,3 +323,77 @@ def test_focus_of_a_method_that_sees_the_class_and_of_one_that_does_not():
         metrics.focus(perfect, model, images, 1)
     inside = jax.jit(lambda x, targets: metrics.focus(perfect, model, x, targets))
     assert np.isnan(inside(images, jnp.full(5, 1))).all()
+
+
+# Other weights, other classes
+
+
+def test_efficient_mprt_is_of_the_histogram():
+    maps = np.random.default_rng(9).standard_normal((3, 20, 30)).astype(np.float32)
+    counts = [np.histogram(each, 30)[0] / 600 for each in maps]
+    expected = [-np.sum(share[share > 0] * np.log(share[share > 0])) for share in counts]
+    np.testing.assert_allclose(metrics.histogram_entropy(maps, num_bins=30), expected, rtol=1e-4)
+    np.testing.assert_array_equal(metrics.histogram_entropy(np.ones((2, 4, 4))), 0)
+
+    def never_looks(model, images, targets):
+        return images[..., 0]
+
+    np.testing.assert_array_equal(metrics.efficient_mprt(never_looks, MODEL, IMAGES), 0)
+    np.testing.assert_array_equal(metrics.efficient_mprt(lambda *_: jnp.ones((3, 4)), MODEL, IMAGES), 0)
+    twice = metrics.efficient_mprt(jaxcam.saliency, MODEL, IMAGES, complexity=lambda maps: jnp.abs(maps).sum((1, 2, 3)))
+    maps = [metrics.efficient_mprt(jaxcam.saliency, MODEL, IMAGES, key=key) for key in (0, 0, 1)]
+    np.testing.assert_array_equal(maps[0], maps[1])
+    assert not np.allclose(maps[0], maps[2]) and not np.allclose(maps[0], twice)
+
+
+def test_the_smooth_test_takes_the_noise_off():
+    """Of a method that only adds noise of its own, which a mean over the copies takes off."""
+
+    def noisy(model, images, targets):
+        return GOLDEN["heatmaps"] + jnp.sin(1e4 * images[..., 0])
+
+    seen = []
+
+    def similarity(a, b):
+        seen.extend([a, b])
+        return metrics.pearson(a, b)
+
+    options = {"layers": ["dense"], "similarity": similarity, "noise": 0.5}
+    values = metrics.smooth_mprt(noisy, MODEL, IMAGES, num_samples=64, **options)
+    assert list(values) == ["dense"]
+    np.testing.assert_array_equal(*seen[:2])  # the same copies for both models
+    assert np.abs(seen[0] - GOLDEN["heatmaps"]).max() < 0.5 < np.abs(noisy(0, IMAGES, 0) - GOLDEN["heatmaps"]).max()
+
+
+def test_the_other_class_is_any_other():
+    images = np.zeros((64, 2, 2, 1), np.float32)
+    classes = np.arange(64) % 4
+    drawn = []
+
+    def method(model, images, targets):
+        drawn.append(np.asarray(targets))
+        return jnp.ones((len(images), 4)) * targets[:, None]
+
+    metrics.random_logit(method, lambda x: jnp.zeros((len(x), 4)), images, classes)
+    others, given = drawn
+    np.testing.assert_array_equal(given, classes)
+    assert (others != classes).all() and len(set(zip(others.tolist(), classes.tolist(), strict=True))) == 12
+    metrics.random_logit(method, lambda x: jnp.zeros((len(x), 4)), images[:5], classes[:5])
+    np.testing.assert_array_equal(drawn[2], others[:5])  # whatever stands beside an image
+    with pytest.raises(ValueError, match="no logits of two classes"):
+        metrics.random_logit(method, lambda x: jnp.zeros((len(x), 1, 4)), images, classes)
+
+
+# Wholes of several parts
+
+
+def test_adcc_is_the_harmonic_mean_of_its_parts():
+    maps = magnitudes(MODEL, IMAGES, TARGETS)
+    parts = [metrics.coherency(magnitudes, MODEL, IMAGES, baseline="mean"), 1 - maps.mean((1, 2))]
+    parts.append(1 - metrics.average_drop(MODEL, IMAGES, maps, baseline="mean"))
+    whole = metrics.adcc(magnitudes, MODEL, IMAGES, baseline="mean")
+    np.testing.assert_allclose(whole, 3 / sum(1 / each for each in parts), rtol=1e-5)
+    assert np.all(whole > 0)
+    none = metrics.adcc(lambda _, x, __: jnp.ones(x.shape[:3]), MODEL, IMAGES)  # shows all: as complex as can be
+    np.testing.assert_array_equal(none, 0)
+    np.testing.assert_allclose(metrics.coherency(lambda _, x, __: jnp.ones(x.shape[:3]), MODEL, IMAGES), 0.5)

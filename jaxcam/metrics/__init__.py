@@ -12,7 +12,8 @@ from jaxcam.attribution import reference, summary
 from jaxcam.metrics._altered import Curve
 from jaxcam.metrics.axioms import completeness, non_sensitivity
 from jaxcam.metrics.boxes import max_box_acc
-from jaxcam.metrics.complexity import effective_area, entropy, gini
+from jaxcam.metrics.coherency import adcc, arcc, coherency, l1_complexity
+from jaxcam.metrics.complexity import effective_area, entropy, gini, histogram_entropy
 from jaxcam.metrics.faithfulness import average_drop, average_gain, average_increase, deletion, insertion
 from jaxcam.metrics.fidelity import infidelity, mu_fidelity, occlusion_correlation, sensitivity_n
 from jaxcam.metrics.localization import (
@@ -27,6 +28,7 @@ from jaxcam.metrics.localization import (
 )
 from jaxcam.metrics.monotonicity import monotonicity, monotonicity_correlation
 from jaxcam.metrics.mosaic import focus
+from jaxcam.metrics.randomization import efficient_mprt, random_logit, smooth_mprt
 from jaxcam.metrics.regions import irof, region_perturbation, selectivity
 from jaxcam.metrics.road import road
 from jaxcam.metrics.robustness import average_sensitivity, continuity, local_lipschitz, max_sensitivity
@@ -107,6 +109,9 @@ ROWS = [
     Metric(monotonicity_correlation, FAITHFULNESS, "model", "high", "1 + num_steps num_samples", draws=True),
     Metric(completeness, FAITHFULNESS, "model", "low", "2"),
     Metric(non_sensitivity, FAITHFULNESS, "model", "low", "1 + patches"),
+    Metric(coherency, FAITHFULNESS, "method", "high", "2 explanations"),
+    Metric(adcc, FAITHFULNESS, "method", "high", "2 + 2 explanations"),
+    Metric(arcc, FAITHFULNESS, "method", "high", "1 + 2 fractions + 2 explanations", draws=True),
     Metric(max_sensitivity, ROBUSTNESS, "explain", "low", "1 + num_samples explanations", draws=True),
     Metric(average_sensitivity, ROBUSTNESS, "explain", "low", "1 + num_samples explanations", draws=True),
     Metric(local_lipschitz, ROBUSTNESS, "explain", "low", "1 + num_samples explanations", draws=True),
@@ -126,11 +131,15 @@ ROWS = [
     Metric(cascading_randomization, SANITY, "method", "near zero", "1 + layers explanations", True, "layers"),
     Metric(independent_randomization, SANITY, "method", "near zero", "1 + layers explanations", True, "layers"),
     Metric(label_randomization, SANITY, "twin", "near zero", "2 explanations"),
+    Metric(smooth_mprt, SANITY, "method", "near zero", "(1 + layers) num_samples explanations", True, "layers"),
+    Metric(efficient_mprt, SANITY, "method", "high", "2 explanations", draws=True),
+    Metric(random_logit, SANITY, "method", "near zero", "2 explanations", draws=True),
     Metric(input_invariance, SANITY, "method", "high", "2 explanations"),
     Metric(gini, COMPLEXITY, "map", "describes"),
     Metric(entropy, COMPLEXITY, "map", "describes"),
     Metric(effective_area, COMPLEXITY, "map", "describes"),
+    Metric(l1_complexity, COMPLEXITY, "map", "describes"),
 ]
 METRICS = {row.name: row for row in ROWS}
 
-__all__ = ["METRICS", "Curve", "Metric", "box_to_mask", *METRICS]
+__all__ = ["METRICS", "Curve", "Metric", "box_to_mask", "histogram_entropy", *METRICS]

@@ -1,8 +1,8 @@
 """The box that a map draws around the object, as weakly supervised localisation is judged.
 
 At each of many levels, the map's pixels above it fall apart into connected parts; the box around the largest part is
-compared with the box around the mask. Parts are found on the device: labels spread among neighbours, and each pixel
-takes on the label of the pixel that its own label names, until nothing changes.
+compared with the box around the mask. Parts are found on the device: every pixel takes on the highest label around it,
+tells it to the pixel that its own label names, and asks the one that the new label names, until nothing changes.
 """
 
 from functools import partial
@@ -86,14 +86,17 @@ def _largest_part(masks):
     """Of each of `masks [n, m, *space]` its largest connected part; of equal ones the last in reading order."""
     shape, pixels = masks.shape, int(np.prod(masks.shape[2:]))
     names = jnp.arange(1, pixels + 1, dtype=jnp.int32).reshape(shape[2:])
-    window = (1, 1, *(3,) * (masks.ndim - 2))
+
+    def renamed(labels, near):
+        named = (
+            jnp.pad(near, (1, 0)).at[labels].max(near)
+        )  # whoever sees a higher label tells the pixel that it is named after
+        return named[near]
 
     def spread(state):
         labels, _ = state
-        near = jax.lax.reduce_window(labels, jnp.int32(0), jax.lax.max, window, (1,) * masks.ndim, "SAME")
-        near = jnp.where(masks, near, 0).reshape(*shape[:2], pixels)
-        named = jnp.concatenate([jnp.zeros_like(near[..., :1]), near], -1)  # place 0 is the label of what is outside
-        further = jnp.take_along_axis(named, near, -1).reshape(shape)
+        near = jnp.where(masks, _highest_near(labels), 0).reshape(*shape[:2], pixels)
+        further = jax.vmap(jax.vmap(renamed))(labels.reshape(near.shape), near).reshape(shape)
         return further, jnp.any(further != labels)
 
     labels, _ = jax.lax.while_loop(lambda state: state[1], spread, (jnp.where(masks, names, 0), True))
@@ -101,6 +104,16 @@ def _largest_part(masks):
     areas = jax.vmap(partial(jax.ops.segment_sum, num_segments=pixels + 1))((flat > 0).astype(jnp.int32), flat)
     largest = pixels - jnp.argmax(areas[:, ::-1], -1)
     return masks & (labels == largest.reshape(*shape[:2], *(1,) * (masks.ndim - 2)))
+
+
+def _highest_near(labels):
+    """The maximum of each pixel and those that touch it, one axis of space after the other."""
+    for axis in range(2, labels.ndim):
+        edges = [(1, 1) if each == axis else (0, 0) for each in range(labels.ndim)]
+        padded, size = jnp.pad(labels, edges), labels.shape[axis]
+        before, after = (jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2))
+        labels = jnp.maximum(labels, jnp.maximum(before, after))
+    return labels
 
 
 def _box(masks):

@@ -79,7 +79,7 @@ def cascading_randomization(
       >>> values = jaxcam.metrics.cascading_randomization(jaxcam.grad_cam, model, images)
     """
     options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
-    return _randomization(method, model, images, targets, keep=True, **options)
+    return randomization(method, model, images, targets, keep=True, **options)
 
 
 def independent_randomization(
@@ -123,18 +123,16 @@ def independent_randomization(
       >>> values = jaxcam.metrics.independent_randomization(jaxcam.grad_cam, model, images)
     """
     options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
-    return _randomization(method, model, images, targets, keep=False, **options)
+    return randomization(method, model, images, targets, keep=False, **options)
 
 
-def _randomization(method, model, images, targets, *, layers, similarity, randomize, key, keep: bool):
-    if not isinstance(model, Tap):
-        raise TypeError(
-            f"The weights to randomize are not to be seen: the model is a {type(model).__name__}. Pass a tap, on any "
-            'layer: `jaxcam.tap(module, variables, "layer4")`.'
-        )
-    model, images, targets = prepare_method(model, images, targets)
+def randomization(
+    method, model, images, targets, *, layers, similarity, randomize, key, keep: bool, top_down: bool = True
+):
+    """The similarity of the model's maps and those of a model with random weights, for each layer."""
+    model, images, targets = prepare_weights(model, images, targets)
     functions(method=method, similarity=similarity, randomize=randomize)
-    names = _weight_names(model.variables)
+    names = weight_names(model.variables)
     if isinstance(layers, str) or not isinstance(layers, Iterable | None):
         layers = (layers,)
     layers = _top_down(model.shapes(images), names) if layers is None else tuple(map(str, layers))
@@ -142,12 +140,13 @@ def _randomization(method, model, images, targets, *, layers, similarity, random
         if not _below(layer, names):
             known = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name)
             raise unknown("layer", layer, known, "Only layers that have weights can be randomized.")
+    layers = layers if top_down else layers[::-1]
     original, changed, values, key = method(model, images, targets), model, {}, random_key(key)
     for index, layer in enumerate(layers):
         # One key for each layer, so that both kinds of randomization give a layer the same random weights.
         variables, drawn = (changed if keep else model).variables, _folded(key, index)
         own = [name in _below(layer, names) for name in names]
-        changed = replace(model, variables=_randomized(variables, own, randomize, drawn))
+        changed = replace(model, variables=randomized(variables, own, randomize, drawn))
         values[layer] = similarity(method(changed, images, targets), original)
     return values
 
@@ -262,7 +261,17 @@ class _Shifted(Network):
         return self.network.resolve(layer)
 
 
-def _weight_names(variables) -> list[str | None]:
+def prepare_weights(model, images, targets):
+    """`prepare_method`, for what changes the model's weights, and so must see them."""
+    if not isinstance(model, Tap):
+        raise TypeError(
+            f"The weights to randomize are not to be seen: the model is a {type(model).__name__}. Pass a tap, on any "
+            'layer: `jaxcam.tap(module, variables, "layer4")`.'
+        )
+    return prepare_method(model, images, targets)
+
+
+def weight_names(variables) -> list[str | None]:
     """For each leaf of the variables the dotted path of the weight, `"layer4.0.conv1.kernel"`; `None` for what is none.
 
     The first word of a Linen path is the collection, which is no part of the layer's name.
@@ -306,7 +315,7 @@ def _top_down(called, names) -> tuple[str, ...]:
     return tuple(layers)
 
 
-def _randomized(variables, own, randomize, key):
+def randomized(variables, own, randomize, key):
     """The variables, those leaves that are a layer's `own` drawn anew."""
     leaves, structure = jax.tree.flatten(variables)
     drawn = [

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .make_golden import import_torchvision
 from .make_metrics import Grey, Small, inputs, to_torch
 
-LIBRARIES = ("quantus", "torch", "numpy", "scipy", "scikit-image", "scikit-learn")
+LIBRARIES = ("quantus", "grad-cam", "torch", "numpy", "scipy", "scikit-image", "scikit-learn")
 QUIET = {"disable_warnings": True, "display_progressbar": False, "abs": False, "normalise": False}
 
 
@@ -109,6 +110,60 @@ def localization(quantus, given, model, targets):
     yield "Focus", quantus.Focus(**QUIET)(model=model, **call, custom_batch=tiles, device="cpu")
 
 
+def sanity(quantus, given, model, targets):
+    x, similarity = to_torch(given["images"]).numpy(), quantus.similarity_func.correlation_pearson
+
+    def run(metric, model=model, **options):
+        call = {"x_batch": x, "y_batch": targets, "a_batch": None, "device": "cpu", "softmax": True}
+        return metric(**QUIET, **options)(model=model, **call, explain_func=gradient, batch_size=len(x))
+
+    torch.manual_seed(43)  # as Quantus does for each layer of its own seed 42
+    drawn = Layered(given)
+    for layer in (drawn.conv, drawn.dense):
+        torch.manual_seed(43)
+        layer.reset_parameters()
+    yield "weights/conv", drawn.conv.weight.detach().numpy().transpose(2, 3, 1, 0)
+    yield "weights/bias", drawn.conv.bias.detach().numpy()
+    yield "weights/dense", drawn.dense.weight.detach().numpy().T
+    yield "EfficientMPRT", run(quantus.EfficientMPRT)
+    quantus.explain = gradient  # which SmoothMPRT calls, whatever function it is given
+    for order, metric in (("top_down", quantus.MPRT), ("bottom_up", quantus.SmoothMPRT)):
+        options = {"layer_order": order, "similarity_func": similarity} | (
+            {} if metric is quantus.MPRT else {"nr_samples": 1}
+        )
+        for layer, values in run(metric, **options).items():
+            yield f"{metric.__name__}/{layer}", values
+    two = torch.nn.Sequential(model, First())
+    targets = targets % 2
+    yield "RandomLogit", run(quantus.RandomLogit, two, num_classes=2, similarity_func=similarity)
+
+
+class First(torch.nn.Module):
+    """The first two classes."""
+
+    def forward(self, logits):
+        return logits[:, :2]
+
+
+def arcc(_quantus, given, model, targets):
+    """What pytorch-grad-cam 1.5.7 has beyond the metrics of `metrics.npz`."""
+    import_torchvision()
+    from pytorch_grad_cam.metrics import arcc, road
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
+
+    road.NoisyLinearImputer.__init__.__defaults__ = (0.0, road.neighbors_weights)  # no noise: it has no seed
+    x, scores = to_torch(given["images"]), [ClassifierOutputSoftmaxTarget(int(each)) for each in targets]
+
+    def heatmaps(input_tensor, targets):
+        maps = np.abs(gradient(model, input_tensor.numpy(), np.array([each.category for each in targets]))).sum(1)
+        return maps / maps.max((1, 2), keepdims=True)
+
+    maps = heatmaps(x, scores)
+    yield "gradcam/Complexity", arcc.Complexity()(maps)
+    yield "gradcam/Coherency", arcc.Coherency()(x, maps, scores, model, heatmaps)
+    yield "gradcam/ARCC", arcc.ARCC(heatmaps)(x, maps, scores, model)
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     setattr(np, "trapz", np.trapezoid)  # noqa: B010 - Quantus calls it by the name that NumPy no longer has
@@ -119,7 +174,7 @@ def main() -> None:
     with torch.no_grad():
         targets = model(to_torch(given["images"])).numpy().argmax(1)
     contents = {"versions": np.array([f"{each} {version(each)}" for each in LIBRARIES])}
-    for family in (robustness, faithfulness, localization):
+    for family in (robustness, faithfulness, localization, sanity, arcc):
         contents |= {name: np.asarray(values, np.float32) for name, values in family(quantus, given, model, targets)}
     path = Path(__file__).parent / "quantus.npz"
     np.savez_compressed(path, **contents)
