@@ -61,7 +61,17 @@ INSIDE = {
     "metrics": [
         ["_checks"],
         ["_altered", "similarity"],
-        ["axioms", "complexity", "faithfulness", "fidelity", "localization", "monotonicity", "regions", "road"],
+        [
+            "alike",
+            "axioms",
+            "complexity",
+            "faithfulness",
+            "fidelity",
+            "localization",
+            "monotonicity",
+            "regions",
+            "road",
+        ],
         ["robustness", "sanity"],
         ["boxes", "coherency", "mosaic", "randomization", "stability"],
     ],
@@ -166,6 +176,7 @@ VOCABULARY = {
     "cells": None,  # how many along each axis: 7 in RISE, 8 in mu-fidelity, as in their papers
     "channels": ("str", "max"),
     "chunk_size": ("int | None", None),
+    "code": None,
     "complexity": None,
     "correlation": None,
     "curve": ("bool", False),

@@ -313,6 +313,7 @@ ARGUMENTS = {
     "maps": ["a", "b"],
     "masks": ["heatmaps", "masks"],
     "model": ["model", "images", "heatmaps", "targets"],
+    "batch": ["model", "images", "heatmaps"],
     "explain": ["explain", "images"],
     "method": ["method", "model", "images", "targets"],
     "twin": ["method", "model", "random_label_model", "images", "targets"],

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden.rebuild import noisy_copies
 from scipy import ndimage
 
 import jaxcam
@@ -22,6 +23,7 @@ QUANTUS = np.load(Path(__file__).parent / "golden" / "quantus.npz")
 IMAGES, HEATMAPS, MASKS, ATTRIBUTIONS = (
     jnp.asarray(GOLDEN[name]) for name in ("images", "heatmaps", "masks", "attributions")
 )
+COPIES = noisy_copies(GOLDEN["images"], GOLDEN["heatmaps"])
 TARGETS = jnp.argmax(GOLDEN["logits"], -1)
 gradient = partial(jaxcam.input_x_gradient)
 
@@ -94,7 +96,8 @@ def in_segments(curve):
 
 
 CELLS = np.arange(192).reshape(12, 16) // 2 % 8 + 8 * (np.arange(12)[:, None] // 3)
-GREY_TARGETS = jnp.argmax(grey(IMAGES[..., :1]), -1)
+GREY_COPIES = noisy_copies(GOLDEN["images"], GOLDEN["heatmaps"])
+TARGETS = jnp.argmax(grey(IMAGES[..., :1]), -1)
 ONE = (grey, IMAGES[..., :1], HEATMAPS)
 
 ROWS = {
@@ -138,6 +141,10 @@ ROWS = {
     "gradcam/Complexity": lambda: metrics.l1_complexity(magnitudes(MODEL, IMAGES, TARGETS)),
     "gradcam/Coherency": lambda: metrics.coherency(magnitudes, MODEL, IMAGES),
     "gradcam/ARCC": lambda: metrics.arcc(magnitudes, MODEL, IMAGES, grain=0),
+    "Sufficiency": lambda: metrics.sufficiency(MODEL, *COPIES, threshold=0.9),
+    "Consistency": lambda: jnp.nan_to_num(  # of an image that is explained like no other, zero there
+        metrics.consistency(MODEL, COPIES[0], COPIES[1] - 0.5, code=lambda maps: jnp.sign(maps[:, 0, :2]))
+    ),
     "RandomLogit": lambda: metrics.random_logit(
         jaxcam.saliency, lambda x: MODEL(x)[:, :2], IMAGES, TARGETS % 2, similarity=metrics.pearson
     ),
@@ -397,3 +404,21 @@ def test_adcc_is_the_harmonic_mean_of_its_parts():
     none = metrics.adcc(lambda _, x, __: jnp.ones(x.shape[:3]), MODEL, IMAGES)  # shows all: as complex as can be
     np.testing.assert_array_equal(none, 0)
     np.testing.assert_allclose(metrics.coherency(lambda _, x, __: jnp.ones(x.shape[:3]), MODEL, IMAGES), 0.5)
+
+
+def test_alike_is_of_the_same_cell_and_of_a_small_distance():
+    """Four maps, two of which point at one place, and one more class than maps."""
+    maps = np.zeros((4, 8, 12), np.float32)
+    maps[0, 1, 1] = maps[1, 0, 2] = maps[2, 7, 11] = maps[3, 1, 0] = 1
+
+    def model(images):
+        return images.sum((1, 3))
+
+    images = np.broadcast_to(np.eye(12, dtype=np.float32)[[2, 2, 2, 0]][:, None, :, None], (4, 8, 12, 1))
+    assert metrics.strongest_cell(maps).tolist() == [0, 0, 15, 0]
+    assert metrics.strongest_cell(maps, (8, 12)).tolist() == [13, 2, 95, 12]
+    np.testing.assert_array_equal(metrics.consistency(model, images, maps), [0.5, 0.5, np.nan, 0])
+    line = np.arange(4, dtype=np.float32)[:, None, None] ** 2 * np.ones((1, 8, 12), np.float32)  # 0, 1, 4, 9
+    np.testing.assert_array_equal(metrics.sufficiency(model, images, line, threshold=0.4), [1, 1, 1, np.nan])
+    np.testing.assert_allclose(metrics.sufficiency(model, images, line, threshold=0.6), [1, 1, 2 / 3, 0])
+    np.testing.assert_allclose(metrics.sufficiency(model, images, line, threshold=1), [2 / 3, 2 / 3, 2 / 3, 0])

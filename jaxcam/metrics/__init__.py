@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from jaxcam.attribution import reference, summary
 from jaxcam.metrics._altered import Curve
+from jaxcam.metrics.alike import consistency, strongest_cell, sufficiency
 from jaxcam.metrics.axioms import completeness, non_sensitivity
 from jaxcam.metrics.boxes import max_box_acc
 from jaxcam.metrics.coherency import adcc, arcc, coherency, l1_complexity
@@ -53,8 +54,9 @@ class Metric(NamedTuple):
       function: the metric itself.
       family: the heading under which lists show it.
       needs: what it is called with, all options aside: `"map"` is `(maps)`, `"maps"` two of them `(a, b)`, `"masks"`
-        `(heatmaps, masks)`, `"model"` `(model, images, heatmaps, targets)`, `"explain"` `(images -> maps, images)`,
-        `"method"` `(method, model, images, targets)`, and `"twin"` the same with a second model after the first.
+        `(heatmaps, masks)`, `"model"` `(model, images, heatmaps, targets)`, `"batch"` `(model, images, heatmaps)` of
+        all images that are compared, `"explain"` `(images -> maps, images)`, `"method"` `(method, model, images,
+        targets)`, and `"twin"` the same with a second model after the first.
       better: `"high"`, `"low"`, `"near zero"`, or `"describes"` where it tells maps apart and judges none.
       cost: in forward passes of the model for its default options, or in `explanations`.
       draws: whether it draws random numbers for its default options, by `key`.
@@ -109,6 +111,8 @@ ROWS = [
     Metric(monotonicity_correlation, FAITHFULNESS, "model", "high", "1 + num_steps num_samples", draws=True),
     Metric(completeness, FAITHFULNESS, "model", "low", "2"),
     Metric(non_sensitivity, FAITHFULNESS, "model", "low", "1 + patches"),
+    Metric(sufficiency, FAITHFULNESS, "batch", "high", "1"),
+    Metric(consistency, FAITHFULNESS, "batch", "high", "1"),
     Metric(coherency, FAITHFULNESS, "method", "high", "2 explanations"),
     Metric(adcc, FAITHFULNESS, "method", "high", "2 + 2 explanations"),
     Metric(arcc, FAITHFULNESS, "method", "high", "1 + 2 fractions + 2 explanations", draws=True),
@@ -142,4 +146,4 @@ ROWS = [
 ]
 METRICS = {row.name: row for row in ROWS}
 
-__all__ = ["METRICS", "Curve", "Metric", "box_to_mask", "histogram_entropy", *METRICS]
+__all__ = ["METRICS", "Curve", "Metric", "box_to_mask", "histogram_entropy", "strongest_cell", *METRICS]

@@ -19,6 +19,7 @@ import torch
 
 from .make_golden import import_torchvision
 from .make_metrics import Grey, Small, inputs, to_torch
+from .rebuild import noisy_copies
 
 LIBRARIES = ("quantus", "grad-cam", "torch", "numpy", "scipy", "scikit-image", "scikit-learn")
 QUIET = {"disable_warnings": True, "display_progressbar": False, "abs": False, "normalise": False}
@@ -145,6 +146,16 @@ class First(torch.nn.Module):
         return logits[:, :2]
 
 
+def batches(quantus, given, model, _targets):
+    images, maps = noisy_copies(given["images"], given["heatmaps"])
+    call = {"x_batch": to_torch(images).numpy(), "y_batch": np.zeros(10, int), "a_batch": maps[:, None].copy()}
+    options = QUIET | {"threshold": 0.9}
+    yield "Sufficiency", quantus.Sufficiency(**options)(model=model, **call, device="cpu")
+    call["a_batch"] = maps[:, None] - 0.5
+    options = QUIET | {"discretise_func": lambda a: hash(bytes(np.sign(a[:2])))}
+    yield "Consistency", quantus.Consistency(**options)(model=model, **call, device="cpu")
+
+
 def arcc(_quantus, given, model, targets):
     """What pytorch-grad-cam 1.5.7 has beyond the metrics of `metrics.npz`."""
     import_torchvision()
@@ -174,7 +185,7 @@ def main() -> None:
     with torch.no_grad():
         targets = model(to_torch(given["images"])).numpy().argmax(1)
     contents = {"versions": np.array([f"{each} {version(each)}" for each in LIBRARIES])}
-    for family in (robustness, faithfulness, localization, sanity, arcc):
+    for family in (robustness, faithfulness, localization, sanity, batches, arcc):
         contents |= {name: np.asarray(values, np.float32) for name, values in family(quantus, given, model, targets)}
     path = Path(__file__).parent / "quantus.npz"
     np.savez_compressed(path, **contents)

@@ -157,6 +157,16 @@ def rebuild_state_dict(architecture: str, seed: int) -> dict[str, np.ndarray]:
     return state
 
 
+def noisy_copies(images: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ten noisy copies of three images and of their maps, so that some are alike."""
+    random = np.random.Generator(np.random.PCG64(4))
+    return tuple(
+        np.tile(each, (4, *(1,) * (each.ndim - 1)))[:10]
+        + np.float32(noise) * random.standard_normal((10, *each.shape[1:]), dtype=np.float32)
+        for each, noise in ((images, 1.0), (maps, 0.3))
+    )
+
+
 def fingerprint(state: dict[str, np.ndarray]) -> np.ndarray:
     """One number per tensor, float64: it tells when NumPy's generator no longer draws the stored model's weights."""
     positions = (tensor.ravel() @ np.cos(np.arange(tensor.size)) for tensor in state.values())
