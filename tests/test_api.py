@@ -67,6 +67,7 @@ INSIDE = {
             "complexity",
             "faithfulness",
             "fidelity",
+            "information",
             "localization",
             "monotonicity",
             "regions",

@@ -17,6 +17,7 @@ from jaxcam.metrics.coherency import adcc, arcc, coherency, l1_complexity
 from jaxcam.metrics.complexity import effective_area, entropy, gini, histogram_entropy
 from jaxcam.metrics.faithfulness import average_drop, average_gain, average_increase, deletion, insertion
 from jaxcam.metrics.fidelity import infidelity, mu_fidelity, occlusion_correlation, sensitivity_n
+from jaxcam.metrics.information import accuracy_information_curve, softmax_information_curve
 from jaxcam.metrics.localization import (
     box_to_mask,
     energy_pointing_game,
@@ -61,6 +62,7 @@ class Metric(NamedTuple):
       cost: in forward passes of the model for its default options, or in `explanations`.
       draws: whether it draws random numbers for its default options, by `key`.
       gives: `"values"` `float32[n]`, or `"layers"`, a dict with such an array for each layer.
+      on_host: whether it must see the values of its arrays, and so cannot be called inside of `jit`.
     """
 
     function: Callable
@@ -70,6 +72,7 @@ class Metric(NamedTuple):
     cost: str = "0"
     draws: bool = False
     gives: str = "values"
+    on_host: bool = False
 
     @property
     def name(self) -> str:
@@ -100,6 +103,8 @@ ROWS = [
     Metric(region_perturbation, FAITHFULNESS, "model", "high", "1 + num_steps"),
     Metric(irof, FAITHFULNESS, "model", "high", "1 + segments"),
     Metric(monotonicity, FAITHFULNESS, "model", "high", "num_steps"),
+    Metric(softmax_information_curve, FAITHFULNESS, "model", "high", "2 + fractions", draws=True, on_host=True),
+    Metric(accuracy_information_curve, FAITHFULNESS, "model", "high", "2 + fractions", draws=True, on_host=True),
     Metric(road, FAITHFULNESS, "model", "high", "1 + 2 fractions", draws=True),
     Metric(average_drop, FAITHFULNESS, "model", "low", "2"),
     Metric(average_increase, FAITHFULNESS, "model", "high", "2"),

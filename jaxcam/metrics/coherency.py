@@ -6,11 +6,13 @@ are put together with average drop, or with ROAD in its place, as a harmonic mea
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxcam._checks import functions, random_key
+from jaxcam._engine import engine
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.metrics._altered import Fill, Model, check_fill, fill, prepare_method
 from jaxcam.metrics._checks import AnyHeatmaps, Values, check_heatmaps
@@ -42,7 +44,11 @@ def l1_complexity(heatmaps: AnyHeatmaps) -> Values:
     Example:
       >>> values = jaxcam.metrics.l1_complexity(heatmaps)
     """
-    heatmaps = check_heatmaps(heatmaps, unit=True)
+    return _mean(check_heatmaps(heatmaps, unit=True))
+
+
+@jax.jit
+def _mean(heatmaps):
     return jnp.mean(jnp.abs(heatmaps), tuple(range(1, heatmaps.ndim)))
 
 
@@ -122,7 +128,7 @@ def adcc(
     given = _mapped(method, model, images, targets, baseline)
     _, model, images, targets, maps, baseline = given
     drop = average_drop(model, images, maps, targets, score=score, baseline=baseline, key=key)
-    return _harmonic_mean(_coherency(*given, key), 1 - l1_complexity(maps), 1 - drop)
+    return _adcc(_coherency(*given, key), l1_complexity(maps), drop)
 
 
 def arcc(
@@ -169,8 +175,8 @@ def arcc(
     given = _mapped(method, model, images, targets, None)
     _, model, images, targets, maps, _ = given
     options = {"score": score, "fractions": fractions, "grain": grain, "chunk_size": chunk_size, "key": key}
-    faithful = jnp.clip(2 * road(model, images, maps, targets, **options), 0, 1)
-    return _harmonic_mean(_coherency(*given, key), 1 - l1_complexity(maps), faithful)
+    faithful = road(model, images, maps, targets, **options)
+    return _arcc(_coherency(*given, key), l1_complexity(maps), faithful)
 
 
 def _mapped(method, model, images, targets, baseline):
@@ -182,9 +188,29 @@ def _mapped(method, model, images, targets, baseline):
 
 
 def _coherency(method, model, images, targets, maps, baseline, key):
+    shown = _let_through(model, images, targets, maps, baseline, random_key(key))
+    return _found_again(check_heatmaps(method(model, shown, targets), images), maps)
+
+
+@engine
+def _let_through(_model, images, _targets, maps, baseline, key):
     shown = maps[..., None].astype(images.dtype)
-    again = method(model, shown * images + (1 - shown) * fill(baseline, images, random_key(key)), targets)
+    return shown * images + (1 - shown) * fill(baseline, images, key)
+
+
+@jax.jit
+def _found_again(again, maps):
     return (pearson(again, maps) + 1) / 2
+
+
+@jax.jit
+def _adcc(coherent, complexity, drop):
+    return _harmonic_mean(coherent, 1 - complexity, 1 - drop)
+
+
+@jax.jit
+def _arcc(coherent, complexity, faithful):
+    return _harmonic_mean(coherent, 1 - complexity, jnp.clip(2 * faithful, 0, 1))
 
 
 def _harmonic_mean(*parts):

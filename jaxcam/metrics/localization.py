@@ -170,7 +170,11 @@ def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     Example:
       >>> accuracies = jaxcam.metrics.relevance_rank_accuracy(attributions, masks)
     """
-    heatmaps, masks = checked_masks(_magnitudes(heatmaps, masks), masks)
+    return _rank_accuracy(*checked_masks(_magnitudes(heatmaps, masks), masks))
+
+
+@jax.jit
+def _rank_accuracy(heatmaps, masks):
     return _share_of_highest(heatmaps, masks, _count(masks)[:, None])
 
 
@@ -204,17 +208,20 @@ def top_k_intersection(
     number(fraction=fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}; it is a share of the pixels, above 0 and at most 1.")
-    heatmaps, masks = checked_masks(heatmaps, masks)
+    return _intersection(*checked_masks(heatmaps, masks), fraction, normalize)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _intersection(heatmaps, masks, fraction, normalize):
     pixels = heatmaps[0].size
-    shares = _share_of_highest(heatmaps, masks, float(max(1, round(fraction * pixels))))
+    size = jnp.full((heatmaps.shape[0], 1), max(1, round(fraction * pixels)), jnp.float32)
+    shares = _share_of_highest(heatmaps, masks, size)
     return shares * pixels / _count(masks) if normalize else shares
 
 
-@jax.jit
 def _share_of_highest(heatmaps, masks, size):
     """The share inside of the mask, of as many of the highest pixels as `size` says."""
     flat, inside = heatmaps.reshape(heatmaps.shape[0], -1), masks.reshape(masks.shape[0], -1)
-    size = jnp.broadcast_to(size, (heatmaps.shape[0], 1))
     places = jnp.arange(flat.shape[1], dtype=jnp.float32)
     last = jnp.sum(jnp.where(places == size - 1, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
     above, tied = flat > last, flat == last

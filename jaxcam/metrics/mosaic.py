@@ -9,7 +9,7 @@ import numpy as np
 from jaxcam._checks import functions, is_known, random_key
 from jaxcam._typing import Images, Key, Targets
 from jaxcam.metrics._altered import Model, prepare_method
-from jaxcam.metrics._checks import Values, check_maps, or_nan
+from jaxcam.metrics._checks import Values, check_maps
 from jaxcam.metrics.localization import energy_pointing_game
 
 
@@ -47,9 +47,13 @@ def focus(method: Callable, model: Model, images: Images, targets: Targets = Non
         raise ValueError("All images are of one class; a mosaic needs images of other classes, too.")
     mosaics, masks = _mosaics(images, targets, random_key(key))
     maps = check_maps(method(model, mosaics, targets), "The result of `method`")
-    maps = maps.sum(-1) if maps.ndim == images.ndim else maps
+    return _share_of_class(maps.sum(-1) if maps.ndim == images.ndim else maps, masks, targets)
+
+
+@jax.jit
+def _share_of_class(maps, masks, targets):
     several = (targets != targets[:1]).any()
-    return jnp.where(several, or_nan(energy_pointing_game(maps, masks), maps), jnp.nan)
+    return jnp.where(several, energy_pointing_game(maps, masks), jnp.nan)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ are.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,10 +63,16 @@ def random_logit(
     classes = class_count(outline(model, images))
     if classes is None or classes < 2:
         raise ValueError("The model's output is no logits of two classes or more, so there is no other class to draw.")
-    # Each image draws from a key of its own, whatever stands beside it.
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(random_key(key), jnp.arange(images.shape[0]))
+    others = _other_classes(random_key(key), targets, classes)
+    return similarity(method(model, images, others), method(model, images, targets))
+
+
+@partial(jax.jit, static_argnums=2)
+def _other_classes(key, targets, classes):
+    """Each image draws from a key of its own, whatever stands beside it."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(targets)))
     further = jax.vmap(lambda key: jax.random.randint(key, (), 1, classes, jnp.int32))(keys)
-    return similarity(method(model, images, (targets + further) % classes), method(model, images, targets))
+    return (targets + further) % classes
 
 
 def smooth_mprt(
@@ -125,10 +132,10 @@ def smooth_mprt(
     key_of_weights, key_of_noise = jax.random.split(key)
 
     def smooth(model, images, targets):
-        size = deviations(images, noise)
-
         def one_sample(_, key):
-            noisy = images + (size * jax.random.normal(key, images.shape[1:], jnp.float32)).astype(images.dtype)
+            noisy = images + (deviations(images, noise) * jax.random.normal(key, images.shape[1:], jnp.float32)).astype(
+                images.dtype
+            )
             return None, method(model, noisy, targets).astype(jnp.float32) / num_samples
 
         return scan(one_sample, None, jax.random.split(key_of_noise, num_samples))[1].sum(0)
@@ -183,4 +190,9 @@ def efficient_mprt(
         complexity(check_maps(method(each, images, targets), "The result of `method`"))
         for each in (random_model, model)
     )
+    return _rise(after, before)
+
+
+@jax.jit
+def _rise(after, before):
     return jnp.where(before == 0, 0, (after - before) / jnp.where(before == 0, 1, before))

@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcam import _typing
-from jaxcam._checks import check_baseline, check_images, filled, functions, number, positive, random_key
+from jaxcam._checks import as_array, check_baseline, check_images, filled, functions, number, positive, random_key
 from jaxcam._engine import scan
 from jaxcam._errors import unknown
 from jaxcam._noise import check_noise, deviations
@@ -205,8 +206,7 @@ def continuity(explain: Callable, images: Images, *, baseline: _typing.Baseline 
     """
     positive(num_steps=num_steps)
     images, original = explained(explain, images)
-    fill, width = filled(check_baseline(baseline, images), images), images.shape[-2]
-    padded = jnp.concatenate([fill, images, fill], axis=-2)  # the image moved by s begins at pixel w - s of it
+    padded, width = _between(check_baseline(baseline, images), images), images.shape[-2]
 
     def moved(step):
         begin = 2 * width - (step + 1) * max(1, (2 * width + 1) // num_steps)
@@ -216,7 +216,14 @@ def continuity(explain: Callable, images: Images, *, baseline: _typing.Baseline 
         far = jnp.sum(jnp.abs(maps - original), tuple(range(1, maps.ndim)))
         return quotient(far, norm(difference(changed, images)))
 
-    return _in_a_loop(explain, moved, slope, jnp.arange(num_steps)).max(0)
+    return _in_a_loop(explain, moved, slope, as_array(np.arange(num_steps, dtype=np.int32))).max(0)
+
+
+@jax.jit
+def _between(baseline, images):
+    """Each image with the baseline on both sides; the image moved by `s` begins at its pixel `w - s`."""
+    fill = filled(baseline, images)
+    return jnp.concatenate([fill, images, fill], axis=-2)
 
 
 def check_perturbation(perturbation, radius, noise, deviation) -> Callable:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._checks import functions
+from jaxcam._engine import engine
 from jaxcam._scores import predicted
 from jaxcam._typing import Images, Key, Targets
 from jaxcam.metrics._altered import Model, prepare_method
@@ -191,11 +192,16 @@ def _of_the_output(model, images):
     return lambda changed: norm(difference(model(changed), output))
 
 
+@engine
+def _features(model, images, _targets):
+    return model.features(images)
+
+
 def _of_the_layer(model, images):
-    before = jax.tree.leaves(model.features(images))
+    before = jax.tree.leaves(_features(model, images))
 
     def change(changed):
-        pairs = zip(before, jax.tree.leaves(model.features(changed)), strict=True)
+        pairs = zip(before, jax.tree.leaves(_features(model, changed)), strict=True)
         return norm(jnp.stack([_relative(a - b, a) for a, b in pairs], -1))
 
     return change

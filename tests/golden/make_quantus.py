@@ -19,9 +19,9 @@ import torch
 
 from .make_golden import import_torchvision
 from .make_metrics import Grey, Small, inputs, to_torch
-from .rebuild import noisy_copies
+from .rebuild import noisy_copies, pictures
 
-LIBRARIES = ("quantus", "grad-cam", "torch", "numpy", "scipy", "scikit-image", "scikit-learn")
+LIBRARIES = ("quantus", "grad-cam", "saliency", "pillow", "torch", "numpy", "scipy", "scikit-image", "scikit-learn")
 QUIET = {"disable_warnings": True, "display_progressbar": False, "abs": False, "normalise": False}
 
 
@@ -156,6 +156,22 @@ def batches(quantus, given, model, _targets):
     yield "Consistency", quantus.Consistency(**options)(model=model, **call, device="cpu")
 
 
+def information(*_):
+    """PAIR's curves, of pictures whose bytes are those that the model sees."""
+    from saliency.metrics import pic
+
+    images, maps, known, weights = pictures()
+
+    def softmax(shown):
+        return 1 / (1 + np.exp(6 - np.sum(shown / 255 * weights, (1, 2, 3))))
+
+    for name, predict in (("SIC", softmax), ("AIC", lambda shown: (softmax(shown) > 0.5).astype(float))):
+        given = {"pred_func": predict, "saliency_thresholds": [0.02, 0.05, 0.1, 0.2, 0.5], "min_pred_value": 0}
+        curves = [pic.compute_pic_metric(*each, known, **given) for each in zip(images, maps, strict=True)]
+        yield f"pic/{name}", [each.auc for each in curves]
+        yield f"pic/{name}/curve", [each.curve_y[::50] for each in curves]
+
+
 def arcc(_quantus, given, model, targets):
     """What pytorch-grad-cam 1.5.7 has beyond the metrics of `metrics.npz`."""
     import_torchvision()
@@ -185,7 +201,7 @@ def main() -> None:
     with torch.no_grad():
         targets = model(to_torch(given["images"])).numpy().argmax(1)
     contents = {"versions": np.array([f"{each} {version(each)}" for each in LIBRARIES])}
-    for family in (robustness, faithfulness, localization, sanity, batches, arcc):
+    for family in (robustness, faithfulness, localization, sanity, batches, information, arcc):
         contents |= {name: np.asarray(values, np.float32) for name, values in family(quantus, given, model, targets)}
     path = Path(__file__).parent / "quantus.npz"
     np.savez_compressed(path, **contents)
