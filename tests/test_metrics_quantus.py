@@ -139,6 +139,7 @@ ROWS = {
     ),
     "AUC/heatmaps": lambda: metrics.mask_auc(HEATMAPS, MASKS),
     "AUC/sparse": lambda: metrics.mask_auc(GOLDEN["sparse"], MASKS),
+    "AttributionLocalisation": lambda: metrics.relevance_mass_accuracy(HEATMAPS, MASKS),
     "TopKIntersection": lambda: metrics.top_k_intersection(HEATMAPS, MASKS),
     "TopKIntersection/influence": lambda: metrics.top_k_intersection(HEATMAPS, MASKS, normalize=True),
     "Focus": lambda: metrics.energy_pointing_game(

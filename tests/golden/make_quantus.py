@@ -104,6 +104,7 @@ def localization(quantus, given, model, targets):
 
     for maps in ("heatmaps", "sparse"):
         yield f"AUC/{maps}", run(quantus.AUC, given[maps])
+    yield "AttributionLocalisation", run(quantus.AttributionLocalisation, given["heatmaps"])
     yield "TopKIntersection", run(quantus.TopKIntersection, given["heatmaps"], k=19)
     yield "TopKIntersection/influence", run(quantus.TopKIntersection, given["heatmaps"], k=19, concept_influence=True)
     tiles = [(0, 1, 1, 0), (1, 1, 0, 0), (1, 0, 0, 1)]
