@@ -480,7 +480,7 @@ def test_squares_along_any_number_of_axes():
         assert box.sum() == 2 ** len(space) * 2
 
 
-@pytest.mark.parametrize("metric", [metrics.deletion, metrics.road, metrics.occlusion_correlation])
+@pytest.mark.parametrize("metric", [metrics.deletion, metrics.road, metrics.occlusion_correlation, metrics.irof])
 def test_every_device_does_its_own_images(metric, model):
     """An eighth of the work on each, and nothing is sent but single numbers."""
     n = 8

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._checks import class_count, functions, outline, positive, random_key
-from jaxcam._engine import scan
+from jaxcam._engine import engine, scan
 from jaxcam._noise import check_noise, deviations
 from jaxcam._typing import Images, Key, Targets
 from jaxcam.metrics._altered import Model, prepare_method
 from jaxcam.metrics._checks import Values, check_maps
 from jaxcam.metrics.complexity import histogram_entropy
+from jaxcam.metrics.robustness import traceable
 from jaxcam.metrics.sanity import prepare_weights, randomization, randomized, shuffle, weight_names
 from jaxcam.metrics.similarity import spearman
 from jaxcam.taps import Tap
@@ -128,20 +129,25 @@ def smooth_mprt(
     """
     positive(num_samples=num_samples)
     functions(method=method)
-    noise, key = check_noise(noise, deviation), random_key(key)
-    key_of_weights, key_of_noise = jax.random.split(key)
+    noise, (key, key_of_noise) = check_noise(noise, deviation), jax.random.split(random_key(key))
 
     def smooth(model, images, targets):
-        def one_sample(_, key):
-            noisy = images + (deviations(images, noise) * jax.random.normal(key, images.shape[1:], jnp.float32)).astype(
-                images.dtype
-            )
-            return None, method(model, noisy, targets).astype(jnp.float32) / num_samples
+        with traceable("method"):
+            return _smooth(model, images, targets, key_of_noise, method=method, noise=noise, num_samples=num_samples)
 
-        return scan(one_sample, None, jax.random.split(key_of_noise, num_samples))[1].sum(0)
-
-    options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key_of_weights}
+    options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
     return randomization(smooth, model, images, targets, keep=True, top_down=False, **options)
+
+
+@engine
+def _smooth(model, images, targets, key, *, method, noise, num_samples):
+    def one_sample(total, key):
+        change = deviations(images, noise) * jax.random.normal(key, images.shape[1:], jnp.float32)
+        maps = method(model, images + change.astype(images.dtype), targets)
+        return total + maps.astype(jnp.float32) / num_samples, None
+
+    zeros = jnp.zeros_like(jax.eval_shape(method, model, images, targets), jnp.float32)
+    return scan(one_sample, zeros, jax.random.split(key, num_samples))[0]
 
 
 def efficient_mprt(

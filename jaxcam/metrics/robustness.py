@@ -6,6 +6,8 @@ another one's value.
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jaxcam import _typing
 from jaxcam._checks import as_array, check_baseline, check_images, filled, functions, number, positive, random_key
 from jaxcam._engine import scan
 from jaxcam._errors import unknown
-from jaxcam._noise import check_noise, deviations
+from jaxcam._noise import Noise, check_noise, deviations
 from jaxcam._typing import Images, Key
 from jaxcam.metrics._checks import Values, check_maps
 
@@ -226,19 +228,30 @@ def _between(baseline, images):
     return jnp.concatenate([fill, images, fill], axis=-2)
 
 
-def check_perturbation(perturbation, radius, noise, deviation) -> Callable:
-    """What changes images, `(key, images) -> float32[n, *space, c]`; or the error of what is wrong with the options."""
+class Change(NamedTuple):
+    """How images are changed at random: a kind or a function, and how much."""
+
+    perturbation: str | Callable
+    radius: float | jax.Array
+    noise: Noise
+
+    def __call__(self, key, images):
+        """The change of each image, `float32[n or 1, *space, c]`."""
+        if callable(self.perturbation):
+            return jax.vmap(lambda image: self.perturbation(key, image))(images).astype(jnp.float32)
+        if self.perturbation == "uniform":
+            return jax.random.uniform(key, images.shape[1:], jnp.float32, -self.radius, self.radius)
+        return deviations(images, self.noise) * jax.random.normal(key, images.shape[1:], jnp.float32)
+
+
+def check_perturbation(perturbation, radius, noise, deviation) -> Change:
+    """The change that was asked for, or the error of what is wrong with it."""
     number(radius=radius)
     if not radius >= 0:
         raise ValueError(f"radius is {radius}; it must be zero or more.")
-    noise = check_noise(noise, deviation)
-    if callable(perturbation):
-        return lambda key, images: jax.vmap(lambda image: perturbation(key, image))(images).astype(jnp.float32)
-    if perturbation == "uniform":
-        return lambda key, images: jax.random.uniform(key, images.shape[1:], jnp.float32, -radius, radius)
-    if perturbation == "noise":
-        return lambda key, images: deviations(images, noise) * jax.random.normal(key, images.shape[1:], jnp.float32)
-    raise unknown("perturbation", perturbation, KINDS, "It can also be a function.")
+    if not callable(perturbation) and perturbation not in KINDS:
+        raise unknown("perturbation", perturbation, KINDS, "It can also be a function.")
+    return Change(perturbation, radius, check_noise(noise, deviation))
 
 
 def explained(explain, images):
@@ -266,11 +279,18 @@ def _in_a_loop(explain, changed, measure, over):
         images = changed(each)
         return None, measure(images, explain(images).astype(jnp.float32))
 
-    try:
+    with traceable("explain"):
         return scan(one_sample, None, over)[1]
+
+
+@contextmanager
+def traceable(name: str):
+    """What is wrong, where JAX cannot trace the function of this name."""
+    try:
+        yield
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
         raise TypeError(
-            "JAX cannot trace `explain`: it looks at the values of its images, or hands them to another library. "
+            f"JAX cannot trace `{name}`: it looks at the values of its images, or hands them to another library. "
             "Write it with jax.numpy, or call the other library by `jax.pure_callback`."
         ) from error
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._checks import functions
+from jaxcam._checks import functions, positive, random_key
 from jaxcam._engine import engine
 from jaxcam._scores import predicted
 from jaxcam._typing import Images, Key, Targets
 from jaxcam.metrics._altered import Model, prepare_method
 from jaxcam.metrics._checks import Values
-from jaxcam.metrics.robustness import check_perturbation, difference, explained, norm, over_changes
+from jaxcam.metrics.robustness import check_perturbation, difference, explained, norm, over_changes, traceable
 from jaxcam.taps import Tap
 
 LEAST = 1e-6  # the paper's epsilon: what a zero is divided by, and the least denominator
@@ -192,25 +192,28 @@ def _of_the_output(model, images):
     return lambda changed: norm(difference(model(changed), output))
 
 
-@engine
-def _features(model, images, _targets):
-    return model.features(images)
-
-
 def _of_the_layer(model, images):
-    before = jax.tree.leaves(_features(model, images))
+    before = jax.tree.leaves(model.features(images))
 
     def change(changed):
-        pairs = zip(before, jax.tree.leaves(_features(model, changed)), strict=True)
-        return norm(jnp.stack([_relative(a - b, a) for a, b in pairs], -1))
+        pairs = zip(before, jax.tree.leaves(model.features(changed)), strict=True)
+        return norm(jnp.stack([_relative(difference(a, b), a.astype(jnp.float32)) for a, b in pairs], -1))
 
     return change
 
 
 def _stability(against, method, model, images, targets, how, num_samples, key):
-    """The largest quotient of the map's relative change and of what `against` says of the same changed images."""
     functions(method=method)
+    positive(num_samples=num_samples)
     model, images, targets = prepare_method(model, images, targets)
+    options = {"against": against, "method": method, "how": how, "num_samples": num_samples}
+    with traceable("method"):
+        return _stability_engine(model, images, targets, random_key(key), **options)
+
+
+@engine
+def _stability_engine(model, images, targets, key, *, against, method, how, num_samples):
+    """The largest quotient of the map's relative change and of what `against` says of the same changed images."""
 
     def explain(images):
         return method(model, images, targets)
@@ -222,8 +225,7 @@ def _stability(against, method, model, images, targets, how, num_samples, key):
         ratio = _relative(original - maps, original) / jnp.maximum(denominator(changed), LEAST)
         return jnp.where(predicted(model(changed)) == classes, ratio, jnp.nan)
 
-    quotients = over_changes(explain, images, quotient, how, num_samples, key)
-    return jnp.nanmax(quotients, 0)
+    return jnp.nanmax(over_changes(explain, images, quotient, how, num_samples, key), 0)
 
 
 def _relative(change, of):
