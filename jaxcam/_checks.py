@@ -93,7 +93,7 @@ def check_targets(model, images, targets) -> jax.Array | None:
             "several classes an image."
         )
     if is_known(array):
-        num_classes, values = _num_classes(outline(model, images)), np.asarray(array)
+        num_classes, values = class_count(outline(model, images)), np.asarray(array)
         if num_classes is not None and (values.min() < 0 or values.max() >= num_classes):
             wrong = values[(values < 0) | (values >= num_classes)].flat[0]
             raise ValueError(
@@ -117,7 +117,7 @@ def _is_tree(model) -> bool:
     return not jax.tree_util.treedef_is_leaf(jax.tree.structure(model))
 
 
-def _num_classes(output) -> int | None:
+def class_count(output) -> int | None:
     """How many classes an output tells apart; a single number tells two, and other outputs are the score's to read."""
     shape = getattr(output, "shape", ())
     if len(shape) not in (1, 2):

@@ -65,7 +65,20 @@ INSIDE = {
     "metrics": [
         ["_checks"],
         ["_altered", "similarity"],
-        ["complexity", "faithfulness", "fidelity", "localization", "road", "robustness", "sanity"],
+        [
+            "alike",
+            "axioms",
+            "complexity",
+            "faithfulness",
+            "fidelity",
+            "information",
+            "localization",
+            "monotonicity",
+            "regions",
+            "road",
+        ],
+        ["robustness", "sanity"],
+        ["boxes", "coherency", "mosaic", "randomization", "stability"],
     ],
 }
 EXPORTS_ONLY = {"__init__"}
@@ -169,6 +182,8 @@ VOCABULARY = {
     "channels": ("str", "max"),
     "chunk_size": ("int | None", None),
     "composite": None,
+    "code": None,
+    "complexity": None,
     "correlation": None,
     "classes": None,  # that Finer-CAM compares with
     "curve": ("bool", False),
@@ -192,6 +207,7 @@ VOCABULARY = {
     "method": None,  # an attribution method: saliency inside SmoothGrad, a CAM inside what is around CAMs
     "min_pixels": ("int | None", None),
     "multiply_by_inputs": ("bool", True),
+    "negligible": ("float | int", 1e-5),
     "noise": ("float | int", 0.15),
     "normalize": ("bool", False),
     "num_classes": ("int", 3),
@@ -216,7 +232,11 @@ VOCABULARY = {
     "tolerance": ("int", 0),
     "window": None,
 }
-DIFFERENT = {("insertion", "baseline")}  # the paper inserts into the blurred image
+DIFFERENT = {
+    ("insertion", "baseline"),  # the paper inserts into the blurred image
+    ("irof", "baseline"),  # the paper takes the mean colour
+    ("monotonicity_correlation", "baseline"),  # the paper draws the features
+}
 
 
 def words(annotation) -> str:

@@ -46,6 +46,14 @@ def test_the_readme_lists_every_method_in_its_family():
         assert set(re.findall(r"`(\w+)`", rows[family].split("|")[2])) == set(names)
 
 
+def test_the_page_of_metrics_names_what_there_is():
+    """All of them, and in the middle columns of its tables nothing else."""
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    cells = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| ")]
+    assert {name for cell in cells for name in re.findall(r"`(\w+)[`(]", cell)} <= set(jaxcam.metrics.METRICS)
+    assert not [name for name in jaxcam.metrics.METRICS if f"`{name}" not in text]
+
+
 def test_the_readme_names_every_metric():
     text = (ROOT / "README.md").read_text()
     assert not [name for name in jaxcam.metrics.METRICS if f"`{name}`" not in text]

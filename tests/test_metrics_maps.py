@@ -19,6 +19,8 @@ LOCALIZATIONS = [
     metrics.relevance_rank_accuracy,
     metrics.relevance_mass_accuracy,
     metrics.iou_with_mask,
+    metrics.top_k_intersection,
+    metrics.mask_auc,
 ]
 COMPLEXITIES = [metrics.gini, metrics.entropy, metrics.effective_area]
 
@@ -143,7 +145,7 @@ def test_pointing_game_shares_a_hit_where_quantus_gives_all_of_it():
 @by_name(LOCALIZATIONS)
 def test_a_map_without_preference_scores_what_chance_would(metric):
     masks = GOLDEN["masks"]
-    expected = 0 if metric is metrics.iou_with_mask else masks.mean((1, 2))
+    expected = {metrics.iou_with_mask: 0, metrics.mask_auc: 0.5}.get(metric, masks.mean((1, 2)))
     for value in (0.0, 0.3):
         np.testing.assert_allclose(metric(np.full(masks.shape, value), masks), expected, rtol=1e-5)
 
@@ -151,7 +153,8 @@ def test_a_map_without_preference_scores_what_chance_would(metric):
 @by_name(LOCALIZATIONS)
 def test_the_mask_itself_is_the_best_map(metric):
     masks = jnp.asarray(GOLDEN["masks"])
-    np.testing.assert_allclose(metric(masks.astype(jnp.float32), masks), 1, rtol=1e-6)
+    options = {"fraction": 0.05} if metric is metrics.top_k_intersection else {}  # no more pixels than the mask has
+    np.testing.assert_allclose(metric(masks.astype(jnp.float32), masks, **options), 1, rtol=1e-6)
     np.testing.assert_allclose(metric(1.0 - masks, masks), 0, atol=1e-6)
 
 
@@ -310,6 +313,7 @@ ARGUMENTS = {
     "maps": ["a", "b"],
     "masks": ["heatmaps", "masks"],
     "model": ["model", "images", "heatmaps", "targets"],
+    "batch": ["model", "images", "heatmaps"],
     "explain": ["explain", "images"],
     "method": ["method", "model", "images", "targets"],
     "twin": ["method", "model", "random_label_model", "images", "targets"],

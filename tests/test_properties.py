@@ -154,8 +154,8 @@ BAD_ARGUMENTS = {
 }
 BAD_METRIC = {
     **BAD,
-    **dict.fromkeys(["radius", "threshold", "grain", "tolerance"], NO_NUMBER),
-    **dict.fromkeys(["similarity", "correlation", "randomize"], NO_FUNCTION),
+    **dict.fromkeys(["radius", "threshold", "grain", "tolerance", "negligible"], NO_NUMBER),
+    **dict.fromkeys(["similarity", "correlation", "randomize", "complexity", "code"], NO_FUNCTION),
     **dict.fromkeys(["order", "form", "perturbation"], WORD),
     "fractions": st.sampled_from([(), (0.5, NAN), (0, 0.5), (1.5,), ("x",), 3, None]),
     "layers": st.sampled_from([3, "nothing", ("late", "nothing")]),

@@ -73,7 +73,7 @@ def on_segments(design, model, images, targets, *, baseline, segments, num_segme
     if more["perturbation"] not in PERTURBATIONS:
         raise unknown("perturbation", more["perturbation"], PERTURBATIONS)
     model, images, targets = prepare(model, images, targets)
-    segments, num_segments = _check_segments(segments, num_segments, images.shape[:-1])
+    segments, num_segments = check_segments(segments, num_segments, images.shape[:-1])
     arrays = check_baseline(baseline, images, several=True), segments, random_key(more.pop("key"))
     named = {name: more.pop(name) for name in ("score", "num_samples", "perturbation")}
     named |= {"num_segments": num_segments, "chunk_size": chunk_size}
@@ -109,7 +109,7 @@ def spread_over(values, labels):
     return values.at[..., labels].get(mode="fill", fill_value=jnp.nan)
 
 
-def _check_segments(segments, num_segments, shape):
+def check_segments(segments, num_segments, shape):
     """`segments` as labels `int32[*space]` or `int32[n, *space]`, and how many there are; `shape` is `(n, *space)`."""
     positive(num_segments=num_segments)
     space = shape[1:]

@@ -137,13 +137,14 @@ def _methods(methods) -> dict[str, Any]:
 
 def _metrics(metrics) -> dict[str, Mapping]:
     chosen = dict(metrics) if isinstance(metrics, Mapping) else {name: {} for name in metrics}
-    able = [name for name, row in METRICS.items() if row.needs in ("map", "model")]
+    able = [name for name, row in METRICS.items() if row.needs in ("map", "model") and not row.on_host]
     for name in chosen:
         if name not in METRICS:
             raise unknown("metric", name, able)
         if name not in able:
             raise ValueError(
-                f"{name} needs more than an image and its heatmap. For a data set there are {', '.join(able)}."
+                f"{name} needs more than an image and its heatmap, or looks at them on the host. For a data set there "
+                f"are {', '.join(able)}."
             )
     return chosen
 

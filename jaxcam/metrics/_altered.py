@@ -6,6 +6,7 @@ influences another one's value.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ from jaxtyping import Array, Float
 from jaxcam import _typing
 from jaxcam._array import blur
 from jaxcam._checks import check_baseline, filled
-from jaxcam._engine import chunked_map
+from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
-from jaxcam._scores import predicted, scores, scores_of_copies
+from jaxcam._scores import chosen, predicted, scores, scores_of_copies
 from jaxcam.metrics._checks import Values, check_heatmaps, prepare_one
 from jaxcam.taps import Tap
 
@@ -42,6 +43,17 @@ class Curve(NamedTuple):
 def prepare_maps(model, images, targets, heatmaps, *, unit: bool = False):
     model, images, targets = prepare_one(model, images, targets)
     return model, images, targets, check_heatmaps(heatmaps, images, unit=unit)
+
+
+def prepare_method(model, images, targets):
+    """What is wrong with the arguments, and the classes to explain: those given, or what the model predicts."""
+    model, images, targets = prepare_one(model, images, targets)
+    return model, images, _classes(model, images, targets)
+
+
+@engine
+def _classes(model, images, targets):
+    return chosen(model, images, targets)
 
 
 def looked_at(model, images, targets, score):
@@ -70,6 +82,30 @@ def removal_order(heatmaps):
     pixels = heatmaps.reshape(heatmaps.shape[0], -1)
     order = jnp.argsort(pixels, -1, descending=True, stable=True)
     return jnp.argsort(order, -1).astype(jnp.int32).reshape(heatmaps.shape)
+
+
+def region_order(heatmaps, regions, count, *, mean: bool = False):
+    """For each pixel, its region's place in the order of the regions' sums (or means), the highest first.
+
+    `regions` are labels `int32[*space]` or `int32[n, *space]` below `count`. Labels that an image lacks come last; how
+    many it has is the second result, `[n]`.
+    """
+    regions = jnp.broadcast_to(regions, heatmaps.shape).reshape(heatmaps.shape[0], -1)
+    total = jax.vmap(partial(jax.ops.segment_sum, num_segments=count))
+    sizes = total(jnp.ones(regions.shape, jnp.float32), regions)
+    sums = total(heatmaps.reshape(regions.shape), regions) / (jnp.maximum(sizes, 1) if mean else 1)
+    places = removal_order(jnp.where(sizes > 0, sums, -jnp.inf))
+    return jnp.take_along_axis(places, regions, -1).reshape(heatmaps.shape), jnp.sum(sizes > 0, -1)
+
+
+def scores_by_rank(model, images, targets, score, ranks, start, end, counts, chunk_size):
+    """The score of copies of `start`, in which `end` has the pixels of rank below each of `counts`: `[n, counts]`."""
+    counts = jnp.asarray(counts, jnp.int32)
+
+    def altered(indices):
+        return exchanged(start, end, ranks[:, None] < counts[indices].reshape(1, -1, *(1,) * (images.ndim - 2)))
+
+    return scores_of(model, images, targets, score, altered, len(counts), chunk_size)
 
 
 def _mean(images, _key):

@@ -1,13 +1,14 @@
 """What metrics take: one map per image, as arrays from here or from any other library."""
 
 import warnings
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxcam._checks import as_array, is_known, prepare
+from jaxcam._checks import as_array, is_known, number, prepare
 
 AnyHeatmaps = Float[Array, "n *space"] | Float[np.ndarray, "n *space"]
 AnyMaps = Float[Array, "n *shape"] | Float[np.ndarray, "n *shape"]  # heatmaps, attributions, any values of n images
@@ -62,6 +63,16 @@ def check_heatmaps(heatmaps, images=None, *, unit: bool = False) -> jax.Array:
     if low < -SLACK or high > 1 + SLACK:
         raise ValueError(f"heatmaps ranges from {low:.3g} to {high:.3g}; it must be in [0, 1]. {TO_HEATMAPS}")
     return heatmaps
+
+
+def check_fractions(fractions) -> tuple[float, ...]:
+    """Shares of the pixels, at least one of them, each between 0 and 1."""
+    fractions = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else (fractions,)
+    for each in fractions:
+        number(fractions=each)
+    if not fractions or not all(0 < each < 1 for each in fractions):
+        raise ValueError(f"fractions is {fractions}; each is a share of the pixels, between 0 and 1.")
+    return tuple(map(float, fractions))
 
 
 def warn_of_zeros(heatmaps, stacklevel: int) -> None:

@@ -21,12 +21,11 @@ from jaxcam.metrics._altered import (
     Fill,
     Model,
     check_fill,
-    exchanged,
     fill,
     looked_at,
     prepare_maps,
     removal_order,
-    scores_of,
+    scores_by_rank,
 )
 from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan, warn_of_zeros
 from jaxcam.score import probability
@@ -148,17 +147,11 @@ def _removal(model, images, targets, heatmaps, baseline, key, curve, *, score, n
 
 @engine
 def _removal_engine(model, images, targets, heatmaps, baseline, key, *, score, counts, chunk_size, insert):
-    targets, ranks = chosen(model, images, targets), removal_order(heatmaps)[:, None]
-    fills, steps = fill(baseline, images, key), jnp.asarray(counts, jnp.int32)
-    start, end = (fills, images) if insert else (images, fills)
-
-    def altered(indices):
-        count = steps[indices].reshape(1, -1, *(1,) * (images.ndim - 2))
-        return exchanged(start, end, ranks < count)
-
-    values = scores_of(model, images, targets, score, altered, len(counts), chunk_size)
+    targets, fills = chosen(model, images, targets), fill(baseline, images, key)
+    ends = (fills, images) if insert else (images, fills)
+    values = scores_by_rank(model, images, targets, score, removal_order(heatmaps), *ends, counts, chunk_size)
     values = or_nan(values, heatmaps)
-    return values, jnp.trapezoid(values, steps.astype(jnp.float32) / counts[-1], axis=-1)
+    return values, jnp.trapezoid(values, jnp.asarray(counts, jnp.float32) / counts[-1], axis=-1)
 
 
 def average_drop(

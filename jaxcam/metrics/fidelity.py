@@ -4,22 +4,23 @@ Infidelity compares the two as numbers, mu-fidelity and occlusion correlation as
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jaxcam._array import EXACT, along
-from jaxcam._checks import functions, number, positive, random_key, sizes
+from jaxcam._checks import as_array, functions, number, positive, random_key, sizes
 from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
 from jaxcam._noise import check_noise, deviations
 from jaxcam._scores import scores_of_copies
 from jaxcam._typing import Images, Key, Score, Sizes, Targets
 from jaxcam.attribution.occlusion import covered, drops_without
-from jaxcam.metrics._altered import Fill, Model, check_fill, exchanged, fill, looked_at, prepare_maps
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_maps, prepare_one
+from jaxcam.metrics._altered import Curve, Fill, Model, check_fill, exchanged, fill, looked_at, prepare_maps
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_fractions, check_maps, prepare_one
 from jaxcam.metrics.similarity import pearson
 from jaxcam.score import logit, probability
 
@@ -187,6 +188,80 @@ def mu_fidelity(
     Example:
       >>> values = jaxcam.metrics.mu_fidelity(model, images, heatmaps, num_samples=64)
     """
+    options = {"score": score, "cells": cells, "correlation": correlation}
+    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
+    return _of_random_sets(model, images, heatmaps, targets, baseline, key, (fraction,), **options)[:, 0]
+
+
+def sensitivity_n(
+    model: Model,
+    images: Images,
+    heatmaps: AnyHeatmaps,
+    targets: Targets = None,
+    *,
+    score: Score = logit,
+    baseline: Fill = None,
+    cells: Sizes = 8,
+    fractions: Sequence[float] | Float[np.ndarray, "fractions"] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    correlation: Callable = pearson,
+    num_samples: int = 32,
+    chunk_size: int | None = None,
+    key: Key = 0,
+    curve: bool = False,
+) -> Values | Curve:
+    """Sensitivity-n: whether random sets of patches change the score as the map says, for sets of many sizes.
+
+    `sensitivity = mean_n corr_S (sum_S map, score(image) - score(image without S))`, over random sets `S` of `n`
+    patches each; high is good. For one size it is `mu_fidelity`.
+
+    As in the paper, sets are random and each image has its own correlation. What Quantus calls SensitivityN removes one
+    feature after the other in the map's order and correlates over the images of a batch, one step at a time.
+
+    Args:
+      model: a tap or any callable `images -> output`.
+      images: `float[n, *space, c]`, normalised as the model expects.
+      heatmaps: `float[n, *space]`, such as attributions summed over channels.
+      targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
+        t]`.
+      score: what is measured, `(output, targets[n]) -> [n]`; by default the logit, which attributions add up to.
+      baseline: what takes the pixels' place: `None` for zeros (the mean colour of the training data, for normalised
+        images), `"mean"` (each image's own mean colour), `"blur"` (the image under a Gaussian of 1/20 of its shortest
+        side), `"noise"` (normal noise with the image's mean and deviation), a number, or an array that broadcasts to
+        `images`. `"zero"` is another name of `None`.
+      cells: how many patches the image is cut into along each axis of space, one number for all or one for each.
+      fractions: the sizes of sets, as shares of the patches, each between 0 and 1.
+      correlation: `pearson` as in the paper, or `spearman`.
+      num_samples: sets of each size; the same for every image.
+      chunk_size: images in one forward pass; altered images are made inside the pass. By default what suits the
+        device.
+      key: a seed or a key.
+      curve: return a `Curve` with the correlation at each size.
+
+    Returns:
+      `float32[n]` in [-1, 1]; zero where the map or the score does not change.
+
+    Raises:
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline; more cells than pixels, or a
+        fraction that is no patch or all.
+
+    Reference: Ancona et al. 2018, Towards better understanding of gradient-based attribution methods for Deep Neural
+    Networks, https://arxiv.org/abs/1711.06104
+
+    Example:
+      >>> values = jaxcam.metrics.sensitivity_n(model, images, heatmaps, num_samples=8)
+    """
+    fractions = check_fractions(fractions)
+    options = {"score": score, "cells": cells, "correlation": correlation}
+    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
+    correlations = _of_random_sets(model, images, heatmaps, targets, baseline, key, fractions, **options)
+    value = jnp.mean(correlations, -1)
+    return Curve(as_array(fractions, np.float32), correlations, value) if curve else value
+
+
+def _of_random_sets(
+    model, images, heatmaps, targets, baseline, key, fractions, *, score, cells, correlation, num_samples, chunk_size
+):
+    """The correlation over random sets of patches, for each share of the patches, `[n, fractions]`."""
     positive(num_samples=num_samples, chunk_size=chunk_size)
     functions(correlation=correlation)
     model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
@@ -194,35 +269,39 @@ def mu_fidelity(
     cells = sizes("cells", cells, space)
     if any(np.greater(cells, space)):
         raise ValueError(f"cells is {_by(cells)}, finer than the images, {_by(space)}.")
-    count = math.prod(cells)
-    number(fraction=fraction)
-    chosen = round(fraction * count)
-    if not 0 < chosen < count:
-        raise ValueError(
-            f"fraction is {fraction}, which makes {chosen} of {count} patches; some must go and some stay."
-        )
+    count, chosen = math.prod(cells), []
+    for fraction in fractions:
+        number(fraction=fraction)
+        chosen.append(round(fraction * count))
+        if not 0 < chosen[-1] < count:
+            raise ValueError(
+                f"fraction is {fraction}, which makes {chosen[-1]} of {count} patches; some must go and some stay."
+            )
     baseline, key = check_fill(baseline, images), random_key(key)
-    options = {"score": score, "cells": cells, "chosen": chosen, "correlation": correlation}
+    options = {"score": score, "cells": cells, "chosen": tuple(chosen), "correlation": correlation}
     options |= {"num_samples": num_samples, "chunk_size": chunk_size}
-    return _mu_engine(model, images, targets, heatmaps, baseline, key, **options)
+    return _sets_engine(model, images, targets, heatmaps, baseline, key, **options)
 
 
 @engine
-def _mu_engine(
+def _sets_engine(
     model, images, targets, heatmaps, baseline, key, *, score, cells, chosen, correlation, num_samples, chunk_size
 ):
     targets, before = looked_at(model, images, targets, score)
     fills, keys = fill(baseline, images, key), jax.random.split(key, num_samples)
     places = [np.arange(size) * count // size for size, count in zip(images.shape[1:-1], cells, strict=True)]
     patches = np.ravel_multi_index(np.ix_(*places), cells)  # which one each pixel belongs to
+    chosen = jnp.asarray(chosen, jnp.int32)
 
     def one_chunk(samples):
-        orders = jax.vmap(lambda key: jax.random.permutation(key, math.prod(cells)))(keys[samples])
-        gone = (orders < chosen)[:, patches]
+        orders = jax.vmap(lambda key: jax.random.permutation(key, math.prod(cells)))(keys[samples % num_samples])
+        gone = (orders < chosen[samples // num_samples, None])[:, patches]
         after = scores_of_copies(model, exchanged(images, fills, gone[None]), targets, score)
         return _sums(heatmaps, gone), before[:, None] - after
 
-    return correlation(*chunked_map(one_chunk, num_samples, images, chunk_size))
+    expected, actual = chunked_map(one_chunk, len(chosen) * num_samples, images, chunk_size)
+    pairs = [each.reshape(-1, len(chosen), num_samples) for each in (expected, actual)]
+    return jax.vmap(correlation, in_axes=1, out_axes=1)(*pairs)
 
 
 def _sums(heatmaps, sets):

@@ -16,6 +16,7 @@ from jaxcam._array import normalize
 from jaxcam._checks import as_array, is_known, number
 from jaxcam._errors import shown
 from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, seen
+from jaxcam.metrics.similarity import average_ranks
 
 Masks = Bool[Array, "n *space"] | Bool[np.ndarray, "n *space"] | Num[Array, "n *space"] | Num[np.ndarray, "n *space"]
 Boxes = Num[Array, "n edges"] | Num[np.ndarray, "n edges"]
@@ -80,7 +81,7 @@ def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) ->
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int) or tolerance < 0:
         raise ValueError(f"tolerance is {shown(repr(tolerance))}; it must be a whole number of pixels, 0 or more.")
-    heatmaps, masks = _checked(heatmaps, masks)
+    heatmaps, masks = checked_masks(heatmaps, masks)
     return _pointing_game(heatmaps, masks, tolerance)
 
 
@@ -111,7 +112,7 @@ def energy_pointing_game(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
     Example:
       >>> energies = jaxcam.metrics.energy_pointing_game(heatmaps, masks)
     """
-    heatmaps, masks = _checked(heatmaps, masks)
+    heatmaps, masks = checked_masks(heatmaps, masks)
     return _energy(heatmaps, masks)
 
 
@@ -143,7 +144,7 @@ def relevance_mass_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     Example:
       >>> accuracies = jaxcam.metrics.relevance_mass_accuracy(attributions, masks)
     """
-    return _mass_inside(*_checked(_magnitudes(heatmaps, masks), masks))
+    return _mass_inside(*checked_masks(_magnitudes(heatmaps, masks), masks))
 
 
 def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
@@ -169,19 +170,96 @@ def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     Example:
       >>> accuracies = jaxcam.metrics.relevance_rank_accuracy(attributions, masks)
     """
-    return _rank_accuracy(*_checked(_magnitudes(heatmaps, masks), masks))
+    return _rank_accuracy(*checked_masks(_magnitudes(heatmaps, masks), masks))
 
 
 @jax.jit
 def _rank_accuracy(heatmaps, masks):
+    return _share_of_highest(heatmaps, masks, _count(masks)[:, None])
+
+
+def top_k_intersection(
+    heatmaps: AnyHeatmaps, masks: Masks, *, fraction: float | int = 0.1, normalize: bool = False
+) -> Values:
+    """Top-k intersection: the share of a map's highest pixels that lies on the object.
+
+    `intersection = |top_k(map) and mask| / k`, with `k` a fraction of the pixels; where `normalize`, it is divided by
+    the object's share of the image, which makes it the concept influence: one is chance.
+
+    Pixels that tie for the last places count by their share inside the mask. Quantus's `k` is a number, 1000.
+
+    Args:
+      heatmaps: `[n, *space]`.
+      masks: `[n, *space]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
+      fraction: `k` as a share of the pixels, above 0 and at most 1.
+      normalize: divide by the object's share of the image.
+
+    Returns:
+      `float32[n]` in [0, 1]; from 0 on, where `normalize`.
+
+    Raises:
+      ValueError: wrong or different shapes, NaN, or a mask without any pixel (inside `jit` that gives NaN).
+
+    Reference: Theiner et al. 2022, Interpretable Semantic Photo Geolocation, https://arxiv.org/abs/2104.14995
+
+    Example:
+      >>> shares = jaxcam.metrics.top_k_intersection(heatmaps, masks, fraction=0.05)
+    """
+    number(fraction=fraction)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction}; it is a share of the pixels, above 0 and at most 1.")
+    return _intersection(*checked_masks(heatmaps, masks), fraction, normalize)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _intersection(heatmaps, masks, fraction, normalize):
+    pixels = heatmaps[0].size
+    size = jnp.full((heatmaps.shape[0], 1), max(1, round(fraction * pixels)), jnp.float32)
+    shares = _share_of_highest(heatmaps, masks, size)
+    return shares * pixels / _count(masks) if normalize else shares
+
+
+def _share_of_highest(heatmaps, masks, size):
+    """The share inside of the mask, of as many of the highest pixels as `size` says."""
     flat, inside = heatmaps.reshape(heatmaps.shape[0], -1), masks.reshape(masks.shape[0], -1)
-    size = _count(inside)[:, None]
     places = jnp.arange(flat.shape[1], dtype=jnp.float32)
     last = jnp.sum(jnp.where(places == size - 1, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
     above, tied = flat > last, flat == last
     share_of_tied = _count(tied & inside) / _count(tied)
     shares = (_count(above & inside) + (size[:, 0] - _count(above)) * share_of_tied) / size[:, 0]
     return _defined(shares, heatmaps, masks)
+
+
+def mask_auc(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
+    """Mask AUC: the area under the ROC curve of the map as a classifier of the object's pixels.
+
+    `AUC = P(map inside > map outside) + P(equal) / 2`, for a pixel inside the mask and one outside.
+
+    Args:
+      heatmaps: `[n, *space]`; only the order of the pixels counts.
+      masks: `[n, *space]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
+
+    Returns:
+      `float32[n]` in [0, 1]; a half is chance, and where the mask is the whole image.
+
+    Raises:
+      ValueError: wrong or different shapes, NaN, or a mask without any pixel (inside `jit` that gives NaN).
+
+    Reference: Fawcett 2006, An Introduction to ROC Analysis, https://doi.org/10.1016/j.patrec.2005.10.010
+
+    Example:
+      >>> areas = jaxcam.metrics.mask_auc(heatmaps, masks)
+    """
+    return _auc(*checked_masks(heatmaps, masks))
+
+
+@jax.jit
+def _auc(heatmaps, masks):
+    ranks = average_ranks(heatmaps.reshape(heatmaps.shape[0], -1)).reshape(heatmaps.shape)
+    inside, outside = _count(masks), _count(~masks)
+    mean = jnp.sum(ranks, _space(ranks), where=masks) / inside
+    area = (mean - (inside - 1) / 2) / jnp.maximum(outside, 1)
+    return _defined(jnp.where(outside == 0, 0.5, area), heatmaps, masks)
 
 
 def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int = 0.5) -> Values:
@@ -207,7 +285,7 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int
     number(threshold=threshold)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; it must be above 0 and at most 1.")
-    return _iou(*_checked(heatmaps, masks), threshold)
+    return _iou(*checked_masks(heatmaps, masks), threshold)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -235,7 +313,8 @@ def _summed(attributions, ndim):
     return magnitudes.sum(-1) if attributions.ndim == ndim + 1 else magnitudes
 
 
-def _checked(heatmaps, masks):
+def checked_masks(heatmaps, masks):
+    """Both as arrays of one shape, the masks true inside of an object; or the error of what is wrong."""
     heatmaps, masks = check_heatmaps(heatmaps), as_array(masks)
     if is_known(masks) and np.isnan(np.asarray(masks)).any():
         raise ValueError("masks holds NaN; it must be true or above zero inside the object.")

@@ -6,7 +6,7 @@ gradients solve on the device with sums over neighbours in place of a matrix.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxcam._engine import engine
 from jaxcam._errors import unknown
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.metrics._altered import Curve, Model, looked_at, prepare_maps, removal_order, scores_of
-from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan, warn_of_zeros
+from jaxcam.metrics._checks import AnyHeatmaps, Values, check_fractions, or_nan, warn_of_zeros
 from jaxcam.score import probability
 
 SOLVER_TOLERANCE = 1e-6  # of the residual, relative to the right-hand side
@@ -84,13 +84,8 @@ def road(
     positive(chunk_size=chunk_size)
     if order not in ("morf", "lerf", "combined"):
         raise unknown("order", order, ("morf", "lerf", "combined"))
-    fractions = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else (fractions,)
-    for each in fractions:
-        number(fractions=each)
+    fractions = check_fractions(fractions)
     number(grain=grain)
-    fractions = tuple(map(float, fractions))
-    if not fractions or not all(0 < each < 1 for each in fractions):
-        raise ValueError(f"fractions is {fractions}; each is a share of the pixels to remove, between 0 and 1.")
     if not grain >= 0:
         raise ValueError(f"grain is {grain}; it must be zero or more.")
     model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)

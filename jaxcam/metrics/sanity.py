@@ -15,12 +15,10 @@ from jaxtyping import Array, Float
 
 from jaxcam._array import Rows
 from jaxcam._checks import as_array, functions, random_key
-from jaxcam._engine import engine
 from jaxcam._errors import unknown
-from jaxcam._scores import chosen
 from jaxcam._typing import Images, Key, Targets
-from jaxcam.metrics._altered import Model
-from jaxcam.metrics._checks import Values, prepare_one
+from jaxcam.metrics._altered import Model, prepare_method
+from jaxcam.metrics._checks import Values
 from jaxcam.metrics.similarity import spearman
 from jaxcam.taps import Network, Tap
 from jaxcam.taps.tap import is_inexact
@@ -81,7 +79,7 @@ def cascading_randomization(
       >>> values = jaxcam.metrics.cascading_randomization(jaxcam.grad_cam, model, images)
     """
     options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
-    return _randomization(method, model, images, targets, keep=True, **options)
+    return randomization(method, model, images, targets, keep=True, **options)
 
 
 def independent_randomization(
@@ -125,18 +123,16 @@ def independent_randomization(
       >>> values = jaxcam.metrics.independent_randomization(jaxcam.grad_cam, model, images)
     """
     options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
-    return _randomization(method, model, images, targets, keep=False, **options)
+    return randomization(method, model, images, targets, keep=False, **options)
 
 
-def _randomization(method, model, images, targets, *, layers, similarity, randomize, key, keep: bool):
-    if not isinstance(model, Tap):
-        raise TypeError(
-            f"The weights to randomize are not to be seen: the model is a {type(model).__name__}. Pass a tap, on any "
-            'layer: `jaxcam.tap(module, variables, "layer4")`.'
-        )
-    model, images, targets = _prepare(model, images, targets)
+def randomization(
+    method, model, images, targets, *, layers, similarity, randomize, key, keep: bool, top_down: bool = True
+):
+    """The similarity of the model's maps and those of a model with random weights, for each layer."""
+    model, images, targets = prepare_weights(model, images, targets)
     functions(method=method, similarity=similarity, randomize=randomize)
-    names = _weight_names(model.variables)
+    names = weight_names(model.variables)
     if isinstance(layers, str) or not isinstance(layers, Iterable | None):
         layers = (layers,)
     layers = _top_down(model.shapes(images), names) if layers is None else tuple(map(str, layers))
@@ -144,12 +140,13 @@ def _randomization(method, model, images, targets, *, layers, similarity, random
         if not _below(layer, names):
             known = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name)
             raise unknown("layer", layer, known, "Only layers that have weights can be randomized.")
+    layers = layers if top_down else layers[::-1]
     original, changed, values, key = method(model, images, targets), model, {}, random_key(key)
     for index, layer in enumerate(layers):
         # One key for each layer, so that both kinds of randomization give a layer the same random weights.
         variables, drawn = (changed if keep else model).variables, _folded(key, index)
         own = [name in _below(layer, names) for name in names]
-        changed = replace(model, variables=_randomized(variables, own, randomize, drawn))
+        changed = replace(model, variables=randomized(variables, own, randomize, drawn))
         values[layer] = similarity(method(changed, images, targets), original)
     return values
 
@@ -190,7 +187,7 @@ def label_randomization(
     Example:
       >>> values = jaxcam.metrics.label_randomization(jaxcam.grad_cam, model, model, images)
     """
-    model, images, targets = _prepare(model, images, targets)
+    model, images, targets = prepare_method(model, images, targets)
     functions(method=method, similarity=similarity, random_label_model=random_label_model)
     return similarity(method(random_label_model, images, targets), method(model, images, targets))
 
@@ -233,7 +230,7 @@ def input_invariance(
     Example:
       >>> values = jaxcam.metrics.input_invariance(jaxcam.grad_cam, model, images)
     """
-    model, images, targets = _prepare(model, images, targets)
+    model, images, targets = prepare_method(model, images, targets)
     functions(method=method, similarity=similarity)
     shift = as_array(shift, images.dtype)
     if isinstance(model, Tap):
@@ -264,18 +261,17 @@ class _Shifted(Network):
         return self.network.resolve(layer)
 
 
-def _prepare(model, images, targets):
-    """What is wrong with the arguments, and the classes for all models: those given, or what the first one predicts."""
-    model, images, targets = prepare_one(model, images, targets)
-    return model, images, _classes(model, images, targets)
+def prepare_weights(model, images, targets):
+    """`prepare_method`, for what changes the model's weights, and so must see them."""
+    if not isinstance(model, Tap):
+        raise TypeError(
+            f"The weights to randomize are not to be seen: the model is a {type(model).__name__}. Pass a tap, on any "
+            'layer: `jaxcam.tap(module, variables, "layer4")`.'
+        )
+    return prepare_method(model, images, targets)
 
 
-@engine
-def _classes(model, images, targets):
-    return chosen(model, images, targets)
-
-
-def _weight_names(variables) -> list[str | None]:
+def weight_names(variables) -> list[str | None]:
     """For each leaf of the variables the dotted path of the weight, `"layer4.0.conv1.kernel"`; `None` for what is none.
 
     The first word of a Linen path is the collection, which is no part of the layer's name.
@@ -319,7 +315,7 @@ def _top_down(called, names) -> tuple[str, ...]:
     return tuple(layers)
 
 
-def _randomized(variables, own, randomize, key):
+def randomized(variables, own, randomize, key):
     """The variables, those leaves that are a layer's `own` drawn anew."""
     leaves, structure = jax.tree.flatten(variables)
     drawn = [

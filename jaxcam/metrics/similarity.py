@@ -69,7 +69,7 @@ def spearman(a: AnyMaps, b: AnyMaps) -> Values:
 
 @jax.jit
 def _spearman(a, b):
-    return or_nan(_pearson(_average_ranks(a), _average_ranks(b)), a, b)
+    return or_nan(_pearson(average_ranks(a), average_ranks(b)), a, b)
 
 
 def iou_top(a: AnyMaps, b: AnyMaps, *, fraction: float | int = 0.1) -> Values:
@@ -226,7 +226,7 @@ def _unit(x):
     return x * jax.lax.rsqrt(jnp.where(squares == 0, 1, squares))
 
 
-def _average_ranks(x):
+def average_ranks(x):
     """Ranks from zero of each map's values `[n, values]`; a run of equal values has the mean of its first and last.
 
     Sorting back, in place of indexing, keeps an axis of images that is sharded where it is.

@@ -157,6 +157,28 @@ def rebuild_state_dict(architecture: str, seed: int) -> dict[str, np.ndarray]:
     return state
 
 
+def noisy_copies(images: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ten noisy copies of three images and of their maps, so that some are alike."""
+    random = np.random.Generator(np.random.PCG64(4))
+    return tuple(
+        np.tile(each, (4, *(1,) * (each.ndim - 1)))[:10]
+        + np.float32(noise) * random.standard_normal((10, *each.shape[1:]), dtype=np.float32)
+        for each, noise in ((images, 1.0), (maps, 0.3))
+    )
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Two pictures of bytes, a map of each, the pixels that are known from the start, and what a model looks for."""
+    images = rebuild_images(40, 48, (1, 2))
+    low, high = images.min((1, 2, 3), keepdims=True), images.max((1, 2, 3), keepdims=True)
+    images = np.round(255 * (images - low) / (high - low)).astype(np.uint8)
+    random = np.random.Generator(np.random.PCG64(6))
+    edges = images / 255 - sum(np.roll(images / 255, step, axis) for step in (-1, 1) for axis in (1, 2)) / 4
+    weights = 12 * edges.sum(0) / (edges * images / 255).sum((1, 2, 3)).mean()
+    maps = np.abs(edges).sum(-1) + 0.2 * random.random((2, 40, 48))
+    return images, maps.astype(np.float32), random.random((40, 48)) < 0.01, weights.astype(np.float32)
+
+
 def fingerprint(state: dict[str, np.ndarray]) -> np.ndarray:
     """One number per tensor, float64: it tells when NumPy's generator no longer draws the stored model's weights."""
     positions = (tensor.ravel() @ np.cos(np.arange(tensor.size)) for tensor in state.values())
