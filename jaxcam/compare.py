@@ -70,6 +70,7 @@ NEEDS = {
     "map": lambda seen: (seen.heatmaps,),
     "masks": lambda seen: (seen.heatmaps, seen.masks),
     "model": lambda seen: (seen.model, seen.images, seen.heatmaps, seen.targets),
+    "batch": lambda seen: (seen.model, seen.images, seen.heatmaps),
     "explain": lambda seen: (lambda images: seen.method(seen.model, images, seen.targets), seen.images),
     "method": lambda seen: (seen.method, seen.model, seen.images, seen.targets),
     "twin": lambda seen: (seen.method, seen.model, seen.twin, seen.images, seen.targets),
@@ -271,20 +272,23 @@ def _measure(name, method, judges, model, twin, images, targets, masks, batch_si
 
     def values(images, targets, masks=None):
         seen = Seen(model, twin, images, targets, masks, heatmaps(model, images, targets), heatmaps)
-        found = {}
-        for key, judge in judges.items():
-            value = judge.function(*NEEDS[judge.needs](seen), **judge.options)
-            found[key] = (
-                jnp.stack(list(value.values())).mean(0) if isinstance(value, dict) else getattr(value, "value", value)
-            )
-        return found
+        alone = {key: _value(judge, seen) for key, judge in judges.items() if judge.needs != "batch"}
+        return alone, seen.heatmaps
 
     arrays = (images, targets) if masks is None else (images, targets, masks)
-    found = _batched(values, batch_size, *arrays)
+    found, maps = _batched(values, batch_size, *arrays)
+    seen = Seen(model, twin, images, targets, masks, maps, heatmaps)  # for what compares images
+    found |= {key: _value(judge, seen) for key, judge in judges.items() if judge.needs == "batch"}
     few = slice(0, batch_size)
     seconds = _seconds(model, heatmaps, images[few], targets[few])
     values = {key: np.asarray(each, np.float64) for key, each in found.items()}
     return Measured(values, seconds[1] / seconds[0], seconds[1] / len(images[few]))
+
+
+def _value(judge: Judge, seen: Seen):
+    """Of each image; the mean over layers, and of a curve its value."""
+    value = judge.function(*NEEDS[judge.needs](seen), **judge.options)
+    return jnp.stack(list(value.values())).mean(0) if isinstance(value, dict) else getattr(value, "value", value)
 
 
 def _seconds(model, method, images, targets) -> tuple[float, float]:

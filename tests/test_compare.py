@@ -152,6 +152,13 @@ def test_every_kind_of_metric():
     assert (found.values[0, 0] == 1).all()
 
 
+def test_what_compares_images_sees_all_of_them():
+    """However few are explained at once."""
+    found = compare(MODEL, IMAGES, 1, methods=["saliency"], metrics=["sufficiency"], batch_size=2)
+    maps = jaxcam.explain(MODEL, IMAGES, 1, methods=["saliency"], percentile=100)["saliency"]
+    np.testing.assert_array_equal(found.values[0, 0], metrics.sufficiency(MODEL, IMAGES, maps))
+
+
 def test_a_method_that_cannot_be_run_is_left_out(as_user):
     def model(images):
         return jnp.sort(images.mean(-1).reshape(len(images), -1))[:, :4]
