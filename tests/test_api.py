@@ -193,6 +193,8 @@ VOCABULARY = {
     "factors": None,  # by which images are multiplied in aug_smooth
     "fraction": None,  # of what is kept, moved, removed or compared: that of each paper
     "fractions": None,
+    "fusion": ("str", "mean"),
+    "gamma": None,  # of LRP's rule
     "grain": ("float | int", 0.01),
     "interpolation": ("str", "linear"),
     "kernel": ("str", "sigmoid"),
@@ -221,6 +223,7 @@ VOCABULARY = {
     "radius": ("float | int", 0.02),
     "randomize": None,
     "raw": None,  # of those that weigh channels, also "channels"
+    "residual": ("float | int", 0.5),
     "return_delta": ("bool", False),
     "score": None,  # the logit in methods, the probability in metrics of the model
     "segments": None,

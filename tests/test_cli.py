@@ -59,7 +59,8 @@ def size(path):
 def test_all_methods_are_those_with_heatmaps_of_convolutional_models():
     names = command._methods(["all"])
     assert {"grad_cam", "integrated_gradients", "sobol"} < set(names) < set(METHODS)
-    assert set(METHODS) - set(names) == {"deep_feature_factorization", "attention_rollout"}
+    others = {"deep_feature_factorization", "attention_rollout", "attention_relevance", "le_grad"}
+    assert set(METHODS) - set(names) == others
     assert command._methods(["saliency", "grad_cam", "saliency"]) == ["saliency", "grad_cam"]
 
 

@@ -315,6 +315,15 @@ def test_hsic_sees_what_acts_only_together(random_game):
     np.testing.assert_allclose(shifted, found, atol=1e-4 * found.max())
 
 
+def test_rounding_has_no_variance():
+    """Of a score that is constant but for its last bits, there is nothing to share out."""
+
+    def model(images):
+        return 100 + 1e-5 * jnp.sign(images.sum((1, 2, 3)) * 1000 % 2 - 1)[:, None]
+
+    np.testing.assert_array_equal(explain(sobol, helpers.images(2), 1, model, num_samples=4), 0)
+
+
 def test_sobol_samples_fill_the_range_evenly():
     """Of 32 values of each segment, one lies in each 32nd, whatever the key; and the key matters."""
     plan, other = (sensitivity.total_indices(jax.random.key(i), jnp.ones((1, 20)), 32) for i in (1, 2))

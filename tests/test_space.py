@@ -49,8 +49,8 @@ SIGNALS = jax.random.normal(jax.random.key(1), (2, 12, 3))
 OPTIONS = {"occlusion": {"window": 4, "stride": 2}, "xrai": {"num_steps": 2}}
 
 
-# What draws numbers for each axis of space draws others where there are more of them.
-DRAWN = ("rise", "xrai")
+# What draws numbers for each axis of space draws others where there are more of them, and a mirror has its axis.
+DRAWN = ("rise", "xrai", "aug_smooth")
 
 
 def explain(method, space, axis, signals):

@@ -86,6 +86,9 @@ METHODS = [
     (jaxcam.fem, {"deviations": 1}),
     (jaxcam.full_grad, {}),
     (jaxcam.attention_rollout, {}),
+    (jaxcam.attention_rollout, {"fusion": "max", "residual": 0.2}),
+    (jaxcam.attention_relevance, {}),
+    (jaxcam.le_grad, {}),
 ]
 
 
@@ -222,6 +225,17 @@ def test_rollout_oracle(block):
     found = attention_rollout(model, images, raw=True, token=None)
     np.testing.assert_allclose(found, expected.mean(1)[:, 1:].reshape(3, *GRID), rtol=1e-4)
     assert np.ptp(expected[:, 0, 1:], 1).min() > 0.01  # a map, not a constant
+
+
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("residual", [0.0, 0.3, 1.0])
+def test_rollout_of_other_heads_and_residuals(fusion, residual):
+    model, images = vit(), helpers.images()
+    heads = [getattr(each, fusion)(1) for each in attention_by_hand(model, images)]
+    steps = [residual * np.eye(13) + (1 - residual) * each for each in heads]
+    first, second = (each / each.sum(-1, keepdims=True) for each in steps)
+    found = attention_rollout(model, images, raw=True, fusion=fusion, residual=residual)
+    np.testing.assert_allclose(found, (second @ first)[:, 0, 1:].reshape(3, *GRID), rtol=1e-4)
 
 
 def test_rollout_jit_and_class():
@@ -372,3 +386,113 @@ def test_rollout_of_an_attention_of_ones_own(as_user):
     np.testing.assert_allclose(found, (second @ first).mean(1).reshape(3, *GRID), rtol=1e-4)
     function = attention_rollout(model, images, raw=True, token=None, attention=lambda model, images: weights)
     np.testing.assert_allclose(function, found, rtol=1e-5)
+
+
+# --- attention with its gradient ---
+
+
+class Watched(nn.Module):
+    """A block of `OwnAttention` whose weights take a perturbation, so that Flax itself has their gradient."""
+
+    @nn.compact
+    def __call__(self, x):
+        q, k, v = jnp.split(nn.Dense(24, name="qkv")(x).reshape(*x.shape[:2], 2, 12), 3, -1)
+        weights = self.perturb("weights", jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k)))
+        x = x + jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(*x.shape[:2], 8)
+        return x + nn.Dense(8, name="mlp")(nn.gelu(x))
+
+
+class WatchedViT(nn.Module):
+    @nn.compact
+    def __call__(self, x, read=None):
+        """The logits and the tokens after each block; or with `read`, the logits of these tokens."""
+        x = nn.Conv(8, (4, 4), 4, name="patches")(x).reshape(x.shape[0], -1, 8)
+        x, found = Positions(name="positions")(ClassToken(name="class_token")(x)), []
+        for index in range(3):
+            x = Watched(name=f"block_{index}")(x)
+            found.append(x)
+        x = x if read is None else found[read]
+        return nn.Dense(4, name="head")(nn.LayerNorm(name="norm")(x)[:, 0])
+
+
+@pytest.fixture(scope="module")
+def watched():
+    """The variables, and the attention of each block with the gradient of class 1 read out after block `read`."""
+    images = helpers.images()
+    state = WatchedViT().init(jax.random.key(3), images)
+
+    def by_hand(read):
+        def total(zeros):
+            return WatchedViT().apply({"params": state["params"], "perturbations": zeros}, images, read)[:, 1].sum()
+
+        gradients = jax.grad(total)(state["perturbations"])
+        _, captured = WatchedViT().apply({"params": state["params"]}, images, capture_intermediates=True)
+        captured, weights = captured["intermediates"], []
+        for index in range(3):
+            dense = captured[f"block_{index}"]["qkv"]["__call__"][0]
+            q, k, _ = np.split(np.asarray(dense, np.float64).reshape(3, 13, 2, 12), 3, -1)
+            logits = np.exp(np.einsum("nqhd,nkhd->nhqk", q, k))
+            weights.append(logits / logits.sum(-1, keepdims=True))
+        return weights, [np.asarray(gradients[f"block_{index}"]["weights"], np.float64) for index in range(3)]
+
+    return {"params": state["params"]}, images, by_hand
+
+
+BLOCKS = ("block_0", "block_1", "block_2")
+
+
+def test_attention_relevance_by_its_formula(watched):
+    """`R + relu(A * G) R` from the first block to the last, as in the authors' notebook."""
+    variables, images, by_hand = watched
+    expected = np.eye(13)
+    for weights, gradient in zip(*by_hand(2), strict=True):
+        expected = expected + np.maximum(weights * gradient, 0).mean(1) @ expected
+    model = jaxcam.tap(WatchedViT(), variables, "block_1", reshape=tokens(GRID))
+    found = jaxcam.attention_relevance(model, images, 1, raw=True)
+    expected = expected[:, 0, 1:].reshape(3, *GRID)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+    assert not np.allclose(found, jaxcam.attention_relevance(model, images, 2, raw=True), rtol=0.1)
+    both = jaxcam.attention_relevance(model, images, jnp.array([[1, 2]] * 3), raw=True)
+    np.testing.assert_allclose(both[:, 0], found, atol=1e-5 * expected.max())
+
+
+def test_le_grad_by_its_formula(watched):
+    """The tokens after each block go through the norm and the head; its own attention alone counts."""
+    variables, images, by_hand = watched
+    expected = np.mean([np.maximum(by_hand(index)[1][index], 0).mean((1, 2)) for index in range(3)], 0)
+    model = jaxcam.tap(WatchedViT(), variables, BLOCKS, reshape=tokens(GRID))
+    found = jaxcam.le_grad(model, images, 1, raw=True)
+    np.testing.assert_allclose(found, expected[:, 1:].reshape(3, *GRID), atol=1e-5 * expected.max())
+    heatmaps = jax.jit(jaxcam.le_grad)(model, images, 1)
+    assert heatmaps.shape == (3, 12, 16) and heatmaps.max() == 1
+
+
+def test_attention_that_flax_computes_is_found_too():
+    """Of MultiHeadDotProductAttention, inside `remat` as well; the gradient of what it returns says the same."""
+    images = helpers.images()
+    plain, inside = (jaxcam.attention_relevance(vit(block=each), images, 1) for each in (Block, nn.remat(Block)))
+    np.testing.assert_allclose(inside, plain, atol=1e-5)
+    own = jaxcam.tap(OwnViT(), OwnViT().init(jax.random.key(0), images), "patches", reshape=tokens(GRID, drop=0))
+    assert float(jaxcam.attention_relevance(own, images, 1, token=None).max()) == 1
+
+
+def test_errors_of_attention_with_its_gradient(as_user, watched):
+    variables, images, _ = watched
+    small = helpers.small()
+    plain = jaxcam.tap(helpers.Small(), small.variables, "late", reshape=lambda x: x)
+    with pytest.raises(ValueError, match="attention_relevance found no attention in the model: no softmax"):
+        jaxcam.attention_relevance(plain, images, 1)
+    with pytest.raises(ValueError, match="le_grad needs to know how tokens lie on the image"):
+        jaxcam.le_grad(helpers.small(), images, 1)
+    model = jaxcam.tap(WatchedViT(), variables, ("positions", "block_2"), reshape=tokens(GRID))
+    with pytest.raises(ValueError, match="le_grad found no attention in the model before the layer 'positions'"):
+        jaxcam.le_grad(model, images, 1)
+    model = jaxcam.tap(WatchedViT(), variables, ("block_1.mlp", "block_1.qkv"), reshape=tokens(GRID))
+    with pytest.raises(ValueError, match="le_grad reads the tokens of one layer as those of another"):
+        jaxcam.le_grad(model, images, 1)
+    with pytest.raises(ValueError, match="token is 13, and the sequence has 13"):
+        jaxcam.attention_relevance(jaxcam.tap(WatchedViT(), variables, BLOCKS, reshape=tokens(GRID)), images, token=13)
+    with pytest.raises(ValueError, match="residual is 2; it is a share"):
+        attention_rollout(vit(), images, residual=2)
+    with pytest.raises(ValueError, match="Unknown fusion 'men'. Did you mean 'mean'"):
+        attention_rollout(vit(), images, fusion="men")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxcam.attribution.attention import attention_rollout
+from jaxcam.attribution.attention import attention_relevance, attention_rollout, le_grad
 from jaxcam.attribution.cam import (
     cam,
     grad_cam,
@@ -126,6 +126,8 @@ ROWS = [
     Method(refine_cam, AROUND, "tap", "heatmaps", "1"),
     Method(full_grad, LAYERS, "tap", "heatmaps", "3"),
     Method(attention_rollout, LAYERS, "tokens", "heatmaps", "1", sees_class=False),
+    Method(attention_relevance, LAYERS, "tokens", "heatmaps", "3"),
+    Method(le_grad, LAYERS, "tokens", "heatmaps", "3"),
     Method(saliency, INPUT, "callable", "attributions", "3"),
     Method(input_x_gradient, INPUT, "callable", "attributions", "3", signed=True),
     Method(smooth_grad, INPUT, "callable", "attributions", "3 num_samples", draws=True),

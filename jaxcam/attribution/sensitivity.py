@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam._array import EXACT
+from jaxcam._array import EXACT, ROUNDING
 from jaxcam._typing import Baseline, Heatmaps, Images, Key, Score, Targets
 from jaxcam.attribution._masked import Design, Segments, on_segments, orders
 from jaxcam.score import logit
@@ -93,7 +93,8 @@ def total_indices(key, present, num_samples):
         scores = scores.reshape(-1, num_samples, d + 2)
         variance = scores[..., :2].var((1, 2))[:, None]
         partial = ((scores[..., :1] - scores[..., 2:]) ** 2).mean(1) / 2
-        return jnp.where(variance == 0, 0, partial / jnp.where(variance == 0, 1, variance))
+        constant = variance <= (ROUNDING * jnp.abs(scores).max((1, 2))[:, None]) ** 2
+        return jnp.where(constant, 0, partial / jnp.where(constant, 1, variance))
 
     return Design(num_samples * (d + 2), keep, attribute)
 

@@ -39,8 +39,8 @@ def aug_smooth(
 ) -> Heatmaps:
     """Test-time augmentation: the mean of a CAM's heatmaps over mirrored and scaled copies of the image.
 
-    `map = mean over f, m of mirror_m(method(mirror_m(f image)))`, with and without mirroring left and right, then
-    scaled to [0, 1].
+    `map = mean over f, m of mirror_m(method(mirror_m(f image)))`, with and without mirroring the last axis of space
+    (left and right), then scaled to [0, 1].
 
     pytorch-grad-cam's `aug_smooth` does the same, but for the last scaling; without targets it explains each copy's own
     prediction, where here it is that of the image.
