@@ -194,7 +194,6 @@ VOCABULARY = {
     "fraction": None,  # of what is kept, moved, removed or compared: that of each paper
     "fractions": None,
     "fusion": ("str", "mean"),
-    "gamma": None,  # of LRP's rule
     "grain": ("float | int", 0.01),
     "interpolation": ("str", "linear"),
     "kernel": ("str", "sigmoid"),
