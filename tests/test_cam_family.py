@@ -140,7 +140,7 @@ def test_the_sign_of_a_library_is_not_ours_for_some_image():
 def test_factors_are_scikit_learns():
     """The same start and the same updates give the same factors."""
     X, H, W = (jnp.asarray(GOLDEN[f"nmf/{name}"]) for name in "XHW")
-    found = jax.jit(decomposition._factorise, static_argnums=3)(X, H, W, 60)
+    found = jax.jit(decomposition._updated, static_argnums=3)(X, H, W, 60)
     np.testing.assert_allclose(found[0], GOLDEN["nmf/H_end"], rtol=2e-3, atol=1e-4)
     np.testing.assert_allclose(found[1], GOLDEN["nmf/W_end"], rtol=2e-3, atol=1e-4)
 

@@ -80,13 +80,20 @@ def our_maps(architecture) -> dict[str, np.ndarray]:
         jax.config.update("jax_disable_most_optimizations", True)
 
 
-def error(case, found, expected) -> float:
-    """The largest deviation: absolute for heatmaps, else relative to the image's largest absolute value."""
-    assert found.shape == expected.shape
-    pixels = tuple(range(1, expected.ndim))
+def scale(case, expected):
+    """In what a deviation counts: absolute for heatmaps, else relative to the image's largest absolute value."""
     heatmap = case.layers and not case.options.get("raw")
-    unit = 1 if heatmap else np.abs(expected).max(pixels, keepdims=True)
-    return np.max(np.abs(found - expected) / unit)
+    return 1 if heatmap else np.abs(expected).max(tuple(range(1, expected.ndim)), keepdims=True)
+
+
+def error(case, found, expected) -> float:
+    return np.max(np.abs(found - expected) / scale(case, expected))
+
+
+def close(case, found, expected) -> None:
+    assert found.shape == expected.shape
+    unit = scale(case, expected)
+    np.testing.assert_allclose(found / unit, expected / unit, rtol=0, atol=case.tolerance)
 
 
 @each_model
@@ -129,7 +136,7 @@ def test_the_golden_files_tell_wrong_from_right(architecture):
 @each_case
 def test_attributions_are_those_of_the_torch_libraries(architecture, case):
     found = rebuild.sample(case, our_maps(architecture)[str(case)])
-    assert error(case, found, stored(architecture)[f"map/{case}"]) < case.tolerance
+    close(case, found, stored(architecture)[f"map/{case}"])
 
 
 LIBRARIES = ("torch", "torchvision", "pytorch_grad_cam", "captum", "timm")
@@ -168,4 +175,4 @@ def test_live_logits(architecture, library):
 def test_live_attributions(architecture, case):
     make_golden, module = torch_model(architecture)
     expected = make_golden.reference(module, case, images(architecture)[case.images])
-    assert error(case, our_maps(architecture)[str(case)], expected) < case.tolerance
+    close(case, our_maps(architecture)[str(case)], expected)

@@ -343,26 +343,30 @@ def _concepts(A, count, num_iterations):
 def factorised(X, count: int, num_iterations: int, W=None):
     """`X[p, k] ~ H[p, r] W[r, k]`, nothing negative: of `count` factors, scaled so that each is one where it is most.
 
-    Lee and Seung's multiplicative updates, which never fit worse; `W` that is given stays as it is.
+    `W` that is given stays as it is.
     """
     scale = jnp.max(X)
     scale = jnp.where(scale == 0, 1, scale)
-    X = X / scale
-    found = W is None
-    W = _apart(X, count) if found else W / scale
+    X, given = X / scale, W is not None
+    W = W / scale if given else _apart(X, count)
+    H, W = _updated(X, _least_squares(X, W), W, num_iterations, given)
+    if given:
+        return H, scale * W
+    peak = jnp.max(H, 0)
+    return H / jnp.where(peak == 0, 1, peak), scale * W * peak[:, None]
+
+
+def _updated(X, H, W, num_iterations: int, keep_w: bool = False):
+    """Lee and Seung's multiplicative updates for `X = H W`: they keep both non-negative, and never fit worse."""
 
     def update(factors, _):
         H, W = factors
         H = H * _ratio(_product(X, W.T), _product(H, _product(W, W.T)))
-        if found:
+        if not keep_w:
             W = W * _ratio(_product(H.T, X), _product(_product(H.T, H), W))
         return (H, W), None
 
-    (H, W), _ = jax.lax.scan(update, (_least_squares(X, W), W), None, length=num_iterations)
-    if not found:
-        return H, scale * W
-    peak = jnp.max(H, 0)
-    return H / jnp.where(peak == 0, 1, peak), scale * W * peak[:, None]
+    return jax.lax.scan(update, (H, W), None, length=num_iterations)[0]
 
 
 def _apart(X, count: int):
