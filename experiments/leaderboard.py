@@ -79,6 +79,17 @@ COLUMNS = {
     "SSIM to Grad-CAM": ("ssim", {}, {}),
     "cosine to Grad-CAM": ("cosine", {}, {}),
 }
+# One of each kind, for a quick look.
+SMOKE = (
+    "pointing game",
+    "deletion",
+    "ROAD",
+    "max-sensitivity",
+    "cascading randomisation",
+    "label randomisation",
+    "Gini",
+)
+SMOKE += ("Pearson to Grad-CAM",)
 BETTER = {column: METRICS[name].better for column, (name, *_) in COLUMNS.items()}
 BETTER["relevance mass"] = "describes"  # it says the same as the energy pointing game
 
@@ -146,12 +157,12 @@ def measure_all(args, name: str, case: Case) -> list[dict]:
     if args.smoke:
         names = [*args.methods, "grad_cam@layer3"] if name == "photographs" else args.methods
     folder = args.output / "parts" / name
-    whole = compared(case, names, folder, slice(None), lambda needs: needs not in ("explain", "method", "twin"))
+    columns = [each for each in COLUMNS if each in SMOKE or not args.smoke]
+    again = [each for each in columns if METRICS[COLUMNS[each][0]].needs in ("explain", "method", "twin")]
+    whole = compared(case, names, folder, slice(None), [each for each in columns if each not in again])
     parts = [whole]
     if case.rerun:
-        parts += [
-            compared(case, names, folder / "again", slice(FEW), lambda needs: needs in ("explain", "method", "twin"))
-        ]
+        parts.append(compared(case, names, folder / "again", slice(FEW), again))
     values = {column: {} for column in COLUMNS}
     for part in parts:
         for k, metric in enumerate(part.metrics):
@@ -160,15 +171,15 @@ def measure_all(args, name: str, case: Case) -> list[dict]:
     return rows_of(name, names, case, {column: each for column, each in values.items() if each}, whole)
 
 
-def compared(case: Case, names, folder: Path, few: slice, wanted) -> Comparison:
-    """The methods on some of the images, through the metrics whose needs are `wanted`."""
+def compared(case: Case, names, folder: Path, few: slice, columns) -> Comparison:
+    """The methods on some of the images, through the metrics of these columns."""
     images, targets = case.images[few], case.targets[few]
     reference = jaxcam.explain(case.model, images, targets, methods=["grad_cam"], percentile=100)["grad_cam"]
     chosen = {}
-    for metric, options, large in COLUMNS.values():
+    for metric, options, large in map(COLUMNS.get, columns):
         needs, options = METRICS[metric].needs, large if case.large else options
         unknown = (needs == "masks" and case.masks is None) or (needs == "twin" and case.twin is None)
-        if options is None or unknown or not wanted(needs):
+        if options is None or unknown:
             continue
         chosen[metric] = ("describes", partial(alike, metric, reference)) if needs == "maps" else options
     masks = None if case.masks is None else case.masks[few]

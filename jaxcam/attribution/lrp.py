@@ -87,9 +87,8 @@ def lrp(
       TypeError: a composite that returns no rule.
 
     Reference: Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
-    Propagation, https://doi.org/10.1371/journal.pone.0130140; the composites are those of Kohlbrenner et al. 2020,
-    https://arxiv.org/abs/1910.09840, and Montavon et al. 2019, https://doi.org/10.1007/978-3-030-28954-6_10; for
-    transformers Achtibat et al. 2024, AttnLRP, https://arxiv.org/abs/2402.05602
+    Propagation, https://doi.org/10.1371/journal.pone.0130140; composites: Kohlbrenner et al. 2020,
+    https://arxiv.org/abs/1910.09840; transformers: Achtibat et al. 2024, https://arxiv.org/abs/2402.05602
 
     Example:
       >>> attributions = jaxcam.lrp(model, images, composite="epsilon_gamma_box")
