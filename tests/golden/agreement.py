@@ -79,7 +79,8 @@ class Listener:
         name = _name(self.item, line, frame)
         if library == "torch":  # of the ResNets
             library = LIBRARIES["captum" if name in BY_CAPTUM else "pytorch_grad_cam"]
-        if name is None or library is None or "delta" in line:  # what attributions miss is rounding
+        missed = "delta" in linecache.getline(frame.f_code.co_filename, frame.f_lineno)  # by attributions: rounding
+        if name is None or library is None or missed:
             return
         found, expected = np.broadcast_arrays(np.asarray(found, float), np.asarray(expected, float))
         scale = np.nanmax(np.abs(expected), initial=0)
@@ -113,6 +114,7 @@ def _name(item, line, frame) -> str | None:
     names += sorted((each for registry in registries().values() for each in registry if each in item.name), key=len)[
         -1:
     ]
+    names += [each for each in item.function.__code__.co_names if each in registries()["Methods"]]
     names += [getattr(frame.f_locals.get(each), "__name__", "") for each in ("ours", "metric", "method", "function")]
     for name in names:
         for each in (name, ALSO.get(name, ""), re.sub(r"(/|_(?!cam).*$).*", "", name), name.split("/")[0], name[:3]):
