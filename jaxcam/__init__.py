@@ -8,7 +8,7 @@
 
 import importlib
 
-from jaxcam import lrp_rules, metrics, regions, score, segments
+from jaxcam import influence, lrp_rules, metrics, regions, score, segments
 from jaxcam._engine import config
 from jaxcam.attribution import (
     METHODS,
@@ -121,6 +121,7 @@ __all__ = [
     "heatmap",
     "hires_cam",
     "hsic",
+    "influence",
     "input_x_gradient",
     "integrated_gradients",
     "is_cam",

@@ -34,7 +34,7 @@ LAYERS = [
     ["attribution", "models"],
     ["metrics", "explain"],
     ["compare"],
-    ["data", "train", "plot", "regions"],
+    ["data", "train", "plot", "regions", "influence"],
     ["dataset"],
     ["cli"],
 ]
@@ -289,6 +289,7 @@ def public_functions():
         "score",
         "segments",
         "regions",
+        "influence",
         "image",
         "plot.panels",
         "plot.pictures",

@@ -11,7 +11,7 @@ from flax import nnx
 
 import jaxcam
 from jaxcam import metrics
-from jaxcam.metrics.sanity import _below, _top_down, shuffle
+from jaxcam.metrics.sanity import _top_down, shuffle, weights_below
 
 
 class TwoStages(nn.Module):
@@ -146,7 +146,7 @@ def test_which_weights_a_layer_has():
     assert _top_down(*keras) == ("head", "block", "c1")
     sequential = ["c1", "head"], ["sequential.c1.kernel", "sequential.head.kernel", None]
     assert _top_down(*sequential) == ("head", "c1")
-    assert _below("norm", ["layer1.norm.scale", "layer2.norm.scale"]) == set()  # which of them?
+    assert weights_below("norm", ["layer1.norm.scale", "layer2.norm.scale"]) == set()  # which of them?
     with pytest.raises(ValueError, match=r"Say so: layers=\[...\], of first, second"):
         _top_down(["features"], ["first", "second"])
 

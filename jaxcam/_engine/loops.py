@@ -61,6 +61,20 @@ def chunked_sum(function: Callable, count: int, images, chunk_size: int | None):
     return scan(add, zeros, jnp.arange(num_chunks))[0]
 
 
+def chunked_fold(step: Callable, first, count: int, images, chunk_size: int | None):
+    """`step(state, indices[m], is_new[m]) -> state` over all indices below `count`, a chunk at a time, from `first` on.
+
+    An index that is not new is the padding of the last chunk. `chunk_size` is that of `chunked_map`.
+    """
+    num_chunks, size = _evenly(count, images, chunk_size)
+
+    def one_chunk(state, chunk):
+        indices = chunk * size + jnp.arange(size)
+        return step(state, jnp.minimum(indices, count - 1), indices < count), None
+
+    return scan(one_chunk, first, jnp.arange(num_chunks))[0]
+
+
 def _evenly(count: int, images, chunk_size: int | None) -> tuple[int, int]:
     """How many chunks, and how large: so that little of the last one is padding, and that they spread over devices."""
     n = images.shape[0]

@@ -137,7 +137,7 @@ def randomization(
         layers = (layers,)
     layers = _top_down(model.shapes(images), names) if layers is None else tuple(map(str, layers))
     for layer in layers:
-        if not _below(layer, names):
+        if not weights_below(layer, names):
             known = dict.fromkeys(name.rpartition(".")[0] or name for name in names if name)
             raise unknown("layer", layer, known, "Only layers that have weights can be randomized.")
     layers = layers if top_down else layers[::-1]
@@ -145,7 +145,7 @@ def randomization(
     for index, layer in enumerate(layers):
         # One key for each layer, so that both kinds of randomization give a layer the same random weights.
         variables, drawn = (changed if keep else model).variables, _folded(key, index)
-        own = [name in _below(layer, names) for name in names]
+        own = [name in weights_below(layer, names) for name in names]
         changed = replace(model, variables=randomized(variables, own, randomize, drawn))
         values[layer] = similarity(method(changed, images, targets), original)
     return values
@@ -285,7 +285,7 @@ def _name(path) -> str:
     return ".".join(str(getattr(each, "key", getattr(each, "name", getattr(each, "idx", each)))) for each in path)
 
 
-def _below(layer: str, names) -> set[str]:
+def weights_below(layer: str, names) -> set[str]:
     """The weights of a layer: those whose path begins with the layer's, or is it.
 
     Keras names a layer alone by its own name, so where no path begins so, the name may stand further in, at one place.
@@ -303,7 +303,7 @@ def _top_down(called, names) -> tuple[str, ...]:
         words = path.split(".")
         if any(".".join(words[:end]) in called for end in range(1, len(words))):
             continue
-        own = _below(path, names)
+        own = weights_below(path, names)
         if not own <= seen:
             layers.append(path)
             seen |= own
