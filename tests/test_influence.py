@@ -159,7 +159,7 @@ def test_similarities_by_hand(similarity):
     lengths = np.linalg.norm(a, axis=1)[:, None] * np.maximum(np.linalg.norm(b, axis=1), 1e-9)
     hand = {"dot": a @ b.T, "cosine": a @ b.T / lengths, "euclidean": -np.linalg.norm(a[:, None] - b, axis=-1)}
     expected = hand[similarity] if isinstance(similarity, str) else a[:, :1] * b[:, 0]
-    agrees(similar(same, IMAGES, training=given, similarity=similarity, num_images=4, chunk_size=8), expected)
+    agrees(similar(same, IMAGES, training=given, similarity=similarity, num_images=24, chunk_size=8), expected)
 
 
 @pytest.mark.parametrize("kind", ["tracin", "similar"])
