@@ -1,6 +1,7 @@
 """Several processes and machines, of which one is killed: what is left is the folder of one process, byte for byte."""
 
 import hashlib
+import importlib.util
 import os
 import socket
 import subprocess
@@ -143,6 +144,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray has no wheel for this Python")
 def test_a_worker_of_ray_is_killed(photos, alone, tmp_path):
     """In the middle; another takes its place, and nothing is lost. The class for Ray Data gives the same maps."""
     (tmp_path / "notes").mkdir()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxcam._engine import chunked_map, chunked_sum
+from jaxcam._engine import chunked_fold, chunked_map, chunked_sum
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32)
 MEANS = np.asarray(IMAGES.mean((1, 2, 3)))
@@ -53,6 +53,23 @@ def test_chunked_sum(chunk_size):
     found = chunked_sum(function, 7, IMAGES, chunk_size)
     np.testing.assert_allclose(found["scaled"], MEANS * sum((i + 1) ** 2 for i in range(7)), rtol=1e-6)
     assert float(found["terms"]) == 7
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 6, 50, None])
+def test_chunked_fold(chunk_size):
+    """Each index comes once and in order; what pads the last chunk says so."""
+
+    def step(state, indices, is_new):
+        seen, weighed = state
+        return seen.at[indices].add(is_new), weighed * 0.5 + (indices * is_new).sum()
+
+    seen, weighed = chunked_fold(step, (jnp.zeros(7), jnp.float32(0)), 7, IMAGES, chunk_size)
+    np.testing.assert_array_equal(seen, np.ones(7))
+    size = {1: 1, 4: 2, 6: 3, 50: 7, None: 7}[chunk_size]
+    expected = 0.0
+    for start in range(0, 7, size):
+        expected = 0.5 * expected + sum(range(start, min(start + size, 7)))
+    np.testing.assert_allclose(weighed, expected)
 
 
 @pytest.mark.parametrize("chunk_size", [2, 4])
