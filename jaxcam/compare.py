@@ -200,7 +200,7 @@ def compare(
       twin: the same network with other weights, for `label_randomization`.
       batch_size: images at once.
       output: a folder, in which `METHOD.parquet` holds a row for each image. A method whose file is there, with the
-        same model, images and settings, is not measured again.
+        same model, images and settings (functions of your own by their names), is not measured again.
       progress: is called with what comes next.
 
     Returns:
@@ -209,7 +209,7 @@ def compare(
     Raises:
       ValueError: unknown methods or metrics, a metric that needs masks or a twin which are not given, no metric that
         judges, no method that ran.
-      TypeError: methods or metrics that are none.
+      TypeError: methods or metrics that are none; an output for a model that is a bare function.
 
     Reference: the mean rank over metrics and images is that of Hedström et al. 2023, Quantus,
     https://arxiv.org/abs/2202.06861; percentile intervals are those of Efron and Tibshirani 1993, An Introduction to
@@ -229,6 +229,11 @@ def compare(
     if targets is None:
         targets = predicted(_batched(model, batch_size, images))
     masks = None if masks is None else jnp.asarray(masks)
+    if output is not None and not all(map(_is_tree, (model, twin))):
+        raise TypeError(
+            "output is given, and the model is a bare function: what it closes over is not known, so a later run could "
+            "take another's results for its own. Make it a tap, jaxcam.tap(function, variables), or leave output out."
+        )
     folder = None if output is None else Path(output)
     about = {"model": _digest(model), "images": plain((images, targets, masks)), "twin": _digest(twin)}
     found, errors = {}, {}
@@ -406,11 +411,12 @@ def _cell(interval, digits: int) -> str:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
+def _is_tree(model) -> bool:
+    return model is None or not jax.tree_util.all_leaves([model])
+
+
 def _digest(model) -> str | None:
-    """Of a tree of arrays; what a bare function closes over is not known."""
-    if model is None or jax.tree_util.all_leaves([model]):
-        return None if model is None else plain(model)
-    return digest(model)
+    return digest(model) if model is not None and _is_tree(model) else None
 
 
 def _write(path: Path, measured: Measured, settings: dict) -> None:

@@ -171,6 +171,13 @@ def test_a_method_that_cannot_be_run_is_left_out(as_user):
         compare(model, IMAGES, 1, methods=["lrp"], metrics=["average_gain"])
 
 
+def test_a_bare_function_leaves_no_files(tmp_path):
+    """Another one could take them for its own."""
+    with pytest.raises(TypeError, match="output is given, and the model is a bare function"):
+        compare(lambda images: MODEL(images), IMAGES, methods=["saliency"], metrics=["average_gain"], output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

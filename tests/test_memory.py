@@ -111,6 +111,18 @@ def test_a_model_that_needs_much_more(monkeypatch, name):
     np.testing.assert_allclose(found, method(HUNGRY, IMAGES, 1, **ROWS[name], chunk_size=1), atol=1e-5)
 
 
+def test_a_method_inside_of_another_program_is_traced_once_and_fitted_each_time(monkeypatch):
+    """JAX keeps the trace of what is inside; how much its loops take is known all the same."""
+    fits, memory_suitable = [], memory.suitable
+    monkeypatch.setattr(memory, "suitable", lambda *args: fits.append(memory_suitable(*args)) or fits[-1])
+    monkeypatch.setattr(memory, "budget", lambda device: 40_000_000)
+    methods = {"rise": {"num_samples": 32, "key": jax.random.key(1)}}
+    for percentile in (99, 98):
+        jaxcam.explain(HUNGRY, IMAGES, 1, methods=methods, percentile=percentile)
+    first, second = fits
+    assert first.passes == second.passes != [] and first.share == second.share < 1
+
+
 def test_one_copy_of_each_image_is_the_least():
     needs, _ = program(0, 1, 32, 4, 999)
     fit = memory.Fit(1.0, needs(1.0)[1])

@@ -131,11 +131,20 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
 
     with_share.__name__ = getattr(function, "__name__", type(function).__name__)  # what a profile shows
     compiled = jax.jit(with_share, static_argnums=tuple(range(num_static + 1)))
-    fits = OrderedDict()
+    fits, passes_of = OrderedDict(), OrderedDict()
+
+    def shaped(args):
+        return *args[:num_static], tuple((each.shape, each.dtype) for each in jax.tree.leaves(args[num_static:]))
+
+    def traced_with(share, args, trace):
+        """What `trace` gives, and the program's passes: noted when it was traced, which JAX does once."""
+        with _set(_passes, []) as passes:
+            result = trace(share, *args)
+        key = share, *shaped(args)
+        return result, _kept(passes_of, key, passes or passes_of.get(key, []))
 
     def needs(args, share):
-        with _set(_passes, []) as passes:
-            traced = compiled.trace(share, *args)
+        traced, passes = traced_with(share, args, compiled.trace)
         memory = traced.lower().compile().memory_analysis()  # the call that follows finds this program
         return getattr(memory, "temp_size_in_bytes", 0), passes
 
@@ -143,17 +152,18 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         known = key in fits
         if not known:
             limit = budget(jax.local_devices(backend=platform)[0])
-            fits[key] = Fit(1.0, []) if limit is None else suitable(partial(needs, args), limit, platform != "cpu")
-            if len(fits) > 4096:
-                fits.popitem(last=False)
+            fit = Fit(1.0, []) if limit is None else suitable(partial(needs, args), limit, platform != "cpu")
+            _kept(fits, key, fit)
         return fits[key], not known
 
     def run(platform, *args):
         """On arrays on `platform`, or on arguments that are traced, where that is `None`."""
         if platform is None or jax.config.jax_disable_jit:
-            return compiled(_share.get(), *args)
-        shapes = tuple((each.shape, each.dtype) for each in jax.tree.leaves(args[num_static:]))
-        fit, first = found(platform, args, (platform, *args[:num_static], shapes))
+            results, passes = traced_with(_share.get(), args, compiled)
+            for each in passes:  # to the program that this one is a part of
+                note(each)
+            return results
+        fit, first = found(platform, args, (platform, *shaped(args)))
         while True:
             try:
                 results = compiled(fit.share, *args)
@@ -165,6 +175,14 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
 
     run.lower = partial(compiled.lower, 1.0)
     return run
+
+
+def _kept(cache: OrderedDict, key, value):
+    """The value, put in; the oldest of very many goes."""
+    cache[key] = value
+    if len(cache) > 4096:
+        cache.popitem(last=False)
+    return value
 
 
 def _halve(fit: Fit, needs: Callable, error: Exception) -> None:
