@@ -161,6 +161,12 @@ def test_crops_show_the_concept(crafted):
             assert image == 3  # the strongest
 
 
+def test_crops_overlap_by_a_fifth_and_reach_both_ends():
+    corners = concepts._corners((12, 16), (3, 4))
+    assert sorted(set(corners[:, 0])) == [0, 2, 4, 6, 8, 9]
+    assert sorted(set(corners[:, 1])) == [0, 3, 6, 9, 12] and len(corners) == 30
+
+
 def test_maps_of_other_images(crafted):
     maps = jaxcam.craft_maps(channels(two_of_three), halves()[:, :, ::-1], crafted.components)
     np.testing.assert_allclose(maps, np.asarray(crafted.maps)[..., ::-1], atol=0.02)
