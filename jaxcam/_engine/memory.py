@@ -6,10 +6,11 @@ where it counts too much or where the device says that it has no more. Inside a 
 you and later, loops take what is usual.
 """
 
+import math
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -54,15 +55,17 @@ def note(each: Pass) -> None:
 
 
 def _usual(images) -> int:
-    """8 images of 224 x 224 on a CPU, whose caches more do not fit; elsewhere an eighth of the memory, for a start.
-
-    A ResNet-50 keeps about 1,800 bytes per pixel for its backward pass.
-    """
-    pixels = 1
-    for side in images.shape[1:-1]:
-        pixels *= side
     device = jax.local_devices()[0]
-    half = budget(device) if device.platform != "cpu" else None
+    return usual(images.shape[1:-1], budget(device) if device.platform != "cpu" else None)
+
+
+def usual(space: Sequence[int], half: int | None) -> int:
+    """Images in one pass, for a start: by half of the device's memory in bytes, or `None` on a CPU.
+
+    8 images of 224 x 224 on a CPU, whose caches more do not fit; elsewhere a quarter of what it may take, as a
+    ResNet-50 keeps about 1,800 bytes per pixel for its backward pass.
+    """
+    pixels = math.prod(space)
     if half is None:
         return min(32, max(1, 8 * 224**2 // pixels))
     return min(MOST, max(1, half // 4 // (1800 * pixels)))
