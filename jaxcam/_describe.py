@@ -13,7 +13,7 @@ def digest(model) -> str:
     """The sha256 of a model's weights, with their names, shapes and types, and of the layers that are tapped."""
     total = hashlib.sha256(repr(getattr(model, "layers", "")).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        array = np.asarray(leaf)
+        array = _array(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         total.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     return total.hexdigest()
@@ -34,8 +34,14 @@ def plain(value):
         return f"{value.__module__}.{value.__qualname__}" + (f" {source.strip()}" if source else "")
     if not isinstance(value, np.ndarray | np.generic | jax.Array):
         return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(getattr(value, "__dict__", {}))}
-    array = np.asarray(value)
+    array = _array(value)
     return {"shape": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
+
+
+def _array(value) -> np.ndarray:
+    """On the host; of a typed key, its numbers."""
+    is_key = isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(value) if is_key else value)
 
 
 def name_of(function) -> str:

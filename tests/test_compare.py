@@ -1,6 +1,7 @@
 """`jaxcam.compare`: ranks and intervals by hand, what is recommended when, files, and the command."""
 
 import json
+from functools import partial
 
 import helpers
 import jax
@@ -150,6 +151,15 @@ def test_every_kind_of_metric():
     assert found.values.shape == (1, 7, 2) and np.isfinite(found.values).all()
     np.testing.assert_array_equal(found.values[0, 5], found.values[0, 6])
     assert (found.values[0, 0] == 1).all()
+
+
+def test_a_key_is_a_setting(tmp_path):
+    """Of JAX's own type, too: another one is another method."""
+    drawn = [partial(jaxcam.random_cam, key=jax.random.key(seed)) for seed in (0, 0, 1)]
+    means = [
+        compare(MODEL, IMAGES[:2], methods={"drawn": each}, metrics=["gini"], output=tmp_path).values for each in drawn
+    ]
+    assert (means[0] == means[1]).all() and (means[0] != means[2]).any()
 
 
 def test_what_compares_images_sees_all_of_them():

@@ -300,6 +300,53 @@ def test_a_large_3x3_convolution_that_is_repeated_takes_half_the_multiplications
         np.testing.assert_allclose(rewritten(images, kernel), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
 
 
+POOLS = {  # window, stride, padding, and the pixels
+    "a ResNet's": ((3, 3), (2, 2), ((1, 1), (1, 1)), (7, 8)),
+    "a VGG's": ((2, 2), (2, 2), "VALID", (6, 5)),
+    "overlapping": ((2, 3), (1, 2), "SAME", (4, 6)),
+    "one pixel": ((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
+    "along one axis": ((3,), (2,), ((2, 0),), (9,)),
+    "in a volume": ((2, 2, 2), (2, 2, 2), "SAME", (3, 4, 5)),
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", POOLS)
+def test_a_max_pools_gradient_goes_to_the_first_of_the_largest(name, dtype):
+    """First and second derivatives as XLA's, also where cells tie; nothing is scattered."""
+    window, stride, padding, space = POOLS[name]
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(-2, 2, (2, *space, 3)), dtype)
+    direction = jnp.asarray(rng.integers(-4, 4, images.shape), dtype)
+
+    def summary(images):
+        return (nn.max_pool(images, window, stride, padding) ** 2).sum()
+
+    def derivatives(images):
+        return jax.grad(summary)(images), jax.grad(lambda images: (jax.grad(summary)(images) * direction).sum())(images)
+
+    plain, rewritten = (str(jax.make_jaxpr(f)(images)) for f in (jax.grad(summary), fast(jax.grad(summary), "cpu")))
+    assert "select_and_scatter" in plain and "select_and_scatter" not in rewritten
+    for found, expected in zip(jax.jit(fast(derivatives))(images), jax.jit(derivatives)(images), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "window, computation", [((6, 5), jax.lax.max), ((2, 2), jax.lax.min)], ids=["a large window", "a minimum"]
+)
+def test_other_pools_stay(window, computation):
+    images = helpers.images(2, 12, 10)
+
+    def gradient(images):
+        start = -jnp.inf if computation is jax.lax.max else jnp.inf
+        sides = (1, *window, 1)
+        return jax.grad(lambda x: jax.lax.reduce_window(x, start, computation, sides, sides, "VALID").sum())(images)
+
+    np.testing.assert_array_equal(jax.jit(fast(gradient))(images), jax.jit(gradient)(images))
+
+
 @on_cpu
 def test_the_gradient_of_a_resnets_first_convolution_holds_no_zeros():
     images, kernel = jnp.ones((2, 16, 16, 3)), jnp.ones((7, 7, 3, 4))

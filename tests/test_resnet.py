@@ -2,14 +2,13 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_variables, tiny_resnet
 
-from jaxcam.models.resnet import ARCHITECTURES, max_pool
+from jaxcam.models.resnet import ARCHITECTURES
 
 # Tensors without `num_batches_tracked`, and parameters, as torchvision counts them.
 COUNTS = {
@@ -52,32 +51,6 @@ def test_stride_is_on_the_3x3_convolution():
     block = variables["intermediates"]["layer2"]["0"]
     assert block["conv1"]["__call__"][0].shape[1] == 16
     assert block["conv2"]["__call__"][0].shape[1] == 8
-
-
-@pytest.mark.parametrize("shape", [(2, 7, 8, 3), (1, 6, 5, 2), (1, 1, 1, 1)])
-def test_max_pool_has_the_derivatives_of_flax(shape):
-    """Values, first and second derivatives, also where cells tie, and forwards as well as backwards."""
-
-    def flax_pool(x):
-        return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-
-    rng = np.random.default_rng(0)
-    x, direction = rng.integers(0, 3, shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
-    weights = rng.normal(size=flax_pool(x).shape).astype(np.float32)
-
-    def derivatives(pool):
-        def summary(x):
-            return (weights * pool(x) ** 2).sum()
-
-        return (
-            pool(x),
-            jax.grad(summary)(x),
-            jax.jvp(jax.grad(summary), (x,), (direction,))[1],
-            jax.jvp(pool, (x,), (direction,))[1],
-        )
-
-    for found, expected in zip(derivatives(max_pool), derivatives(flax_pool), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_one_block_in_numpy():

@@ -6,8 +6,8 @@ fast kernel, which a gradient's convolutions do not come in; a 1x1 convolution t
 that it is; a depthwise one takes many times as long as its few multiplications; the gradient of a strided convolution
 with a large kernel (the first one of a ResNet) spends its time on zeros, and that of one with few pixels on transposing
 the kernel; a kernel that is larger than the image takes up to sixty times as long as a matrix product; a large 3x3
-convolution that is repeated can do with fewer multiplications; and a sum over pixels or channels draws the convolutions
-before it into one slow kernel.
+convolution that is repeated can do with fewer multiplications; a sum over pixels or channels draws the convolutions
+before it into one slow kernel; and a max-pool's gradient is scattered value by value.
 Other devices have kernels for all of these, and recognise them by the form that they come in.
 """
 
@@ -164,7 +164,35 @@ def _sum(repeated, values, **params):
     return jax.lax.reduce_sum_p.bind(jnp.where(values == values, values, jnp.nan), **params)
 
 
-FORMS = {"conv_general_dilated": _convolution, "reduce_sum": _sum}
+def _gradient_of_max_pool(repeated, change, images, *, select_prim, window_dimensions, window_strides, padding):
+    """What every window gives to the first of its largest values, cell by cell of the window."""
+    window = {"window_dimensions": window_dimensions, "window_strides": window_strides, "padding": padding}
+    of_floats = jnp.issubdtype(images.dtype, jnp.floating)
+    if select_prim is not jax.lax.ge_p or prod(window_dimensions) > 25 or not of_floats:
+        return jax.lax.select_and_scatter_add_p.bind(change, images, select_prim=select_prim, **window)
+    ones, lowest = (1,) * images.ndim, jnp.asarray(-jnp.inf, images.dtype)
+    largest = jax.lax.reduce_window_max_p.bind(images, base_dilation=ones, window_dilation=ones, **window)
+    padded = jax.lax.pad(images, lowest, [(*each, 0) for each in padding])
+    spans = [step * (count - 1) + 1 for step, count in zip(window_strides, largest.shape, strict=True)]
+    taken, result = jnp.zeros(largest.shape, bool), None
+    for cell in np.ndindex(*window_dimensions):
+        ends = [first + span for first, span in zip(cell, spans, strict=True)]
+        chosen = (jax.lax.slice(padded, cell, ends, window_strides) == largest) & ~taken
+        taken = taken | chosen
+        rest = [size - end for size, end in zip(padded.shape, ends, strict=True)]
+        zeros = zip(cell, rest, (step - 1 for step in window_strides), strict=True)
+        given = jax.lax.pad(jnp.where(chosen, change, 0), jnp.zeros((), change.dtype), list(zeros))
+        result = given if result is None else result + given
+    first = [low for low, _ in padding]
+    ends = [low + size for low, size in zip(first, images.shape, strict=True)]
+    return jax.lax.slice(result, first, ends)
+
+
+FORMS = {
+    "conv_general_dilated": _convolution,
+    "reduce_sum": _sum,
+    "select_and_scatter_add": _gradient_of_max_pool,
+}
 
 
 def _matrix_product(images, kernel, params):
