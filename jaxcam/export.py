@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxcam._array import Rows
 from jaxcam._checks import SPACE, as_model, positive
-from jaxcam._engine import config, portable
+from jaxcam._engine import config
 from jaxcam._errors import shown, unknown
 from jaxcam.attribution import METHODS
 from jaxcam.taps import Tap
@@ -75,6 +75,8 @@ def export(
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ImportError("export needs flatbuffers, which is not installed: pip install 'jaxcam-xai[export]'.")
+    from jaxcam._engine.portable import portable  # nothing else needs what it takes from JAX's inside
+
     method, model, platforms = _method(method), as_model(model), _platforms(platforms)
     _check_choices(weights=weights, batch=batch, targets=targets)
     _check_model(model, weights)

@@ -3,13 +3,19 @@
 import functools
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from functools import partial
+from http.server import HTTPServer
+from pathlib import Path
 
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxcam
 from jaxcam._array import Rows
@@ -111,6 +117,32 @@ def test_it_runs_in_a_process_that_has_neither_jaxcam_nor_flax(tmp_path):
     assert done.returncode == 0, done.stderr
     for name, n in (("constants", 3), ("constants", 1), ("arguments", 3)):
         agree(np.load(tmp_path / f"{name}{n}.npy"), method(model, IMAGES[:n], TARGETS[:n]))
+
+
+def test_the_server_of_the_page_answers(tmp_path, monkeypatch):
+    """A heatmap for a posted picture, that of the method on the same pixels."""
+    block = (Path(__file__).parents[1] / "docs" / "export.md").read_text().split("```py\n")[1].split("```")[0]
+    assert "jaxcam" not in block and len(block.splitlines()) <= 30
+    classifier = helpers.tiny_classifier()
+    model, preprocess = classifier.tap(), classifier.preprocess
+    monkeypatch.chdir(tmp_path)
+    Path("grad_cam.stablehlo").write_bytes(jaxcam.export("grad_cam", model, (32, 32, 3), platforms=["cpu"], batch=1))
+    scope = {}
+    monkeypatch.setattr(HTTPServer, "serve_forever", HTTPServer.handle_request)  # once
+    thread = threading.Thread(target=exec, args=(block.replace("8000", "0"), scope))
+    thread.start()
+    while "server" not in scope and thread.is_alive():
+        time.sleep(0.01)
+    with scope["server"] as server:
+        monkeypatch.setattr(server.RequestHandlerClass, "log_message", lambda *_: None)
+        address = f"http://127.0.0.1:{server.server_port}/3"
+        with urllib.request.urlopen(address, Path(jaxcam.sample()).read_bytes()) as answer:
+            assert answer.headers["Content-Type"] == "image/png"
+            found = np.asarray(Image.open(answer), int)
+        thread.join()
+    pixels = np.asarray(Image.open(jaxcam.sample()).convert("RGB").resize((32, 32)), np.float32)[None] / 255
+    expected = jaxcam.grad_cam(model, ((pixels - preprocess.mean) / preprocess.std).astype(np.float32), 3)
+    assert np.abs(found - 255 * np.asarray(expected[0])).max() <= 1.01
 
 
 def test_constants_are_there_once():

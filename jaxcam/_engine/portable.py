@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.interpreters.mlir import ir
 from jaxlib.mlir.dialects import func, stablehlo
+from jaxlib.mlir.passmanager import PassManager
 
 from jaxcam._engine.compiled import whole
 
@@ -47,20 +48,28 @@ def _lowered(ctx, *operands, programs, results):
     module, symbols = ctx.module_context.module, ctx.module_context.symbol_table
     names, types = {}, None
     for text in dict.fromkeys(programs):
-        program = ir.Module.parse(text)
+        program = _parsed(text)
         types = ir.SymbolTable(program.operation)["main"].type.results
         names[text] = mlir.merge_mlir_modules(module, "on_a_platform", program, dst_symtab=symbols)
 
     def called(text):
         return func.CallOp(types, ir.FlatSymbolRefAttr.get(names[text]), operands).results
 
-    if len(names) == 1:
-        return called(programs[0])
-    chosen = stablehlo.CaseOp(types, index=ctx.dim_var_values[0], num_branches=len(programs))
-    for region, text in zip(chosen.regions, programs, strict=True):
-        with ir.InsertionPoint(region.blocks.append()):
-            stablehlo.return_(called(text))
-    return chosen.results
+    with ir.Location.unknown():
+        if len(names) == 1:
+            return called(programs[0])
+        chosen = stablehlo.CaseOp(types, index=ctx.dim_var_values[0], num_branches=len(programs))
+        for region, text in zip(chosen.regions, programs, strict=True):
+            with ir.InsertionPoint(region.blocks.append()):
+                stablehlo.return_(called(text))
+        return chosen.results
+
+
+def _parsed(text: str):
+    """Without the lines of source that each equation came from, which are four tenths of it."""
+    program = ir.Module.parse(text)
+    PassManager.parse("builtin.module(strip-debuginfo)").run(program.operation)
+    return program
 
 
 mlir.register_lowering(choice, _lowered)
