@@ -47,17 +47,23 @@ def agree(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@functools.cache
+def smallest():
+    module = helpers.GapHead()
+    return jaxcam.tap(module, module.init(jax.random.key(0), jnp.zeros((1, *SHAPE))), "features_relu")
+
+
 @pytest.mark.parametrize("method", ROWS)
 def test_every_method_for_three_platforms(method):
     """A number of images that is not known, and one choice at most in all of the program."""
-    exported = jax.export.deserialize(jaxcam.export(*given(method), SHAPE))
+    exported = jax.export.deserialize(jaxcam.export(given(method)[0], smallest(), SHAPE))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     n, *space = exported.out_avals[0].shape[:3]
     assert jax.export.is_symbolic_dim(n) and space == [8, 12]
     assert choices(exported) <= 1
 
 
-RUN = ["grad_cam", "eigen_cam", "integrated_gradients", "lrp", "smooth_grad"]
+RUN = ["grad_cam", "eigen_cam", "integrated_gradients", "rise"]
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -74,7 +80,7 @@ def test_a_convolutional_network_of_several_stages():
     assert choices(jax.export.deserialize(jaxcam.export("saliency", model, (32, 32, 3)))) == 1
 
 
-@pytest.mark.parametrize("name", ["grad_cam", "integrated_gradients"])
+@pytest.mark.parametrize("name", ["integrated_gradients"])
 def test_an_export_of_your_own(name):
     """`jax.export` around a method, whose forms then are chosen one by one."""
     method, model = named(name)
@@ -148,9 +154,7 @@ def test_the_server_of_the_page_answers(tmp_path, monkeypatch):
 def test_constants_are_there_once():
     kernel = jax.random.normal(jax.random.key(0), (8 * 12 * 3, 100))
     model = jaxcam.tap(lambda kernel, images: images.reshape(images.shape[0], -1) @ kernel, kernel)
-    inside, beside = (
-        len(jaxcam.export("smooth_grad", model, SHAPE, weights=each)) for each in ("constants", "arguments")
-    )
+    inside, beside = (len(jaxcam.export("saliency", model, SHAPE, weights=each)) for each in ("constants", "arguments"))
     assert kernel.nbytes < inside < beside + 1.1 * kernel.nbytes
 
 
