@@ -69,6 +69,7 @@ from jaxcam.attribution import (
 )
 from jaxcam.compare import Comparison, compare
 from jaxcam.explain import explain
+from jaxcam.export import export, exported_weights
 from jaxcam.image import sample
 from jaxcam.models import Classifier, load
 from jaxcam.taps import Tap, Tokens, layers, tap, tokens
@@ -108,6 +109,8 @@ __all__ = [
     "eigen_smooth",
     "expected_gradients",
     "explain",
+    "export",
+    "exported_weights",
     "feature_ablation",
     "fem",
     "finer_cam",

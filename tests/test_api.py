@@ -32,7 +32,7 @@ LAYERS = [
     ["taps", "image", "_noise", "_scores"],
     ["score", "segments", "lrp_rules"],
     ["attribution", "models"],
-    ["metrics", "explain"],
+    ["metrics", "explain", "export"],
     ["compare"],
     ["data", "train", "plot", "regions", "influence"],
     ["dataset"],
@@ -40,7 +40,7 @@ LAYERS = [
 ]
 # Inside a folder, files come in an order too.
 INSIDE = {
-    "_engine": [["program", "memory"], ["convolutions"], ["compiled"], ["loops"], ["windows"]],
+    "_engine": [["program", "memory"], ["convolutions"], ["compiled"], ["loops", "portable"], ["windows"]],
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
         ["_cam"],
@@ -286,6 +286,7 @@ def public_functions():
         "taps.tokens",
         "taps.tap",
         "explain",
+        "export",
         "score",
         "segments",
         "regions",

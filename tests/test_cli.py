@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -500,3 +501,45 @@ def test_where_compiled_programs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "config", config("theirs"))
     _common.keep_programs()
     assert not kept and not (tmp_path / "other").exists()
+
+
+def test_export(tmp_path, monkeypatch, capsys):
+    """Two files, and what a process that has neither jaxcam nor the model must know of them."""
+    pytest.importorskip("flatbuffers")
+    from safetensors.numpy import load_file
+
+    classifier = helpers.tiny_classifier()
+    monkeypatch.setattr(jaxcam, "load", lambda name, architecture=None: classifier)
+    given = ["--platforms", "cpu", "--weights", "arguments", "--batch", "1", "--target", "frog"]
+    output = tmp_path / "new" / "explain.stablehlo"
+    assert cli.main(["export", "--size", "16", *given, "--output", str(output)]) == 0
+    assert {path.name for path in output.parent.iterdir()} == {"explain.stablehlo", "explain.safetensors"}
+    exported = jax.export.deserialize(bytearray(output.read_bytes()))
+    assert exported.platforms == ("cpu",) and exported.in_avals[-1].shape == (1, 16, 16, 3)
+    images = helpers.images(1, 16, 16)
+    found = exported.call(load_file(output.with_suffix(".safetensors")), images)
+    np.testing.assert_allclose(found, jaxcam.grad_cam(classifier.tap(), images, 6), atol=1e-5)
+    captured = capsys.readouterr()
+    assert "call(weights, images)" in captured.out and "float32[1, 16, 16, 3]" in captured.out and not captured.err
+
+
+EXPORTS = [
+    (["--method", "gradcam"], "Unknown method 'gradcam'. Did you mean 'grad_cam'"),
+    (["--method", "xrai"], "xrai cuts images along their edges"),
+    (["--platforms", "gpu"], "Unknown platform 'gpu'"),
+    (["--batch", "some"], "Unknown choice of batch 'some'"),
+    (["--target", "unicorn"], "Unknown label 'unicorn'"),
+    (["--weights", "arguments", "--output", "a.safetensors"], "'a.safetensors' is where the weights go"),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), EXPORTS)
+def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch, capsys, given, expected):
+    pytest.importorskip("flatbuffers")
+    monkeypatch.chdir(tmp_path)
+    classifier = helpers.tiny_classifier()
+    monkeypatch.setattr(jaxcam, "load", lambda name, architecture=None: classifier)
+    assert cli.main(["export", *given]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"jaxcam: {expected}") and captured.err.count("\n") == 1 and not captured.out
+    assert not list(tmp_path.iterdir())

@@ -55,5 +55,5 @@ def test_the_command_is_installed(installed, command):
 def test_extras_that_the_tests_need_are_among_the_tests():
     """Whoever installs `test` can run all tests but those that compare with other libraries."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name in ("keras", "equinox", "superpixels", "dataset"):
+    for name in ("keras", "equinox", "superpixels", "dataset", "export"):
         assert set(extras[name]) <= set(extras["test"])

@@ -110,6 +110,20 @@ def by_itself(function: Callable) -> Callable:
     return run
 
 
+def whole(function: Callable, on_cpu: bool) -> Callable:
+    """`function` as one program: the methods and models in it are rewritten with it, once, for a CPU, or not at all."""
+
+    @wraps(function)
+    def run(*args):
+        before = _inside.set(True)
+        try:
+            return (fast(function, "cpu") if on_cpu and config.rewrite else function)(*args)
+        finally:
+            _inside.reset(before)
+
+    return run
+
+
 def _is_compilable(model) -> bool:
     """Whether a model is a tree of arrays, and so knows all that it computes with."""
     leaves, structure = jax.tree.flatten(model)

@@ -6,7 +6,7 @@ so that `--help` and a mistyped option wait for nothing.
 
 import argparse
 
-from jaxcam.cli import compare, dataset, explain, listings
+from jaxcam.cli import compare, dataset, explain, export, listings
 from jaxcam.cli._common import complain
 
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = _Parser(prog="jaxcam", description="Explain vision models in JAX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for each in (explain, dataset, compare, listings):
+    for each in (explain, dataset, compare, export, listings):
         each.add(commands)
     try:
         args = parser.parse_args(argv)
