@@ -298,6 +298,13 @@ def test_max_channels_keeps_those_with_the_largest_mean():
         np.testing.assert_allclose(found[image], A[image][..., kept] @ weights, atol=1e-5)
 
 
+def test_what_takes_very_long_says_so_before_it_starts():
+    model, images = helpers.small(), helpers.images(1)
+    message = "is_cam takes 6,000 forward passes for each image, 1000 for each of 6 channels; with fewer of both"
+    with pytest.warns(UserWarning, match=message):
+        jax.eval_shape(lambda model, images: is_cam(model, images, 1, num_samples=1000), model, images)
+
+
 def test_masking_methods_reduce_to_score_cam():
     model, images = helpers.small(), helpers.images()
     expected = score_cam(model, images, 1)

@@ -5,6 +5,8 @@ mask, and the channels are weighted by a softmax over their scores. Ablation-CAM
 Masks and ablated activations are made inside chunks, and what lies below the layer is computed once for each image.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,8 @@ from jaxcam._typing import Images, Key, Maps, Raw, Score, Targets
 from jaxcam.attribution._cam import cells, finish, prepare_tap, scores_with
 from jaxcam.score import logit
 from jaxcam.taps import Tap
+
+MANY = 5_000  # forward passes for one image: more are rarely meant
 
 
 def score_cam(
@@ -184,16 +188,20 @@ def _masked(method, variant, model, images, targets, score, raw, chunk_size, max
     positive(chunk_size=chunk_size, num_samples=num_samples, max_channels=max_channels)
     model, images, targets = prepare_tap(method, model, images, targets)
     counts = {"chunk_size": chunk_size, "max_channels": max_channels, "num_samples": num_samples}
-    return _masked_engine(model, images, targets, variant=variant, score=score, raw=raw, options=options, **counts)
+    what = {"method": method, "variant": variant, "score": score, "raw": raw, "options": options}
+    return _masked_engine(model, images, targets, **what, **counts)
 
 
 @engine
-def _masked_engine(model, images, targets, *, variant, score, raw, options, chunk_size, max_channels, num_samples):
+def _masked_engine(
+    model, images, targets, *, method, variant, score, raw, options, chunk_size, max_channels, num_samples
+):
     output, activations = model.run(images)
     targets = predicted(output) if targets is None else targets
 
     def coarse_map(A):
         used = _channels(A, max_channels)
+        _say_cost(method, used.shape[1], num_samples)
 
         def masked_scores(indices):
             ranks, samples = jnp.divmod(indices, num_samples)
@@ -210,6 +218,16 @@ def _masked_engine(model, images, targets, *, variant, score, raw, options, chun
         return A.laid(jnp.moveaxis(_of_channels(A, used) * weights[..., None], 1, -1))
 
     return finish([coarse_map(A) for A in cells(model, activations, images)], images, raw)
+
+
+def _say_cost(method, channels: int, num_samples: int) -> None:
+    """Before it starts: while the program is traced."""
+    if channels * num_samples > MANY:
+        warnings.warn(
+            f"{method} takes {channels * num_samples:,} forward passes for each image, {num_samples} for each of "
+            f"{channels:,} channels; with fewer of both (num_samples=4, max_channels=64) it is done sooner.",
+            stacklevel=2,
+        )
 
 
 def _channels(A, max_channels):
