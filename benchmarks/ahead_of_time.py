@@ -4,20 +4,18 @@
     python -m benchmarks.ahead_of_time [--chips v5e] [--dtypes float32] [--batches 8] [--methods lrp] [--chunks]
 
 Each method of a ResNet-50 at 224 px is compiled for one device of each kind. A row says, in forward passes of the same
-model, batch and type: the compiler's own count of cycles, every loop as often as it turns; the operations of all
-convolutions and matrix products, which is the theory; the bytes that are read and written, loops once; and, in MB, what
-it holds on the way. A row is saved as soon as it is compiled, and one that is there is not compiled again.
+model, batch and type: the compiler's own count of cycles; the operations of all convolutions and matrix products, which
+is the theory; both with every loop as often as it turns; the bytes that are read and written, loops once; and, in MB,
+what it holds on the way. A row is saved as soon as it is compiled, and one that is there is not compiled again.
 `--chunks` compiles Score-CAM as the package would on a TPU of 16 GB instead, and prints what it chose.
 """
 
 import argparse
 import json
 import os
-import re
 import time
 from functools import partial
 from inspect import signature
-from math import prod
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,13 +27,12 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it only compiles, wh
 
 import jax
 import jax.numpy as jnp
-from jax._src.interpreters.partial_eval import dce_jaxpr
 from jax.experimental import topologies
 
 import jaxcam
+from benchmarks import _hlo
 from jaxcam import _files
 from jaxcam._engine import memory
-from jaxcam._engine.program import bodies
 from jaxcam.attribution import METHODS
 from jaxcam.models.resnet import ARCHITECTURES
 
@@ -91,9 +88,10 @@ def measured(name: str, chip: str, dtype: str, n: int) -> dict:
     lowered_by = time.perf_counter()
     compiled = lowered.compile()
     compiled_by = time.perf_counter()
+    text = compiled.as_text()
     return {
-        "cycles": cycles(compiled.as_text()),
-        "operations": operations(needed(traced.jaxpr.jaxpr)),
+        "cycles": _hlo.total(text, _hlo.cycles),
+        "operations": _hlo.total(text, _hlo.operations, fused=True),
         "bytes": compiled.cost_analysis()["bytes accessed"],
         "temporaries": compiled.memory_analysis().temp_size_in_bytes,
         "seconds to trace": round(lowered_by - began, 1),
@@ -139,63 +137,6 @@ def chosen(chip: str, dtype: str, n: int, total: int = 16 * 2**30) -> str:
     fit = memory.suitable(needs, half, grows=True)
     need = f"{used[-1] / 1e9:.2f} GB on the way of {total / 1e9:.0f}"
     return f"{chip}, {dtype}, {n} images: {fit.largest} in a pass, {need}; programs compiled: {len(used)}"
-
-
-def cycles(text: str) -> int:
-    """The compiler's estimates of a program's instructions, those of a loop's body as often as it turns."""
-    computations, entry, inside = {}, None, None
-    for line in text.splitlines():
-        if begins := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
-            inside = computations.setdefault(begins[2], [])
-            entry = begins[2] if begins[1] else entry
-        elif line.startswith("  ") and inside is not None:
-            inside.append(line)
-
-    def turns(condition: str) -> int:
-        return max(
-            int(each) for line in computations[condition] for each in re.findall(r"s32\[\].* constant\((\d+)\)", line)
-        )
-
-    def of(name: str) -> int:
-        return sum(map(of_one, computations[name]))
-
-    def of_one(line: str) -> int:
-        own = re.search(r'"estimated_cycles":"(\d+)"', line)
-        called = dict(re.findall(r"(condition|body|to_apply|branch_computations)=\{?%?([\w.-]+)", line))
-        if " while(" in line:
-            return turns(called["condition"]) * of(called["body"])
-        if " conditional(" in line:
-            branches = re.search(r"branch_computations=\{(.*?)\}", line)
-            names = branches[1].split(", ") if branches else re.findall(r"(?:true|false)_computation=(%?[\w.-]+)", line)
-            return max(of(each.lstrip("%")) for each in names)
-        return of(called["to_apply"]) if " call(" in line else int(own[1]) if own else 0
-
-    return of(entry)
-
-
-def needed(program):
-    """A program without what no result is made of, as every compiler leaves it out."""
-    return dce_jaxpr(program, [True] * len(program.outvars), instantiate=True)[0]
-
-
-def operations(program) -> int:
-    """Of all convolutions and matrix products, two for each product, without those by the zeros between pixels."""
-
-    def of(equation) -> int:
-        params, inner = equation.params, [operations(each.jaxpr) for each in bodies(equation)]
-        if equation.primitive.name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
-            seen = prod(kernel) // kernel[numbers[0]]
-            return 2 * prod(equation.outvars[0].aval.shape) * seen // prod(params["lhs_dilation"])
-        if equation.primitive.name == "dot_general":
-            values, ((axes, _), _) = equation.invars[0].aval.shape, params["dimension_numbers"]
-            return 2 * prod(equation.outvars[0].aval.shape) * prod(values[axis] for axis in axes)
-        if equation.primitive.name == "cond":
-            platforms = params.get("branches_platforms")
-            return inner[platforms.index(None)] if platforms and None in platforms else max(inner)
-        return params.get("length", 1) * sum(inner)
-
-    return sum(map(of, program.eqns))
 
 
 def table(rows: list[dict]) -> str:
