@@ -7,7 +7,7 @@ Each method of a ResNet-50 at 224 px is compiled for one device of each kind. A 
 model, batch and type: the compiler's own count of cycles; the operations of all convolutions and matrix products, which
 is the theory; both with every loop as often as it turns; the bytes that are read and written, loops once; and, in MB,
 what it holds on the way. A row is saved as soon as it is compiled, and one that is there is not compiled again.
-`--chunks` compiles Score-CAM as the package would on a TPU of 16 GB instead, and prints what it chose.
+`--chunks` compiles Score-CAM as the package would on a device of so much memory instead, and prints what it chose.
 """
 
 import argparse
@@ -60,12 +60,13 @@ def main(argv=None):
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 64])
     parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
     parser.add_argument("--chunks", action="store_true", help="what the package chooses for Score-CAM on a TPU")
+    parser.add_argument("--memory", type=int, default=16, metavar="GB", help="of the device, for --chunks")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     settings = [(chip, dtype, n) for dtype in args.dtypes for n in args.batches for chip in args.chips]
     if args.chunks:
         for setting in settings:
-            print(chosen(*setting), flush=True)
+            print(chosen(*setting, args.memory), flush=True)
         return
     path = args.output / "ahead-of-time.json"
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -122,9 +123,9 @@ def on(chip: str) -> dict:
     return {"in_shardings": place, "out_shardings": place}
 
 
-def chosen(chip: str, dtype: str, n: int, total: int = 16 * 2**30) -> str:
+def chosen(chip: str, dtype: str, n: int, gigabytes: int) -> str:
     """How many masked images Score-CAM has in a pass, by the package's rule and the compiler's bytes."""
-    shapes, half = given(dtype, n), total // 2
+    shapes, half = given(dtype, n), gigabytes * 2**30 // 2
     first, used = memory.usual((SIDE, SIDE), half), []
 
     def needs(share):
@@ -135,7 +136,7 @@ def chosen(chip: str, dtype: str, n: int, total: int = 16 * 2**30) -> str:
         return used[-1], passes
 
     fit = memory.suitable(needs, half, grows=True)
-    need = f"{used[-1] / 1e9:.2f} GB on the way of {total / 1e9:.0f}"
+    need = f"{used[-1] / 2**30:.2f} GB on the way of {gigabytes}"
     return f"{chip}, {dtype}, {n} images: {fit.largest} in a pass, {need}; programs compiled: {len(used)}"
 
 

@@ -1,0 +1,111 @@
+"""What each of several devices does, and what they send one another, by the compiler; no second device is needed.
+
+    python -m benchmarks.devices [--devices 1 2 4 8] [--batches 1 8 256] [--methods grad_cam]
+
+Every method of a small ResNet at 32 px is compiled for a batch that is spread over devices (of a CPU that plays eight).
+For fewer images than devices the copies that a method makes of each image are spread instead (`jaxcam.config.spread`).
+A row says what one device computes, as a share of what one device alone would, how many collectives there are, each as
+often as it runs, and the bytes that they give to each device.
+"""
+
+import argparse
+import json
+import os
+from functools import partial
+from inspect import signature
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Eight devices, and a compiler in a hurry: what is compiled here is not run.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 "
+) + os.environ.get("XLA_FLAGS", "")
+
+import jax
+import jax.numpy as jnp
+
+import jaxcam
+from benchmarks import _hlo
+from jaxcam import _files
+from jaxcam.attribution import METHODS
+from jaxcam.models.resnet import BasicBlock, ResNet
+
+SIDE, CHUNK = 32, 64
+NAMES = [name for name, row in METHODS.items() if row.needs != "tokens"]
+PATCHES = jaxcam.segments.grid((SIDE, SIDE), 8)
+OPTIONS = {
+    **{name: {"segments": PATCHES} for name in ("lime", "kernel_shap", "shapley_sampling", "sobol", "hsic")},
+    "feature_ablation": {"segments": PATCHES},
+    "xrai": {"segments": PATCHES},
+    "occlusion": {"window": 8},
+}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.devices",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--devices", nargs="+", type=int, default=[1, 2, 4, 8], choices=[1, 2, 4, 8])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 256])
+    parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args(argv)
+    rows = []
+    for name in args.methods:
+        for n in args.batches:
+            found = {devices: measured(name, n, devices) for devices in {1, *args.devices}}
+            for devices in args.devices:
+                share = found[devices]["operations"] / found[1]["operations"]
+                rows.append({"method": name, "images": n, "devices": devices, "share": share, **found[devices]})
+                print(rows[-1], flush=True)
+    _files.write(args.output / "devices.json", json.dumps(rows, indent=0) + "\n")
+    _files.write(args.output / "devices.md", table(rows, args))
+
+
+def measured(name: str, n: int, devices: int) -> dict[str, int]:
+    """One method, compiled for `n` images on so many devices."""
+    mesh = jax.make_mesh((devices,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread, same = jax.NamedSharding(mesh, jax.P("devices")), jax.NamedSharding(mesh, jax.P())
+    by_images = n >= devices
+    method, options = METHODS[name].function, OPTIONS.get(name, {})
+    if "chunk_size" in signature(method).parameters:
+        options = {"chunk_size": max(n, CHUNK // devices if not by_images else CHUNK), **options}
+    jaxcam.config.spread = None if by_images else spread
+    try:
+        places = (same, *[spread if by_images else same] * 2)
+        compiled = jax.jit(partial(method, **options), in_shardings=places).lower(*given(n)).compile()
+    finally:
+        jaxcam.config.spread = None
+    counted = {each.__name__: each for each in (_hlo.operations, _hlo.collectives, _hlo.moved)}
+    return {key: _hlo.total(compiled.as_text(), of_line, fused=True) for key, of_line in counted.items()}
+
+
+def given(n: int) -> tuple:
+    module = ResNet((1, 1, 1, 1), BasicBlock, num_classes=10, width=16, stem="cifar")
+    one = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), one)
+    model = jax.eval_shape(lambda variables: jaxcam.tap(module, variables, "layer4"), variables)
+    return model, jax.ShapeDtypeStruct((n, *one.shape[1:]), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+
+
+def table(rows, args) -> str:
+    """A line for each method, a cell for each number of images and devices."""
+    settings = [(n, devices) for n in args.batches for devices in args.devices if devices > 1]
+    heads = [f"{n} on {devices}" for n, devices in settings]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
+    for name in args.methods:
+        own = {(row["images"], row["devices"]): row for row in rows if row["method"] == name}
+        lines.append(f"| {name} | " + " | ".join(map(_cell, map(own.get, settings))) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict) -> str:
+    sent = f", {row['collectives']} of {row['moved']:,} B" if row["collectives"] else ""
+    return f"{row['share']:.3f}{sent}"
+
+
+if __name__ == "__main__":
+    main()
