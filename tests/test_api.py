@@ -40,7 +40,7 @@ LAYERS = [
 ]
 # Inside a folder, files come in an order too.
 INSIDE = {
-    "_engine": [["program", "memory"], ["convolutions"], ["compiled"], ["loops", "portable"], ["windows"]],
+    "_engine": [["program", "memory"], ["forms"], ["convolutions"], ["compiled"], ["loops", "portable"], ["windows"]],
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
         ["_cam"],

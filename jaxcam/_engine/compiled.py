@@ -15,6 +15,7 @@ import jax
 
 from jaxcam._checks import wrong_channels
 from jaxcam._engine.convolutions import fast
+from jaxcam._engine.forms import FORMS
 from jaxcam._engine.memory import fitted
 
 
@@ -110,14 +111,15 @@ def by_itself(function: Callable) -> Callable:
     return run
 
 
-def whole(function: Callable, on_cpu: bool) -> Callable:
-    """`function` as one program: the methods and models in it are rewritten with it, once, for a CPU, or not at all."""
+def whole(function: Callable, platform: str) -> Callable:
+    """`function` as one program for a platform: the methods and models in it are rewritten with it, once."""
 
     @wraps(function)
     def run(*args):
         before = _inside.set(True)
         try:
-            return (fast(function, "cpu") if on_cpu and config.rewrite else function)(*args)
+            # As one call on each platform, so that programs without another form in them are alike.
+            return (fast(function, platform) if config.rewrite and platform in FORMS else jax.jit(function))(*args)
         finally:
             _inside.reset(before)
 

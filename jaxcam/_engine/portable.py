@@ -2,8 +2,8 @@
 
 JAX itself, asked for several platforms at once, writes a choice around every equation that one of them has a kernel of
 its own for, and the rewritten convolutions would come on top. Here each platform's program is what it is when it is
-exported alone, rewritten only for a CPU; programs that came out alike, as those of GPUs and TPUs mostly do, are kept
-once. Constants lie outside, and are there once.
+exported alone, rewritten for it; programs that came out alike, as those of GPUs and TPUs mostly do, are kept once.
+Constants lie outside, and are there once.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,9 +25,10 @@ choice.multiple_results = True
 def portable(function: Callable, platforms: Sequence[str], given: Sequence, constants: Sequence = ()) -> Any:
     """`function(*constants, *given)` as a `jax.export.Exported` that takes what is `given`, trees of shapes."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tuple(constants))
-    traced = {on_cpu: jax.jit(whole(function, on_cpu), keep_unused=True) for on_cpu in (True, False)}
-    programs = [jax.export.export(traced[each == "cpu"], platforms=[each])(*shapes, *given) for each in platforms]
-    texts = tuple(each.mlir_module() for each in programs)
+    traced = [jax.jit(whole(function, each), keep_unused=True) for each in platforms]
+    both = zip(traced, platforms, strict=True)
+    programs = [jax.export.export(each, platforms=[platform])(*shapes, *given) for each, platform in both]
+    texts = tuple(map(_without_lines, programs))
     results, structure = tuple(programs[0].out_avals), programs[0].out_tree
 
     def chosen(*given):
@@ -48,7 +49,7 @@ def _lowered(ctx, *operands, programs, results):
     module, symbols = ctx.module_context.module, ctx.module_context.symbol_table
     names, types = {}, None
     for text in dict.fromkeys(programs):
-        program = _parsed(text)
+        program = ir.Module.parse(text)
         types = ir.SymbolTable(program.operation)["main"].type.results
         names[text] = mlir.merge_mlir_modules(module, "on_a_platform", program, dst_symtab=symbols)
 
@@ -65,11 +66,12 @@ def _lowered(ctx, *operands, programs, results):
         return chosen.results
 
 
-def _parsed(text: str):
-    """Without the lines of source that each equation came from, which are four tenths of it."""
-    program = ir.Module.parse(text)
-    PassManager.parse("builtin.module(strip-debuginfo)").run(program.operation)
-    return program
+def _without_lines(exported) -> str:
+    """A program without the lines of source that each equation came from, which are four tenths of it."""
+    with mlir.make_ir_context():
+        program = ir.Module.parse(exported.mlir_module())
+        PassManager.parse("builtin.module(strip-debuginfo)").run(program.operation)
+        return str(program)
 
 
 mlir.register_lowering(choice, _lowered)
