@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import helpers
@@ -55,6 +56,54 @@ def quick(monkeypatch):
 def size(path):
     with Image.open(path) as image:
         return image.size
+
+
+def test_folders_and_patterns_are_the_images_in_them(quick, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("more/below").mkdir(parents=True)
+    for name in ("more/b.png", "more/a.JPG", "more/below/c.png"):
+        Image.new("RGB", (40, 40)).save(name)
+    Path("more/notes.txt").write_text("none")
+    for given, expected in {
+        "more": ["a", "b", "c"],
+        "more/*.png": ["b"],
+        "photo.png more": ["photo", "a", "b", "c"],
+        "more/b.png more": ["b", "a", "c"],
+    }.items():
+        shutil.rmtree("jaxcam_output", ignore_errors=True)
+        assert cli.main(["explain", *given.split(), *MODEL, "--method", "saliency"]) == 0
+        assert sorted(path.stem for path in Path("jaxcam_output").glob("*.json")) == sorted(expected), given
+    Path("odd[1].png").write_bytes(Path(photo).read_bytes())  # a name that is no pattern
+    assert cli.main(["explain", "odd[1].png", *MODEL, "--method", "saliency"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("https://example.org/cat.jpg", "'https://example.org/cat.jpg' is an address; download it first, and name the"),
+        ("nothing", "'nothing' holds no images (files named"),
+        ("nothing/*.png", "'nothing/*.png' holds no images (files named"),
+        ("records", "'records' holds records, no image files; `jaxcam explain-dataset` reads them."),
+    ],
+)
+def test_what_holds_no_images(given, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("nothing").mkdir()
+    Path("records").mkdir()
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"image": [b"0"]}), "records/0.parquet")
+    assert cli.main(["explain", given, *MODEL]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"jaxcam {metadata.version('jaxcam-xai')}, jax {jax.__version__}, ") and said.endswith(
+        "8 of cpu\n"
+    )
 
 
 def test_all_methods_are_those_with_heatmaps_of_convolutional_models():

@@ -30,6 +30,19 @@ def test_it_is_the_model_itself(resnet):
     np.testing.assert_allclose(model(images), module.apply(variables, images), atol=1e-5)
 
 
+def test_what_it_shows_of_itself():
+    """A line, not its weights, also while it is traced."""
+    classifier, said = helpers.tiny_classifier(), []
+    jax.jit(lambda model: said.append(repr(model)))(classifier.tap())
+    size = sum(leaf.size for leaf in jax.tree.leaves(classifier.variables["params"]))
+    assert said == [repr(classifier.tap())] == [f"Tap(ResNet, 'layer4', {size:,} parameters)"]
+    facts = f"10 classes, layer 'layer4', {size:,} parameters, 32 pixels"
+    assert repr(classifier) == f"Classifier('resnet18_cifar10': ResNet, {facts})"
+    assert (
+        repr(jaxcam.tap(lambda weights, images: images @ weights, jnp.ones((3, 4)))) == "Tap(Function, 12 parameters)"
+    )
+
+
 @pytest.mark.parametrize("layer", ["conv1", "layer2", "layer3.0", "layer4.0.downsample.0", "layer4.0.conv2"])
 def test_activations_are_what_flax_captures(resnet, layer):
     module, variables = resnet

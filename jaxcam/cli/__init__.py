@@ -15,9 +15,16 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see {self.prog} --help)")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        print(listings.versions())
+        parser.exit()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = _Parser(prog="jaxcam", description="Explain vision models in JAX.")
+    parser.add_argument("--version", nargs=0, action=_Version, help="versions and devices, for a bug report")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for each in (explain, dataset, compare, export, listings):
         each.add(commands)

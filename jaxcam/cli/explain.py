@@ -21,7 +21,8 @@ def add(commands) -> None:
     """Adds the command and its arguments to the parser."""
     parser = commands.add_parser("explain", help="explain images: overlays, a panel and a JSON file for each")
     parser.set_defaults(run=run)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files (default: a bundled photograph)")
+    files = "image files, folders of them, or patterns such as 'photos/*.jpg' (default: a bundled photograph)"
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=files)
     add_model(parser, "--model", default="efficientnet_lite0")
     usual = f'methods, or "all" (default: {" ".join(USUAL)})'
     parser.add_argument("--method", nargs="+", default=USUAL, metavar="NAME", help=usual)
@@ -152,7 +153,7 @@ def _job(args, methods: list[str]) -> Job:
     layer = args.layer or classifier.layer
     if "all" in args.method and layer != classifier.layer:
         methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
-    paths = args.images or [str(jaxcam.sample())]
+    paths = _image_files(args.images) or [str(jaxcam.sample())]
     maps = [file for method in methods for file in _files_of(method, targets, classifier.labels)]
     names = _results.unique_names(paths, maps, args.format)
     _results.refuse_to_overwrite(args.output, paths, names, maps, args.format)
@@ -160,6 +161,26 @@ def _job(args, methods: list[str]) -> Job:
         with muffled():
             jaxcam.image.open_image(path)
     return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, _look(args))
+
+
+def _image_files(named: Sequence[str]) -> list[str]:
+    """The files that are meant; folders and patterns hold some."""
+    found = []
+    for each in named:
+        if re.match("[a-z]+://", each):
+            raise ValueError(f"'{printable(each)}' is an address; download it first, and name the file.")
+        is_pattern = any(sign in each for sign in "*?[") and not Path(each).exists()
+        found += _held(each) if is_pattern or Path(each).is_dir() else [each]
+    return list(dict.fromkeys(found))
+
+
+def _held(folder: str) -> list[str]:
+    from jaxcam.dataset.sources import Files, source_of
+
+    source = source_of(folder)
+    if not isinstance(source, Files):
+        raise ValueError(f"'{printable(folder)}' holds records, no image files; `jaxcam explain-dataset` reads them.")
+    return [str(source.root / name) for name in source.names]
 
 
 def _files_of(method: str, targets: Sequence[int], labels: Sequence[str]) -> list[str]:

@@ -19,6 +19,19 @@ def add(commands) -> None:
     add_model(layers, "model")
 
 
+def versions() -> str:
+    """In a line, what a bug report should say."""
+    import platform
+    from importlib.metadata import version
+
+    import jax
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy"))
+    devices = f"{jax.device_count()} of {jax.devices()[0].device_kind}"
+    own = f"jaxcam {version('jaxcam-xai')}, {packages}, Python {platform.python_version()}"
+    return f"{own}, {platform.platform()}, {devices}"
+
+
 def list_models(args) -> None:
     """The models that `jaxcam.load` knows by name."""
     from jaxcam.models import models

@@ -32,6 +32,7 @@ from jaxcam.models._families import ARCHITECTURES
 from jaxcam.models._find import Found, find, recognised
 from jaxcam.models.layouts import Layout, closest
 from jaxcam.taps import Tap, tap
+from jaxcam.taps.tap import num_parameters
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,12 @@ class Classifier:
     layer: str
     name: str
     about: dict = field(default_factory=dict)
+
+    def __repr__(self):
+        """In a line, not weight by weight."""
+        size = num_parameters(self.variables)
+        facts = f"{len(self.labels)} classes, layer {self.layer!r}, {size:,} parameters, {self.preprocess.crop} pixels"
+        return f"Classifier({self.name!r}: {type(self.module).__name__}, {facts})"
 
     def __call__(self, images: Any) -> jax.Array:
         return self.tap()(self.preprocess(images))

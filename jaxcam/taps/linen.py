@@ -62,6 +62,10 @@ class Linen(Network):
 
     module: Any
 
+    @property
+    def title(self):
+        return type(self.module).__name__
+
     def run(self, variables, images, inputs, options, visit, rows):
         hook = partial(_visited, visit=visit, rows=rows)
         apply = partial(_unwrap(self.module).apply, mutable=["intermediates"])

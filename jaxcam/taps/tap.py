@@ -7,8 +7,9 @@ returns. The gradient with respect to a perturbation that is added at a layer is
 activation, and the compiler drops everything below the layer from the backward pass.
 """
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +34,12 @@ class Layer(NamedTuple):
     shape: Callable = jnp.shape  # of an array that it returned: the shape that a tap shows, its axis of images in front
 
 
+def num_parameters(variables) -> int:
+    """How many numbers training would change; without statistics, where they are kept apart."""
+    trained = variables.get("params", variables) if isinstance(variables, Mapping) else variables
+    return sum(math.prod(getattr(each, "shape", ())) for each in jax.tree.leaves(trained))
+
+
 class Inputs(NamedTuple):
     """Further inputs of a model, with a row for each image."""
 
@@ -48,6 +55,11 @@ class Network:
     """
 
     shows_layers = True
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return type(self).__name__
 
     def run(self, variables, images, inputs: Inputs, options: dict, visit: Callable, rows: Any) -> tuple[Any, dict]:
         """The output, and what the visitor kept: a list for each path, in the order of the calls.
@@ -91,6 +103,11 @@ class Tap:
     options: tuple[tuple[str, Any], ...]
     reshape: Callable | None = None
     output: Any = None
+
+    def __repr__(self):
+        """In a line, not weight by weight."""
+        layers = "".join(f"{layer!r}, " for layer in self.layers)
+        return f"Tap({self.network.title}, {layers}{num_parameters(self.variables):,} parameters)"
 
     @by_itself
     def __call__(self, images):
