@@ -14,7 +14,7 @@ from threading import RLock
 from typing import Any
 
 from jaxcam._errors import unknown
-from jaxcam.taps.tap import Layer, Network
+from jaxcam.taps.tap import LISTED, Layer, Network
 
 
 def matches(model) -> bool:
@@ -65,7 +65,7 @@ class Keras(Network):
         inside = {".".join(each): under for each, under in _inside(model, ())}
         found = [each for each, under in paths.items() if under.name == path or under is inside.get(path)]
         if not found:
-            raise unknown("layer", layer, paths, "`jaxcam.layers(model, images)` lists them all.")
+            raise unknown("layer", layer, paths, LISTED)
         if len(found) > 1 and path not in paths:
             raise ValueError(f"Several layers are called {path!r}; name one of {', '.join(sorted(found))}.")
         return (path if path in paths else found[0]) + bracket + call

@@ -34,6 +34,9 @@ class Layer(NamedTuple):
     shape: Callable = jnp.shape  # of an array that it returned: the shape that a tap shows, its axis of images in front
 
 
+LISTED = "`jaxcam.layers(model, images)` lists them all; on the command line, `jaxcam layers MODEL`."
+
+
 def num_parameters(variables) -> int:
     """How many numbers training would change; without statistics, where they are kept apart."""
     trained = variables.get("params", variables) if isinstance(variables, Mapping) else variables
@@ -307,7 +310,7 @@ class Activations:
         shapes, values = self.shapes.get(path, ()), kept.get(path, ())
         calls = len(shapes)
         if calls == 0:
-            raise unknown("layer", layer, self.shapes, "`jaxcam.layers(model, images)` lists them all.")
+            raise unknown("layer", layer, self.shapes, LISTED)
         expected = [len(shape) for shape in shapes if shape is not None]
         if [value.ndim for value in values] != expected:
             raise in_a_loop(layer, "Tap a layer before or after the loop, or build the model without it.")
