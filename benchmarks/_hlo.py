@@ -25,7 +25,7 @@ def total(text: str, of_line: Callable[[str, dict], int], fused: bool = False) -
 
     def turns(condition: str) -> int:
         limits = re.findall(r"s32\[\].* constant\((\d+)\)", "\n".join(computations[condition]))
-        return max(map(int, limits))
+        return max(map(int, limits), default=1)  # of a loop that ends by what it finds, one turn
 
     def of(name: str) -> int:
         return sum(map(whole, computations[name]))

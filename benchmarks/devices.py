@@ -5,7 +5,7 @@
 Every method of a small ResNet at 32 px is compiled for a batch that is spread over devices (of a CPU that plays eight).
 For fewer images than devices the copies that a method makes of each image are spread instead (`jaxcam.config.spread`).
 A row says what one device computes, as a share of what one device alone would, how many collectives there are, each as
-often as it runs, and the bytes that they give to each device.
+often as it runs, and the bytes that they give to each device. What was counted before is kept.
 """
 
 import argparse
@@ -53,15 +53,18 @@ def main(argv=None):
     parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="NAME")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
-    rows = []
+    path = args.output / "devices.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
     for name in args.methods:
         for n in args.batches:
+            if any(row["method"] == name and row["images"] == n for row in rows):
+                continue
             found = {devices: measured(name, n, devices) for devices in {1, *args.devices}}
             for devices in args.devices:
                 share = found[devices]["operations"] / found[1]["operations"]
                 rows.append({"method": name, "images": n, "devices": devices, "share": share, **found[devices]})
                 print(rows[-1], flush=True)
-    _files.write(args.output / "devices.json", json.dumps(rows, indent=0) + "\n")
+            _files.write(path, json.dumps(rows, indent=0) + "\n")
     _files.write(args.output / "devices.md", table(rows, args))
 
 
