@@ -113,7 +113,7 @@ def suitable(needs: Callable, limit: int, grows: bool) -> Fit:
     need, passes = needs(1.0)
     fit = Fit(1.0, passes)
     if grows and need < limit / 4 and any(each.size < each.most for each in passes):
-        more = min(limit / 2 / max(need, 1), MOST / fit.largest)
+        more = min(limit / 2 / max(need, 1), MOST / max(each.asked for each in passes))
         if more >= 2 and (larger := needs(more))[0] <= limit:
             return Fit(more, larger[1])
     while need > limit and (share := fit.less(limit / need)) is not None:
