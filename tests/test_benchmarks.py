@@ -3,10 +3,12 @@
 import json
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import attribution, startup
+from benchmarks import _hlo, attribution, startup
 from experiments import _study
 
 
@@ -48,3 +50,51 @@ def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "write_weights", lambda args: None)
     with pytest.raises(SystemExit, match="(?s)process of jaxcam failed:.*resnet18.safetensors"):
         startup.main(["--model", "resnet18", "--output", str(tmp_path), "--rounds", "1"])
+
+
+def test_a_compiled_program_is_counted_as_it_runs():
+    """A loop's body as often as it turns, of a branch the larger, zeros between pixels not at all."""
+    images, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def convolved(images, **options):
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), ((0, 0), (0, 0)), dimension_numbers=numbers, **options
+        )
+
+    def looped(images):
+        turned = jax.lax.scan(
+            lambda total, scale: (total + convolved(scale * images), None), jnp.zeros((2, 6, 6, 5)), jnp.arange(7.0)
+        )[0]
+        pick = jax.lax.cond(images.sum() > 0, lambda: turned @ jnp.ones((5, 4)), lambda: turned[..., :4])
+        return pick, convolved(images, lhs_dilation=(2, 2))
+
+    text = jax.jit(looped).lower(images).compile().as_text()
+    once, spread = 2 * (2 * 6 * 6 * 5) * 27, 2 * (2 * 13 * 13 * 5) * 27 // 4
+    assert _hlo.total(text, _hlo.operations, fused=True) == 7 * once + 2 * (2 * 6 * 6 * 4) * 5 + spread
+    assert _hlo.total(text, _hlo.collectives) == _hlo.total(text, _hlo.moved) == 0
+
+
+def test_collectives_and_their_bytes_are_counted():
+    mesh = jax.make_mesh((8,), ("n",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.NamedSharding(mesh, jax.P("n"))
+    text = jax.jit(lambda x: x.sum(0), in_shardings=spread).lower(jnp.ones((8, 5, 3))).compile().as_text()
+    assert _hlo.total(text, _hlo.collectives) == 1 and _hlo.total(text, _hlo.moved) == 4 * 5 * 3
+
+
+def test_cycles_are_those_of_the_compiler():
+    line = '  %a = f32[2] add(%b, %c), backend_config={"estimated_cycles":"CYCLES"}'
+    loop = [
+        "%body (p: f32[2]) -> f32[2] {",
+        line.replace("CYCLES", "5"),
+        "}",
+        "%while_condition (p: f32[2]) -> pred[] {",
+    ]
+    loop += [
+        "  %limit = s32[]{:T(128)} constant(3)",
+        "}",
+        "ENTRY %main (p: f32[2]) -> f32[2] {",
+        line.replace("CYCLES", "7"),
+    ]
+    loop += ["  %w = f32[2] while(%a), condition=%while_condition, body=%body", "}"]
+    assert _hlo.total("\n".join(loop), _hlo.cycles) == 7 + 3 * 5
