@@ -63,8 +63,9 @@ def _pick(logits, targets):
     """`logits[..., target]`, and NaN for a target out of range, where indexing would silently clamp."""
     num_classes = logits.shape[-1]
     picked = jnp.take_along_axis(logits, jnp.clip(targets, 0, num_classes - 1), axis=-1)
-    # As a factor, so that the gradient is NaN as well.
-    return picked * jnp.where((targets >= 0) & (targets < num_classes), 1, jnp.nan).astype(logits.dtype)
+    # As a factor, so that the gradient is NaN as well; as 0 / 0, so that no NaN is anywhere where none is meant.
+    known = ((targets >= 0) & (targets < num_classes)).astype(logits.dtype)
+    return picked * (known / known)
 
 
 def _for_softmax(output):

@@ -468,4 +468,4 @@ def random_cam(
 
 
 def _random_cam(A, key):
-    return jax.random.uniform(key, A.shape[-1:], minval=-1, maxval=1) * A
+    return jax.random.uniform(key, A.shape[-1:], jnp.float32, -1, 1) * A
