@@ -80,6 +80,15 @@ def normalize(maps, first: int = 1):
     return jnp.where(constant, 0, (maps - low) / jnp.where(constant, 1, span))
 
 
+def defined(values, where):
+    """`values` where they mean something, and NaN elsewhere, as a factor `0 / 0`, so that the gradient is NaN as well.
+
+    Where all of them do, no NaN is computed, and `jax_debug_nans` finds none.
+    """
+    known = where.astype(values.dtype)
+    return values * (known / known)
+
+
 def along(values, matrices, first: int):
     """Each of `matrices [new, old]` along its axis of `values`, the first one along the axis `first`; float32."""
     space, new = "abc"[: len(matrices)], "ABC"[: len(matrices)]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxcam._array import Rows
+from jaxcam._array import Rows, defined
 from jaxcam._scores import described
 
 __all__ = [
@@ -63,8 +63,7 @@ def _pick(logits, targets):
     """`logits[..., target]`, and NaN for a target out of range, where indexing would silently clamp."""
     num_classes = logits.shape[-1]
     picked = jnp.take_along_axis(logits, jnp.clip(targets, 0, num_classes - 1), axis=-1)
-    # As a factor, so that the gradient is NaN as well.
-    return picked * jnp.where((targets >= 0) & (targets < num_classes), 1, jnp.nan).astype(logits.dtype)
+    return defined(picked, (targets >= 0) & (targets < num_classes))
 
 
 def _for_softmax(output):

@@ -26,11 +26,11 @@ OPENED = TRANSPARENT | WITH_DERIVATIVES | {"cond", "scan", "while"}
 LOOPS = ("scan", "while")
 
 
-def fast(function: Callable, platform: str | None = None) -> Callable:
-    """`function`, its convolutions and what sums them rewritten; for use inside `jit`.
+def fast(function: Callable, platform: str | None = None, *, is_loop: bool = False) -> Callable:
+    """`function`, its convolutions and what sums them rewritten; for use inside `jit`, unless it is a loop alone.
 
     Of its arguments, those that are no arrays stay as they are. A `platform` is where it will run; `None` leaves that
-    to whoever compiles it.
+    to whoever compiles it. What JAX runs again an operation at a time, to find a NaN, stays as it is too.
     """
     if platform not in (None, *FORMS):
         return function
@@ -45,14 +45,24 @@ def fast(function: Callable, platform: str | None = None) -> Callable:
 
         of_arrays.__name__ = getattr(function, "__name__", "run")
         arrays = [leaves[i] for i in places]
-        # As one equation that holds the program, which is then bound once, not an equation at a time.
-        closed, shape = jax.make_jaxpr(jax.jit(of_arrays), return_shape=True)(arrays)
+        if _looks_for_nans(arrays):
+            return function(*inputs, **named)
+        # As one equation that holds the program, which is then bound once, not an equation at a time. A loop is one
+        # itself, and what it closes over is then an operand, which keeps its device; in a `jit` it were a constant.
+        program = of_arrays if is_loop else jax.jit(of_arrays)
+        closed, shape = jax.make_jaxpr(program, return_shape=True)(arrays)
         program = _rewritten(closed.jaxpr, False, platform)
         values = evaluate(program, closed.consts, arrays, bind)
         outputs = [each.val if isinstance(each, Literal) else values[each] for each in program.outvars]
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return run
+
+
+def _looks_for_nans(arrays) -> bool:
+    """Whether these are the values themselves, each operation on which JAX checks for NaN or infinity."""
+    checks = jax.config.jax_debug_nans or jax.config.jax_debug_infs
+    return checks and not any(isinstance(each, jax.core.Tracer) for each in arrays)
 
 
 def _rewritten(value, repeated: bool, platform: str | None):

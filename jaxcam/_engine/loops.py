@@ -19,7 +19,7 @@ from jaxcam._engine.memory import Pass, chunk, note
 def scan(step: Callable, first, over):
     """`jax.lax.scan(step, first, over)`; inside of an engine it is rewritten with all the rest."""
     loop = partial(jax.lax.scan, step)
-    return (fast(loop) if config.rewrite and not inside_an_engine() else loop)(first, over)
+    return (fast(loop, is_loop=True) if config.rewrite and not inside_an_engine() else loop)(first, over)
 
 
 def chunked_map(function: Callable, count: int, images, chunk_size: int | None):

@@ -206,6 +206,26 @@ def is_rounding(equation):
     )
 
 
+def unmoved(program: Program, variable):
+    """What a variable is before it was repeated, reshaped or rounded."""
+    equation = None if isinstance(variable, Literal) else program.made_by.get(variable)
+    if equation is None or not (equation.primitive.name in REPEATS | {"reshape", "squeeze"} or is_rounding(equation)):
+        return variable
+    return unmoved(program, equation.invars[0])
+
+
+def softmax_parts(program: Program, division) -> tuple:
+    """The equations of `exp(x)` and of its sum, where an equation is their quotient; otherwise `None`, twice.
+
+    In half precision JAX sums in float32, so the values are rounded on the way.
+    """
+    exponential, total = (unmoved(program, each) for each in division.invars)
+    power, sums = (None if isinstance(each, Literal) else program.made_by.get(each) for each in (exponential, total))
+    if power is None or sums is None or (power.primitive.name, sums.primitive.name) != ("exp", "reduce_sum"):
+        return None, None
+    return (power, sums) if unmoved(program, sums.invars[0]) is exponential else (None, None)
+
+
 def relu_operand(program: Program, equation):
     """The variable whose ReLU the equation computes, or `None`.
 

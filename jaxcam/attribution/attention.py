@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxcam._array import EXACT
 from jaxcam._checks import number
 from jaxcam._engine import engine
-from jaxcam._engine.program import REPEATS, Literal, backward, gradient, trace
+from jaxcam._engine.program import backward, gradient, softmax_parts, trace
 from jaxcam._errors import shown, unknown
 from jaxcam._scores import chosen, described, scores
 from jaxcam._typing import Images, Maps, Score, Targets
@@ -271,16 +271,8 @@ def _is_attention(program, equation, n) -> bool:
     shape = equation.outvars[0].aval.shape
     if equation.primitive.name != "div" or len(shape) != 4 or shape[0] != n:
         return False
-    exponential, total = equation.invars
-    while not isinstance(total, Literal) and (made := program.made_by.get(total)) is not None:
-        if made.primitive.name == "reduce_sum":
-            maker = program.made_by.get(exponential)
-            is_softmax = maker is not None and maker.primitive.name == "exp" and made.invars[0] is exponential
-            return is_softmax and tuple(made.params["axes"]) == (3,)
-        if made.primitive.name not in REPEATS | {"reshape"}:
-            return False
-        total = made.invars[0]
-    return False
+    _, sums = softmax_parts(program, equation)
+    return sums is not None and tuple(sums.params["axes"]) == (3,)
 
 
 def _no_attention(method, where=""):

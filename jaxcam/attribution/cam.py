@@ -9,7 +9,7 @@ itself, or none at all.
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import flat, repeated
+from jaxcam._array import defined, flat, repeated
 from jaxcam._checks import is_known, positive, random_key
 from jaxcam._engine import chunked_sum, engine
 from jaxcam._noise import check_noise, deviations, noisy_copies
@@ -295,7 +295,7 @@ def _cam_engine(model, images, targets, *, score, raw):
 def _cam(A, G):
     mean = jnp.mean(G, 0)
     constant = jnp.max(jnp.abs(G - mean)) <= 1e-3 * jnp.max(jnp.abs(mean))
-    return jnp.where(constant, len(A) * mean * A, jnp.nan)
+    return defined(len(A) * mean * A, constant)
 
 
 def smooth_grad_cam_plus_plus(
@@ -468,4 +468,4 @@ def random_cam(
 
 
 def _random_cam(A, key):
-    return jax.random.uniform(key, A.shape[-1:], minval=-1, maxval=1) * A
+    return jax.random.uniform(key, A.shape[-1:], jnp.float32, -1, 1) * A

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._array import nearest, resize
+from jaxcam._array import defined, nearest, resize
 from jaxcam._checks import prepare
 from jaxcam._engine import engine
 from jaxcam._engine.program import backward, contains_relu, gradient, relu_operand, seeds, trace
@@ -169,4 +169,4 @@ def _relu_gradient(relu_rule, model, images, scalar):
     if result is None:
         return jnp.zeros_like(images, jnp.float32)
     # Without pooling, `deconvnet` reads none of the model's values: so its result is sharded as the images are, too.
-    return jnp.where(images == images, result.astype(jnp.float32), jnp.nan)
+    return defined(result.astype(jnp.float32), images == images)

@@ -30,7 +30,9 @@ from jaxcam._engine.program import (
     pull,
     replaced,
     seeds,
+    softmax_parts,
     trace,
+    unmoved,
 )
 from jaxcam._errors import shown, unknown
 from jaxcam._scores import scores
@@ -311,11 +313,8 @@ def _relevance(program, values, equation, arrived):
 
 def _softmax_of(program, division):
     """The variable whose softmax a quotient is, or `None`: `exp(x - a) / sum(exp(x - a))`, explained as one of `x`."""
-    exponential, total = (_unmoved(program, each) for each in division.invars)
-    power, sums = program.made_by.get(exponential), program.made_by.get(total)
-    if power is None or sums is None or (power.primitive.name, sums.primitive.name) != ("exp", "reduce_sum"):
-        return None
-    if _unmoved(program, sums.invars[0]) is not exponential:
+    power, _ = softmax_parts(program, division)
+    if power is None:
         return None
     shifted = program.made_by.get(power.invars[0])
     return shifted.invars[0] if shifted is not None and shifted.primitive.name == "sub" else power.invars[0]
@@ -323,7 +322,7 @@ def _softmax_of(program, division):
 
 def _softmax_relevance(program, values, division, logits, relevance):
     """`x_i (R_i - p_i sum_j R_j)`: the input times its gradient, which is the first order of Taylor's series."""
-    sums = program.made_by[_unmoved(program, division.invars[1])]
+    _, sums = softmax_parts(program, division)
     p, x = (values(each).astype(jnp.float32) for each in (division.outvars[0], logits))
     rest = relevance - p * relevance.sum(sums.params["axes"], keepdims=True)
     return jnp.where(p > 0, x, 0) * rest  # what a mask has set to minus infinity has no part
@@ -331,20 +330,12 @@ def _softmax_relevance(program, values, division, logits, relevance):
 
 def _only_scales(program, variable) -> bool:
     """Whether a variable is a gate or the inverse of a norm, up to constants: the other factor is what counts."""
-    equation = program.made_by.get(_root(program, _unmoved(program, variable)))
+    equation = program.made_by.get(_root(program, unmoved(program, variable)))
     if equation is None:
         return False
     if equation.primitive.name in MOVES:
         return _only_scales(program, equation.invars[0])
     return equation.primitive.name in ("logistic", "rsqrt", "sqrt")
-
-
-def _unmoved(program, variable):
-    """What a variable is before it was repeated, reshaped or rounded."""
-    equation = None if isinstance(variable, Literal) else program.made_by.get(variable)
-    if equation is None or not (equation.primitive.name in REPEATS | {"reshape", "squeeze"} or is_rounding(equation)):
-        return variable
-    return _unmoved(program, equation.invars[0])
 
 
 def _root(program, variable):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxcam._array import defined
 from jaxcam._checks import as_array, is_known, number, prepare
 
 AnyHeatmaps = Float[Array, "n *space"] | Float[np.ndarray, "n *space"]
@@ -96,7 +97,7 @@ def or_nan(values, *maps):
     """
     known = [~jnp.isnan(each).any(tuple(range(1, each.ndim))) for each in maps]
     known = jnp.stack(known).all(0).reshape(-1, *(1,) * (values.ndim - 1))
-    return jnp.where(known, values, jnp.nan)
+    return defined(values.astype(jnp.float32), known)
 
 
 def seen(fact, maps):

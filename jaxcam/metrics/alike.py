@@ -111,7 +111,7 @@ def _alike_engine(model, images, _targets, heatmaps, *, alike, by):
     classes = predicted(model(images))
     others = alike(heatmaps, by) & ~jnp.eye(len(classes), dtype=bool)
     same, count = ((each & others).sum(-1) for each in (classes[:, None] == classes, jnp.array(True)))
-    return or_nan(jnp.where(count > 0, same / jnp.maximum(count, 1), jnp.nan).astype(jnp.float32), heatmaps)
+    return or_nan(same.astype(jnp.float32) / count.astype(jnp.float32), heatmaps)
 
 
 def _same(heatmaps, code):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam._array import normalize
+from jaxcam._array import defined, normalize
 from jaxcam._checks import number, positive
 from jaxcam._engine import chunked_map
 from jaxcam.metrics._altered import Curve
@@ -78,7 +78,7 @@ def _boxes(heatmaps, masks, threshold, num_steps, chunk_size):
 
     overlaps = chunked_map(one_chunk, num_steps, maps[..., None], chunk_size)
     hits = (overlaps >= threshold).astype(jnp.float32)
-    hits = jnp.where(masks.any(tuple(range(1, masks.ndim)))[:, None], or_nan(hits, heatmaps), jnp.nan)
+    hits = defined(or_nan(hits, heatmaps), masks.any(tuple(range(1, masks.ndim)))[:, None])
     return levels, hits, hits[:, jnp.argmax(jnp.nansum(hits, 0))]
 
 

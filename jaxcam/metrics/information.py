@@ -142,7 +142,7 @@ def _information_curve(model, images, heatmaps, targets, score, fractions, key, 
     counts = [pixels - int(np.ceil((1 - each) * (pixels - 1) - 1e-9)) for each in fractions]  # as np.quantile would
 
     def measure(copies):
-        values = _score(model, as_array(copies, images.dtype), targets, score=score)
+        values = _score(model, _beside(images, copies.astype(images.dtype)), targets, score=score)
         return np.asarray(jax.device_get(values)), np.array(
             [_bytes(*each) for each in zip(copies, pictures, strict=True)]
         )
@@ -154,8 +154,13 @@ def _information_curve(model, images, heatmaps, targets, score, fractions, key, 
     x, y = _share(sizes), np.maximum.accumulate(_share(scores), -1)
     grid = np.linspace(0, 1, POINTS)
     curves = np.stack([_drawn(*each, grid) for each in zip(x, y, strict=True)])
-    value = as_array(np.trapezoid(curves, grid, axis=-1), np.float32)
-    return Curve(as_array(grid, np.float32), as_array(curves, np.float32), value) if curve else value
+    value = _beside(images, np.trapezoid(curves, grid, axis=-1).astype(np.float32))
+    return Curve(as_array(grid, np.float32), _beside(images, curves.astype(np.float32)), value) if curve else value
+
+
+def _beside(images, values: np.ndarray) -> jax.Array:
+    """What was made on the host, on the device of the images, if they are held to one."""
+    return jax.device_put(values, images.sharding if images.committed and len(images.devices()) == 1 else None)
 
 
 @engine

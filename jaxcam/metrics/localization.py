@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Num
 
-from jaxcam._array import normalize
+from jaxcam._array import defined, normalize
 from jaxcam._checks import as_array, is_known, number
 from jaxcam._errors import shown
 from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, seen
@@ -349,7 +349,7 @@ def _count(masks):
 
 def _defined(values, heatmaps, masks):
     """Inside `jit`, where NaN and an empty mask cannot be refused, they give NaN."""
-    return jnp.where(masks.any(_space(masks)), or_nan(values, heatmaps), jnp.nan)
+    return defined(or_nan(values, heatmaps), masks.any(_space(masks)))
 
 
 def _grown(masks, tolerance: int):

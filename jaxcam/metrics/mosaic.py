@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcam._array import defined
 from jaxcam._checks import functions, is_known, random_key
 from jaxcam._typing import Images, Key, Targets
 from jaxcam.metrics._altered import Model, prepare_method
@@ -53,7 +54,7 @@ def focus(method: Callable, model: Model, images: Images, targets: Targets = Non
 @jax.jit
 def _share_of_class(maps, masks, targets):
     several = (targets != targets[:1]).any()
-    return jnp.where(several, energy_pointing_game(maps, masks), jnp.nan)
+    return defined(energy_pointing_game(maps, masks), several)
 
 
 @jax.jit

@@ -252,5 +252,6 @@ def _regions_engine(
     counts = np.arange(num_steps + 1)
     scores = scores_by_rank(model, images, targets, score, ranks, images, fills, counts, chunk_size)
     scores = or_nan(scores, heatmaps)
+    counts = counts.astype(np.float32)
     shares = jnp.minimum(counts / present[:, None].astype(jnp.float32), 1)  # beyond the last region nothing changes
-    return counts.astype(np.float32) / count, scores, formula(scores, shares)
+    return counts / count, scores, formula(scores, shares)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxcam._array import defined
 from jaxcam._checks import functions, positive, random_key
 from jaxcam._engine import engine
 from jaxcam._scores import predicted
@@ -223,7 +224,7 @@ def _stability_engine(model, images, targets, key, *, against, method, how, num_
 
     def quotient(changed, maps):
         ratio = _relative(original - maps, original) / jnp.maximum(denominator(changed), LEAST)
-        return jnp.where(predicted(model(changed)) == classes, ratio, jnp.nan)
+        return defined(ratio, predicted(model(changed)) == classes)
 
     return jnp.nanmax(over_changes(explain, images, quotient, how, num_samples, key), 0)
 
