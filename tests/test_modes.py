@@ -122,10 +122,11 @@ def test_modes_on_another_device(function, model):
 
     Not all at once: a key that is made of a seed is on no device in particular, so JAX moves it to the images.
     """
-    expected, device = as_it_is(function, model), jax.devices()[3]
+    given, device = (model(), images_for(model), TARGETS), jax.devices()[3]
+    expected = as_it_is(function, model)
     with jax.transfer_guard("disallow"):
-        again = function(model(), images_for(model), TARGETS)
-    there = jax.device_put((model(), images_for(model), TARGETS), device)
+        again = function(*given)
+    there = jax.device_put(given, device)
     with jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
         found = function(*there)
     for each in jax.tree.leaves(found):
