@@ -81,12 +81,12 @@ def normalize(maps, first: int = 1):
 
 
 def defined(values, where):
-    """`values` where they mean something, and NaN elsewhere, as a factor `0 / 0`, so that the gradient is NaN as well.
+    """`values` where they mean something, and NaN elsewhere, as `0 / 0`.
 
     Where all of them do, no NaN is computed, and `jax_debug_nans` finds none.
     """
     known = where.astype(values.dtype)
-    return values * (known / known)
+    return jnp.where(where, values, known / known)  # no product: XLA makes of one with a truth value a choice of zero
 
 
 def along(values, matrices, first: int):
