@@ -15,7 +15,6 @@ import json
 import os
 import time
 from functools import partial
-from inspect import signature
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,23 +29,15 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 import jaxcam
-from benchmarks import _hlo
+from benchmarks import _hlo, _rows
+from benchmarks._rows import NAMES
 from jaxcam import _files
 from jaxcam._engine import memory
-from jaxcam.attribution import METHODS
 from jaxcam.models.resnet import ARCHITECTURES
 
 RESULTS = Path("benchmarks/results")
 CHIPS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2"}
 SIDE, CHUNK = 224, 64
-NAMES = [name for name, row in METHODS.items() if row.needs != "tokens"]
-PATCHES = jaxcam.segments.grid((SIDE, SIDE), 32)
-OPTIONS = {
-    **{name: {"segments": PATCHES} for name in ("lime", "kernel_shap", "shapley_sampling", "sobol", "hsic")},
-    "feature_ablation": {"segments": PATCHES},
-    "xrai": {"segments": PATCHES},
-    "occlusion": {"window": 32, "stride": 32},
-}
 
 
 def main(argv=None):
@@ -103,10 +94,7 @@ def measured(name: str, chip: str, dtype: str, n: int) -> dict:
 def function(name: str):
     if name == "forward":
         return lambda model, images, targets: model(images)
-    method, options = METHODS[name].function, OPTIONS.get(name, {})
-    if "chunk_size" in signature(method).parameters:
-        options = {"chunk_size": CHUNK, **options}
-    return partial(method, **options)
+    return _rows.method(name, SIDE, 32, CHUNK)
 
 
 def given(dtype: str, n: int) -> tuple:

@@ -17,8 +17,6 @@ import os
 import socket
 import subprocess
 import sys
-from functools import partial
-from inspect import signature
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,20 +30,12 @@ import jax
 import jax.numpy as jnp
 
 import jaxcam
-from benchmarks import _hlo
+from benchmarks import _hlo, _rows
+from benchmarks._rows import NAMES
 from jaxcam import _files
-from jaxcam.attribution import METHODS
 from jaxcam.models.resnet import BasicBlock, ResNet
 
 SIDE, CHUNK = 32, 64
-NAMES = [name for name, row in METHODS.items() if row.needs != "tokens"]
-PATCHES = jaxcam.segments.grid((SIDE, SIDE), 8)
-OPTIONS = {
-    **{name: {"segments": PATCHES} for name in ("lime", "kernel_shap", "shapley_sampling", "sobol", "hsic")},
-    "feature_ablation": {"segments": PATCHES},
-    "xrai": {"segments": PATCHES},
-    "occlusion": {"window": 8},
-}
 
 
 def main(argv=None):
@@ -83,13 +73,11 @@ def measured(name: str, n: int, devices: int) -> dict[str, int]:
     mesh = jax.make_mesh((devices,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
     spread, same = jax.NamedSharding(mesh, jax.P("devices")), jax.NamedSharding(mesh, jax.P())
     by_images = n >= devices
-    method, options = METHODS[name].function, OPTIONS.get(name, {})
-    if "chunk_size" in signature(method).parameters:
-        options = {"chunk_size": max(n, CHUNK // devices if not by_images else CHUNK), **options}
+    function = _rows.method(name, SIDE, 8, CHUNK if by_images else CHUNK // devices)
     jaxcam.config.spread = None if by_images else spread
     try:
         places = (same, *[spread if by_images else same] * 2)
-        compiled = jax.jit(partial(method, **options), in_shardings=places).lower(*given(n)).compile()
+        compiled = jax.jit(function, in_shardings=places).lower(*given(n)).compile()
     finally:
         jaxcam.config.spread = None
     counted = {each.__name__: each for each in (_hlo.operations, _hlo.collectives, _hlo.moved)}

@@ -1,7 +1,7 @@
 """A method and a model as StableHLO, which runs where neither jaxcam nor the model's framework is installed.
 
-What is exported is one program for all its platforms. Convolutions are rewritten for a CPU alone, once: a program for
-several platforms holds both, and chooses when it is run; one for accelerators alone is the model as it is written.
+What is exported is one artefact for all its platforms. Each platform's program is rewritten for it, once, as the method
+is when it is called there; of several that differ the artefact holds each, and chooses when it is run.
 """
 
 import importlib.util

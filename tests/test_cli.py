@@ -102,7 +102,7 @@ def test_version(capsys):
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"jaxcam {metadata.version('jaxcam-xai')}, jax {jax.__version__}, ") and said.endswith(
-        "8 of cpu\n"
+        "8 x cpu\n"
     )
 
 

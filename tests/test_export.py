@@ -1,6 +1,7 @@
 """Exported methods: every row of the registry, for three platforms and any number of images, run without jaxcam."""
 
 import functools
+import re
 import subprocess
 import sys
 import threading
@@ -61,6 +62,9 @@ def test_every_method_for_three_platforms(method):
     n, *space = exported.out_avals[0].shape[:3]
     assert jax.export.is_symbolic_dim(n) and space == [8, 12]
     assert choices(exported) <= 1
+    assert (
+        len(re.findall(r"^#loc.*:\d+:\d+", exported.mlir_module(), re.MULTILINE)) <= 9
+    )  # lines of source are left out
 
 
 RUN = ["grad_cam", "eigen_cam", "integrated_gradients", "rise"]
@@ -73,9 +77,10 @@ def test_the_result_is_that_of_the_method(name):
     agree(call(IMAGES, TARGETS), method(model, IMAGES, TARGETS))
 
 
-def test_a_convolutional_network_of_several_stages():
-    """Whose last layers have few pixels and many channels: that form is for known numbers of images alone."""
-    module = helpers.tiny_resnet()
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_a_convolutional_network_of_several_stages(stem):
+    """Whose last layers have few pixels and many channels, and the first one phases, for any number of images."""
+    module = helpers.tiny_resnet(stem=stem)
     model = jaxcam.tap(module, helpers.random_variables(module), "layer4")
     assert choices(jax.export.deserialize(jaxcam.export("saliency", model, (32, 32, 3)))) == 1
 

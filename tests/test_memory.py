@@ -54,6 +54,7 @@ def program(fixed, per_image, usual, least, most):
         (0, 3000, 32, 4, 999, False, 4, 2),  # nor one copy of each of four images
         (5000, 0, 0, 0, 999, True, 0, 1),  # no loops
         (0, 1, 32, 1, 999, True, 256, 2),  # much too small
+        (0, 1, 24, 16, 999, True, 256, 2),  # no more than that, though all of the first that is asked is not taken
         (0, 20, 8, 1, 999, True, 25, 2),
         (0, 20, 8, 1, 8, True, 8, 1),  # all that there is
         (0, 100, 4, 1, 999, True, 4, 1),  # not worth a second compilation

@@ -2,7 +2,7 @@
 
 `fast` traces a function, looks into its loops, branches and calls, and puts another form (`forms.py`) where a platform
 has one that its compiler is faster at; all other equations stay the objects that they were. Where the platform is not
-known, both are there, and whoever compiles it chooses.
+known, all are there, and whoever compiles it chooses.
 """
 
 from collections.abc import Callable
@@ -102,8 +102,10 @@ def _spliced(equation, repeated: bool, forms: dict[str, Callable], platform: str
             return form(repeated, *operands, **equation.params)
 
     def on_any(*operands):
-        default = lambda *each: bind(equation, each)[0]  # noqa: E731
-        return jax.lax.platform_dependent(*operands, default=default, **on)
+        return jax.lax.platform_dependent(*operands, default=as_it_is, **on)
+
+    def as_it_is(*operands):
+        return bind(equation, operands)[0]
 
     on = {place: partial(run, form) for place, form in forms.items()}
     form = on_any if platform is None else on[platform]

@@ -49,7 +49,7 @@ def _lowered(ctx, *operands, programs, results):
     module, symbols = ctx.module_context.module, ctx.module_context.symbol_table
     names, types = {}, None
     for text in dict.fromkeys(programs):
-        program = ir.Module.parse(text)
+        program = _parsed(text)
         types = ir.SymbolTable(program.operation)["main"].type.results
         names[text] = mlir.merge_mlir_modules(module, "on_a_platform", program, dst_symtab=symbols)
 
@@ -67,11 +67,16 @@ def _lowered(ctx, *operands, programs, results):
 
 
 def _without_lines(exported) -> str:
-    """A program without the lines of source that each equation came from, which are four tenths of it."""
+    """A program without the lines of source that it came from, by which those that are alike would differ."""
     with mlir.make_ir_context():
-        program = ir.Module.parse(exported.mlir_module())
-        PassManager.parse("builtin.module(strip-debuginfo)").run(program.operation)
-        return str(program)
+        return str(ir.Module.parse(exported.mlir_module()))
+
+
+def _parsed(text: str):
+    """Without the lines of the text, either, which would be four tenths of it."""
+    program = ir.Module.parse(text)
+    PassManager.parse("builtin.module(strip-debuginfo)").run(program.operation)
+    return program
 
 
 mlir.register_lowering(choice, _lowered)

@@ -169,8 +169,7 @@ def _image_files(named: Sequence[str]) -> list[str]:
     for each in named:
         if re.match("[a-z]+://", each):
             raise ValueError(f"'{printable(each)}' is an address; download it first, and name the file.")
-        is_pattern = any(sign in each for sign in "*?[") and not Path(each).exists()
-        found += _held(each) if is_pattern or Path(each).is_dir() else [each]
+        found += _held(each) if any(sign in each for sign in "*?[") or Path(each).is_dir() else [each]
     return list(dict.fromkeys(found))
 
 

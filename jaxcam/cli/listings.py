@@ -27,7 +27,7 @@ def versions() -> str:
     import jax
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy"))
-    devices = f"{jax.device_count()} of {jax.devices()[0].device_kind}"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     own = f"jaxcam {version('jaxcam-xai')}, {packages}, Python {platform.python_version()}"
     return f"{own}, {platform.platform()}, {devices}"
 
