@@ -1,7 +1,6 @@
 """Exported methods: every row of the registry, for three platforms and any number of images, run without jaxcam."""
 
 import functools
-import re
 import subprocess
 import sys
 import threading
@@ -62,9 +61,7 @@ def test_every_method_for_three_platforms(method):
     n, *space = exported.out_avals[0].shape[:3]
     assert jax.export.is_symbolic_dim(n) and space == [8, 12]
     assert choices(exported) <= 1
-    assert (
-        len(re.findall(r"^#loc.*:\d+:\d+", exported.mlir_module(), re.MULTILINE)) <= 9
-    )  # lines of source are left out
+    assert '"-":' not in exported.mlir_module()  # lines of a text, which a program has that was read again
 
 
 RUN = ["grad_cam", "eigen_cam", "integrated_gradients", "rise"]
