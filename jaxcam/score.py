@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxcam._array import Rows, defined
+from jaxcam._array import Rows
 from jaxcam._scores import described
 
 __all__ = [
@@ -60,10 +60,14 @@ def _logits(output):
 
 
 def _pick(logits, targets):
-    """`logits[..., target]`, and NaN for a target out of range, where indexing would silently clamp."""
+    """`logits[..., target]`, and NaN for a target out of range, where indexing would silently clamp.
+
+    A factor of 0 / 0, not a choice: the gradient has to be NaN as well.
+    """
     num_classes = logits.shape[-1]
     picked = jnp.take_along_axis(logits, jnp.clip(targets, 0, num_classes - 1), axis=-1)
-    return defined(picked, (targets >= 0) & (targets < num_classes))
+    exists = ((targets >= 0) & (targets < num_classes)).astype(picked.dtype)
+    return picked * (exists / exists)
 
 
 def _for_softmax(output):
