@@ -249,8 +249,7 @@ def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = l
 
     On such a head the gradient is `w` over the number of cells, the same in every cell, which is how `w` is found and
     how the head is recognised: no layer has to be named. Where several dense layers follow the pooling, `w` is
-      their linearisation.
-    Where this method is defined, its heatmaps are those that Grad-CAM gives.
+    their linearisation. Where this method is defined, its heatmaps are those that Grad-CAM gives.
 
     Args:
       model: a tap on one or several spatial layers.

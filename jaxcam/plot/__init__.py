@@ -4,6 +4,7 @@ The only folder that imports matplotlib, and only inside functions. Figures are 
 alone: no pyplot state and no rcParams are touched, so everything works headless, in threads and in notebooks.
 
 Conventions:
+
 - A heatmap is float `[h, w]` in [0, 1], of any resolution: it is stretched over its image bilinearly. Those of signals
   `[length]` and of volumes `[d, h, w]` likewise.
 - An image to be shown is `[h, w, 3]`: uint8, float in [0, 1], or normalised floats as `preprocess` gives them, which
