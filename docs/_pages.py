@@ -170,5 +170,92 @@ def signature(app, what, name, thing, options, args, returns):
     return f"({ast.unparse(node.args)})", ast.unparse(node.returns) if node.returns and what != "class" else None
 
 
+# Where the defaults take more passes than a page has time for.
+GALLERY_OPTIONS = {
+    "score_cam": "max_channels=32",
+    "ss_cam": "max_channels=8, num_samples=4",
+    "is_cam": "max_channels=8, num_samples=4",
+    "smooth_grad": "num_samples=8",
+    "smooth_grad_squared": "num_samples=8",
+    "var_grad": "num_samples=8",
+    "integrated_gradients": "num_steps=16",
+    "expected_gradients": "num_samples=16",
+    "blur_integrated_gradients": "num_steps=16",
+    "xrai": "num_steps=8",
+    "occlusion": "window=64, stride=32",
+    "rise": "num_samples=200",
+    "lime": "num_samples=100",
+    "kernel_shap": "num_samples=100",
+    "shapley_sampling": "num_samples=2",
+    "sobol": "num_samples=2",
+    "hsic": "num_samples=100",
+}
+NO_PICTURE = {
+    "tokens": "It needs a vision transformer, and none with trained weights is installed along.",
+    "parts": "It gives parts with scores, not one heatmap.",
+}
+GALLERY = """# Gallery
+
+Every method on one photograph, half cat and half cup, for the two classes that EfficientNet-Lite0 sees in it. A method
+that knows the class moves from one half to the other; one that does not shows the same map twice. Options are small
+here, to keep this page quick; the reference says what they do. For numbers, see [which method?](../choosing-a-method.md).
+
+```python
+import numpy as np
+import skimage
+import jaxcam
+from PIL import Image
+
+cat, cup = Image.open(jaxcam.sample()), Image.fromarray(skimage.data.coffee())
+photograph = Image.new("RGB", (448, 448))
+photograph.paste(cat.crop((130, 0, 280, 300)).resize((224, 448)), (0, 0))
+photograph.paste(cup.crop((150, 0, 350, 400)).resize((224, 448)), (224, 0))
+
+classifier = jaxcam.load("efficientnet_lite0")
+images = classifier.preprocess(np.asarray(photograph))
+model = classifier.tap()
+classes = ["Egyptian cat", "espresso"]
+targets = np.array([[classifier.labels.index(name) for name in classes]])  # two maps of one image
+
+
+view = classifier.preprocess.view(np.asarray(photograph))[0]
+
+
+def show(heatmaps):
+    return jaxcam.plot.gallery([[view, *((view, each) for each in heatmaps[0])]], columns=["", *classes], side=2.2)
+```
+"""
+
+
 def gallery() -> str:
-    return title("Gallery")
+    lines = [GALLERY]
+    for family, members in groupby(jaxcam.METHODS.values(), key=lambda row: row.family):
+        lines.append(f"## {family[0].upper() + family[1:]}\n")
+        for row in members:
+            lines += [f"### {row.name}\n", f"{row.summary}\n", formula(row), f"**When.** {row.when}\n", facts(row)]
+            lines.append(NO_PICTURE.get(row.needs) or NO_PICTURE.get(row.gives) or cell(row))
+    return "\n".join(lines)
+
+
+def formula(row) -> str:
+    """The second paragraph of the docstring."""
+    return inspect.getdoc(row.function).split("\n\n")[1] + "\n"
+
+
+def facts(row) -> str:
+    traits = [
+        f"Cost: {row.cost} forward passes",
+        "draws random numbers" if row.draws else "",
+        "" if row.sees_class else "does not know the class",
+        "signed" if row.signed else "",
+        f"[all options](methods.rst#{row.name})",
+    ]
+    return "; ".join(filter(None, traits)) + ".\n"
+
+
+def cell(row) -> str:
+    options = GALLERY_OPTIONS.get(row.name)
+    call = f"jaxcam.{row.name}(model, images, targets{options and f', {options}' or ''})"
+    if row.gives == "attributions":
+        call = f"jaxcam.heatmap({call}, images)"
+    return f"```python\nshow({call})\n```\n"

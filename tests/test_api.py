@@ -270,7 +270,7 @@ def test_the_registry_says_what_is_so():
     for row in METHODS.values():
         parameters = inspect.signature(row.function).parameters
         assert row.draws == ("key" in parameters), row.name
-        assert row.summary and row.reference and row.cost and row.family
+        assert row.summary and row.when and row.reference and row.cost and row.family
         assert (
             "chunk_size" in parameters
             or not re.search(r"num_samples|num_steps|\bk\b|\bd\b|windows", row.cost)

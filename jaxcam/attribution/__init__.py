@@ -81,13 +81,18 @@ class Method(NamedTuple):
         return summary(self.function)
 
     @property
+    def when(self) -> str:
+        """When to use it, and when not."""
+        return paragraph(self.function, "When")
+
+    @property
     def reference(self) -> str:
-        return reference(self.function)
+        return paragraph(self.function, "References?")
 
 
-def reference(function: Callable) -> str:
-    """The paper that a docstring names."""
-    found = re.search(r"References?: (.+?)(?:\n\n|$)", inspect.getdoc(function) or "", re.DOTALL)
+def paragraph(function: Callable, label: str) -> str:
+    """The paragraph of a docstring that begins with `label:`, in a line; empty where there is none."""
+    found = re.search(rf"^{label}: (.+?)(?:\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL | re.MULTILINE)
     return " ".join(found[1].split()) if found else ""
 
 

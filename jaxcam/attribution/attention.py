@@ -70,6 +70,8 @@ def attention_rollout(
         to another sequence; `attention` that gives no such weights; a token beyond the sequence's end; a `residual`
         outside of [0, 1]; an unknown `fusion`.
 
+    When: where a transformer's information comes from, at once. Not for a class: it shows the same map for each.
+
     Reference: Abnar and Zuidema 2020, Quantifying Attention Flow in Transformers, https://arxiv.org/abs/2005.00928
 
     Example:
@@ -158,6 +160,8 @@ def attention_relevance(
       ValueError: images or targets of a wrong shape, type or range; a tap without `reshape`; a model without attention,
         or with layers that attend to another sequence; a token beyond the sequence's end.
 
+    When: a transformer's map for a class. Not for models without softmax attention.
+
     Reference: Chefer et al. 2021, Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
     Transformers, https://arxiv.org/abs/2103.15679
 
@@ -218,6 +222,9 @@ def le_grad(model: Tap, images: Images, targets: Targets = None, *, score: Score
     Raises:
       ValueError: images or targets of a wrong shape, type or range; a tap without `reshape`; tapped layers that return
         no such tokens, or before which there is no attention.
+
+    When: a transformer's map for a class from the attention of all blocks. Not where the head reads something else than
+    the tokens of the tapped blocks.
 
     Reference: Bousselham et al. 2025, LeGrad: An Explainability Method for Vision Transformers via Feature Formation
     Sensitivity, https://arxiv.org/abs/2404.03214

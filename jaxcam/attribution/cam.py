@@ -50,6 +50,9 @@ def grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Scor
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: a first look at any class, at the last convolutional stage. Not at earlier stages, where one weight a channel
+    averages out what matters, nor for objects smaller than the layer's cells.
+
     Reference: Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks, https://arxiv.org/abs/1610.02391
 
     Example:
@@ -91,6 +94,9 @@ def grad_cam_plus_plus(
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: several instances of one class, of which Grad-CAM may leave some out. Not with a score that may be negative
+    for good reasons, nor to see what speaks against the class: only positive gradients count.
+
     Reference: Chattopadhay et al. 2018, Grad-CAM++: Improved Visual Explanations, https://arxiv.org/abs/1710.11063
 
     Example:
@@ -130,6 +136,9 @@ def x_grad_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sc
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: a weight that adds up to the score as well as one number a channel can. Not where you want a different picture
+    from Grad-CAM: at the last stage they are nearly the same.
+
     Reference: Fu et al. 2020, Axiom-based Grad-CAM, https://arxiv.org/abs/2008.02312
 
     Example:
@@ -162,6 +171,9 @@ def hires_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: what the model itself used, also one stage up, where it hits small objects. Not for a smooth blob: no
+    averaging hides the noise of the gradient.
+
     Reference: Draelos and Carin 2020, Use HiResCAM instead of Grad-CAM, https://arxiv.org/abs/2011.08891
 
     Example:
@@ -193,6 +205,8 @@ def layer_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
+
+    When: fine maps of early and middle stages. Not at the last stage, where it shows more than the class's own part.
 
     Reference: Jiang et al. 2021, LayerCAM: Exploring Hierarchical Class Activation Maps,
     https://doi.org/10.1109/TIP.2021.3089943
@@ -228,6 +242,9 @@ def grad_cam_elementwise(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
+
+    When: early stages, as `layer_cam`, with less background where activations are negative. Not in place of signed
+    evidence.
 
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam
@@ -266,6 +283,9 @@ def cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = l
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a gradient
         that varies over the map: the head is another one. Under `jit`, where no
         error can be raised, the map is NaN.
+
+    When: heads of global average pooling and a dense layer, where it needs no gradient to be believed. Not for any
+    other head: it raises.
 
     Reference: Zhou et al. 2016, Learning Deep Features for Discriminative Localization,
     https://arxiv.org/abs/1512.04150
@@ -338,6 +358,9 @@ def smooth_grad_cam_plus_plus(
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: Grad-CAM++ where a single gradient is noisy. Not right before pooling and a dense layer: the gradient is the
+    same for every copy there, and so is the map.
+
     Reference: Omeiza et al. 2019, Smooth Grad-CAM++, https://arxiv.org/abs/1908.01224
 
     Example:
@@ -394,6 +417,9 @@ def shapley_cam(model: Tap, images: Images, targets: Targets = None, *, score: S
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
+
+    When: scores that are no plain logit, such as log-probabilities, whose curvature Grad-CAM ignores. Not for the logit
+    of a network that ends in pooling and a dense layer: it is Grad-CAM there.
 
     Reference: Cai 2025, CAMs as Shapley Value-based Explainers, https://arxiv.org/abs/2501.06261
 
@@ -456,6 +482,8 @@ def random_cam(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
+
+    When: the yardstick that stands beside every other map of a study. Never as an explanation.
 
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam

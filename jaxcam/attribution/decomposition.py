@@ -47,6 +47,9 @@ def eigen_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: one dominant object, with no class, no gradient and no head at all, such as in detectors and embeddings. Not
+    where there are several objects: it does not know the class.
+
     Reference: Muhammad and Yeasin 2020, Eigen-CAM: Class Activation Map using Principal Components,
     https://arxiv.org/abs/2008.00299
 
@@ -79,6 +82,9 @@ def eigen_grad_cam(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
+
+    When: a cleaner Grad-CAM where many channels disagree. Not where two separate regions matter: one component can show
+    only one pattern.
 
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam
@@ -171,6 +177,9 @@ def kpca_cam(
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; an unknown kernel;
         `kernel_scale` not above zero.
 
+    When: as `eigen_cam`, where the pattern is no straight direction. Not where there are several objects, nor at early
+    layers with thousands of cells.
+
     Reference: Karmani et al. 2024, KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA,
     https://arxiv.org/abs/2410.00267
 
@@ -245,6 +254,8 @@ def fem(
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: what stands out to the network, without a class. Not as the explanation of a prediction.
+
     Reference: Fuad et al. 2020, Features Understanding in 3D CNNs for Actions Recognition in Video,
     https://doi.org/10.1109/IPTA50016.2020.9286629
 
@@ -301,6 +312,8 @@ def deep_feature_factorization(
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a tap on
         several layers.
       TypeError: `model` is not a tap.
+
+    When: which parts an image is made of and what each would be called. Not for the one reason of one class.
 
     Reference: Collins et al. 2018, Deep Feature Factorization for Concept Discovery, https://arxiv.org/abs/1806.10206
 

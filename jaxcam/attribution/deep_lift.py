@@ -82,6 +82,8 @@ def deep_lift(
       ValueError: a baseline that does not fit; an operation with no rule, such as `sort` or `while`, under which the
         attributions would not add up.
 
+    When: integrated gradients' sums for two passes. Not without a thought about the baseline, as there.
+
     Reference: Shrikumar et al. 2017, Learning Important Features Through Propagating Activation Differences,
     https://arxiv.org/abs/1704.02685
 

@@ -40,6 +40,9 @@ def full_grad(model: Tap, images: Images, targets: Targets = None, *, score: Sco
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: ReLU networks, where every bias has its part and all parts sum to the score. Not for single regions of two
+    classes: it is a broad map.
+
     Reference: Srinivas and Fleuret 2019, Full-Gradient Representation for Neural Network Visualization,
     https://arxiv.org/abs/1905.00780
 

@@ -34,6 +34,9 @@ def saliency(model: Tap | Callable, images: Images, targets: Targets = None, *, 
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an output that the score cannot read.
 
+    When: what the score is sensitive to, pixel by pixel, at the cost of one gradient. Not for where the object is: the
+    hottest pixel is a poor guess.
+
     Reference: Simonyan et al. 2014, Deep Inside Convolutional Networks, https://arxiv.org/abs/1312.6034
 
     Example:
@@ -67,6 +70,9 @@ def input_x_gradient(
 
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an output that the score cannot read.
+
+    When: a quick signed estimate for models without bias terms. Not for images: dark pixels get nothing whatever they
+    mean.
 
     Reference: Shrikumar et al. 2016, Not Just a Black Box, https://arxiv.org/abs/1605.01713
 

@@ -49,6 +49,9 @@ def guided_backprop(
       ValueError: images or targets of a wrong shape, type or range; no ReLU between the images and the score; a ReLU in
         a `while`, `cond` or `shard_map`.
 
+    When: what the network sees, in fine lines. Not for whether the class depends on it: random weights
+    give much the same picture.
+
     Reference: Springenberg et al. 2015, Striving for Simplicity: The All Convolutional Net, https://arxiv.org/abs/1412.6806
 
     Example:
@@ -79,6 +82,9 @@ def deconvnet(model: Tap | Callable, images: Images, targets: Targets = None, *,
     Raises:
       ValueError: images or targets of a wrong shape, type or range; no ReLU between the images and the score; a ReLU in
         a `while`, `cond` or `shard_map`.
+
+    When: a comparison with the literature. Not as an explanation: it ignores which ReLUs were active, and hardly knows
+    the class.
 
     Reference: Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks,
     https://arxiv.org/abs/1311.2901
@@ -120,6 +126,9 @@ def guided_grad_cam(
     Raises:
       ValueError: an unknown or non-spatial layer, an unknown interpolation.
       TypeError: `model` is not a tap.
+
+    When: a fine picture that stays on the class's region. Not as a proof of edges: the lines are those of guided
+    backpropagation.
 
     Reference: Selvaraju et al. 2017, Grad-CAM: Visual Explanations from Deep Networks, https://arxiv.org/abs/1610.02391
 

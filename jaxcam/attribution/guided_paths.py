@@ -49,6 +49,9 @@ def guided_integrated_gradients(
       ValueError: images, targets or baseline of a wrong shape, type or range; `num_steps` below one; a share outside
         (0, 1].
 
+    When: cleaner integrated gradients of deep networks. Not for large images on a CPU: steps cannot be computed side by
+    side.
+
     Reference: Kapishnikov et al. 2021, Guided Integrated Gradients, https://arxiv.org/abs/2106.09788
 
     Example:

@@ -88,6 +88,9 @@ def lrp(
         such as a sort.
       TypeError: a composite that returns no rule.
 
+    When: dense, low-noise attributions with conservation layer by layer. Not without looking at the composite: its
+    rules decide the picture, and z+ shows little of the class.
+
     Reference: Bach et al. 2015, On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
     Propagation, https://doi.org/10.1371/journal.pone.0130140; composites: Kohlbrenner et al. 2020,
     https://arxiv.org/abs/1910.09840; transformers: Achtibat et al. 2024, https://arxiv.org/abs/2402.05602

@@ -56,6 +56,9 @@ def score_cam(
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: models whose gradients are not to be had or not to be trusted. Not when there are many channels and little
+    time; nor where the masked images look like nothing the model knows.
+
     Reference: Wang et al. 2020, Score-CAM: Score-Weighted Visual Explanations, https://arxiv.org/abs/1910.01279
 
     Example:
@@ -108,6 +111,9 @@ def ss_cam(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a negative
         `mask_noise`.
+
+    When: Score-CAM that should not depend on a single masked image. Not with default settings at the last stage of a
+    large network: its passes are samples times channels.
 
     Reference: Wang et al. 2020, SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization,
     https://arxiv.org/abs/2006.14255
@@ -167,6 +173,8 @@ def is_cam(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
+
+    When: as `ss_cam`, with masks that grow instead of noise. Not for many channels, for the same reason.
 
     Reference: Naidu et al. 2020, IS-CAM: Integrated Score-CAM for Axiomatic-based Explanations,
     https://arxiv.org/abs/2010.03023
@@ -276,6 +284,9 @@ def ablation_cam(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
+
+    When: Score-CAM's question at a fraction of its cost: only what lies above the layer runs again. Not for early
+    layers of a deep network.
 
     Reference: Desai and Ramaswamy 2020, Ablation-CAM: Visual Explanations for Deep Convolutional Network via
     Gradient-free Localization, https://doi.org/10.1109/WACV45572.2020.9093360

@@ -67,6 +67,9 @@ def smooth_grad(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
 
+    When: any gradient method whose map is noise. Not where exact sums matter: of the method's axioms only the average
+    stays.
+
     Reference: Smilkov et al. 2017, SmoothGrad: removing noise by adding noise, https://arxiv.org/abs/1706.03825
 
     Example:
@@ -122,6 +125,8 @@ def smooth_grad_squared(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
 
+    When: a sharper picture of where gradients are large. Not for their sign.
+
     Reference: Hooker et al. 2019, A Benchmark for Interpretability Methods, https://arxiv.org/abs/1806.10758
 
     Example:
@@ -176,6 +181,8 @@ def var_grad(
 
     Raises:
       ValueError: images or targets of a wrong shape, type or range; negative noise; counts below one.
+
+    When: where the explanation itself is unstable. Not as evidence for a class.
 
     Reference: Adebayo et al. 2018, Local Explanation Methods for Deep Neural Networks, https://arxiv.org/abs/1810.03307
 

@@ -58,6 +58,9 @@ def occlusion(
       ValueError: images, targets or baseline of a wrong shape, type or range; a window larger than the image, or a
         stride that leaves gaps between windows; an output that the score cannot read.
 
+    When: a question anyone understands, of any model. Not for evidence that two places hold each alone: covering one
+    changes nothing.
+
     Reference: Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks,
     https://arxiv.org/abs/1311.2901
 

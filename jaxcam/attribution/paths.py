@@ -142,6 +142,9 @@ def integrated_gradients(
     Raises:
       ValueError: images, targets or baseline of a wrong shape, type or range; `num_steps` or `chunk_size` below one.
 
+    When: contributions that add up to the score's difference from a baseline. Not without a thought about the baseline:
+    what looks like it gets nothing.
+
     Reference: Sundararajan et al. 2017, Axiomatic Attribution for Deep Networks, https://arxiv.org/abs/1703.01365
 
     Example:
@@ -211,6 +214,9 @@ def expected_gradients(
 
     Raises:
       ValueError: images, targets or baselines of a wrong shape, type or range; counts below one.
+
+    When: integrated gradients without one arbitrary baseline, given examples of ordinary images. Not with few samples:
+    the sum holds on average only.
 
     Reference: Erion et al. 2021, Improving performance of deep learning models with axiomatic attribution priors and
     expected gradients, https://arxiv.org/abs/1906.10670
@@ -305,6 +311,8 @@ def blur_integrated_gradients(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; counts below one; `max_sigma` not positive;
         an unknown `border`.
+
+    When: integrated gradients where no colour means nothing. Not for classes that a blurred image still shows.
 
     Reference: Xu et al. 2020, Attribution in Scale and Space, https://arxiv.org/abs/2004.03383
 

@@ -69,6 +69,8 @@ def rise(
       ValueError: images, targets or baseline of a wrong shape, type or range; a window larger than the image, or a
         stride that leaves gaps between windows; an output that the score cannot read.
 
+    When: a robust map of any black box. Not in a hurry: it takes thousands of passes before the grain is gone.
+
     Reference: Petsiuk et al. 2018, RISE: Randomized Input Sampling for Explanation, https://arxiv.org/abs/1806.07421
 
     Example:
@@ -153,6 +155,9 @@ def feature_ablation(
       ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
         counts below one.
 
+    When: what each given region is worth, such as segments or organs. Not for pixels, nor for regions that stand in for
+    each other.
+
     Reference: Meyes et al. 2019, Ablation Studies in Artificial Neural Networks, https://arxiv.org/abs/1901.08644
 
     Example:
@@ -226,6 +231,9 @@ def lime(
     Raises:
       ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
         counts below one.
+
+    When: which segments a simple model of the score would keep. Not for exact shares: it depends on segments, samples
+    and width.
 
     Reference: Ribeiro et al. 2016, "Why Should I Trust You?", https://arxiv.org/abs/1602.04938
 
@@ -335,6 +343,8 @@ def kernel_shap(
       ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
         counts below one.
 
+    When: Shapley values of some dozens of segments. Not for hundreds: their number outgrows the samples.
+
     Reference: Lundberg and Lee 2017, A Unified Approach to Interpreting Model Predictions,
     https://arxiv.org/abs/1705.07874
 
@@ -439,6 +449,8 @@ def shapley_sampling(
     Raises:
       ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
         counts below one.
+
+    When: Shapley values that sum exactly after any number of orders. Not for many segments in little time.
 
     Reference: Castro et al. 2009, Polynomial Calculation of the Shapley Value Based on Sampling,
     https://doi.org/10.1016/j.cor.2008.04.004

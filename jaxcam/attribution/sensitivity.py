@@ -66,6 +66,8 @@ def sobol(
       ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
         counts below one.
 
+    When: interactions: regions that matter only together with others count fully. Not for the sign of what matters.
+
     Reference: Fel et al. 2021, Look at the Variance! Efficient Black-box Explanations with Sobol-based Sensitivity
     Analysis, https://arxiv.org/abs/2111.04138
 
@@ -159,6 +161,8 @@ def hsic(
     Raises:
       ValueError: images, targets or baseline of a wrong shape, type or range; labels of a wrong shape, type or range;
         counts below one.
+
+    When: a black box with few passes to spend. Not for shares or signs: it measures dependence.
 
     Reference: Novello et al. 2022, Making Sense of Dependence: Efficient Black-box Explanations Using Dependence
     Measure, https://arxiv.org/abs/2206.06219

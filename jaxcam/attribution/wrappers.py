@@ -63,6 +63,9 @@ def aug_smooth(
         no numbers; a method that gives no heatmaps.
       TypeError: `model` is not a tap.
 
+    When: a steadier blob from a model that mirrors and brightness should not disturb. Not where left and right matter
+    to the class.
+
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam
 
@@ -136,6 +139,8 @@ def eigen_smooth(
         weighs no channels.
       TypeError: `model` is not a tap.
 
+    When: a CAM with much scattered noise and one object. Not where two regions matter: it keeps one pattern.
+
     Reference: Gildenblat et al. 2021, PyTorch library for CAM methods,
     https://github.com/jacobgil/pytorch-grad-cam
 
@@ -193,6 +198,9 @@ def refine_cam(
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer.
       TypeError: `model` is not a tap.
 
+    When: the last stage's certainty with an early stage's edges. Not when the early maps miss the object: a product
+    forgets what one of them leaves out.
+
     Reference: Domeniconi et al. 2026, How to Evaluate and Refine your CAM, https://arxiv.org/abs/2605.14641
 
     Example:
@@ -247,6 +255,9 @@ def finer_cam(
     Raises:
       ValueError: images or targets of a wrong shape, type or range; an unknown or non-spatial layer; a model of a
         single class; classes of a wrong shape or type.
+
+    When: telling look-alikes apart, such as two breeds or two aircraft. Not for an image whose runner-up is an
+    unrelated class: the contrast means little there.
 
     Reference: Zhang et al. 2025, Finer-CAM: Spotting the Difference Reveals Finer Details,
     https://arxiv.org/abs/2501.11309

@@ -83,6 +83,9 @@ def xrai(
       ValueError: images, targets or segments of a wrong shape, type or range; no segments under `jit`; counts below
         one; unknown `channels`.
 
+    When: regions with clean edges instead of scattered pixels. Not inside `jit` without ready segments, nor for
+    textures that no segment holds.
+
     Reference: Kapishnikov et al. 2019, XRAI: Better Attributions Through Regions, https://arxiv.org/abs/1906.02825
 
     Example:

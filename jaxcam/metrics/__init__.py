@@ -8,7 +8,7 @@ localization of a known object, sanity of the method, complexity of the map. Eac
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxcam.attribution import reference, summary
+from jaxcam.attribution import paragraph, summary
 from jaxcam.metrics._altered import Curve
 from jaxcam.metrics.alike import consistency, strongest_cell, sufficiency
 from jaxcam.metrics.axioms import completeness, non_sensitivity
@@ -85,7 +85,7 @@ class Metric(NamedTuple):
 
     @property
     def reference(self) -> str:
-        return reference(self.function)
+        return paragraph(self.function, "References?")
 
 
 SIMILARITY, FAITHFULNESS, ROBUSTNESS = "similarity", "faithfulness", "robustness"
