@@ -198,7 +198,8 @@ GALLERY = """# Gallery
 
 Every method on one photograph, half cat and half cup, for the two classes that EfficientNet-Lite0 sees in it. A method
 that knows the class moves from one half to the other; one that does not shows the same map twice. Options are small
-here, to keep this page quick; the reference says what they do. For numbers, see [which method?](../choosing-a-method.md).
+here, to keep this page quick; the reference says what they do.
+[Which method?](../choosing-a-method.md) has numbers.
 
 ```python
 import numpy as np
