@@ -181,6 +181,7 @@ GALLERY_OPTIONS = {
     "integrated_gradients": "num_steps=16",
     "expected_gradients": "num_samples=16",
     "blur_integrated_gradients": "num_steps=16",
+    "guided_integrated_gradients": "num_steps=32",
     "xrai": "num_steps=8",
     "occlusion": "window=64, stride=32",
     "rise": "num_samples=200",

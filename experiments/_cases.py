@@ -27,6 +27,7 @@ FEW_PASSES = {  # at 224 pixels on two cores: at most about a hundred forward pa
     "is_cam": {"num_samples": 4, "max_channels": 16},
     **{name: {"num_samples": 8} for name in ("smooth_grad", "smooth_grad_squared", "var_grad")},
     **{name: {"num_steps": 16} for name in ("integrated_gradients", "blur_integrated_gradients", "xrai")},
+    "guided_integrated_gradients": {"num_steps": 32},
     "expected_gradients": {"num_samples": 16},
     "occlusion": {"window": 64, "stride": 32},
     "rise": {"num_samples": 96},

@@ -33,7 +33,6 @@ EARLIER = ("grad_cam", "hires_cam", "layer_cam")
 FEW = 8  # images for the metrics that run the method many times
 CASES = {"shapes": _cases.shapes_case, "cifar10": _cases.cifar10_case, "photographs": _cases.photographs_case}
 PICTURED = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "integrated_gradients", "saliency"]
-TOO_LONG = ("guided_integrated_gradients",)  # for large images: many minutes, however few its steps
 DRAWN = "random_cam"  # measured for several draws of its weights
 # Column, and the metric with its options, for 32 pixels and for large images; `None` is not measured.
 COLUMNS = {
@@ -152,7 +151,7 @@ def measure_all(args, name: str, case: Case) -> list[dict]:
 
     Once on all images; and on few, with what runs a method some twenty times.
     """
-    names = [each for each in args.methods if not (case.large and each in TOO_LONG)]
+    names = list(args.methods)
     names += [f"{each}@{layer}" for each in EARLIER if each in names for layer in case.layers]
     if args.smoke:
         names = [*args.methods, "grad_cam@layer3"] if name == "photographs" else args.methods

@@ -127,6 +127,22 @@ def test_guided_integrated_gradients_are_complete(options):
     close(found.sum((1, 2, 3)), difference, 0.05)
 
 
+@pytest.mark.parametrize(("fraction", "distance"), [(0.25, 0.02), (0.25, 0.2), (0.6, 0.2)])
+def test_guided_integrated_gradients_are_those_of_the_papers_authors(fraction, distance):
+    """The same path; what is left of a thousand steps is between the sums: trapezoids here, left ends there."""
+    with np.load(GOLDEN) as file:
+        image, weights, others = (jnp.asarray(file[name]) for name in ("small", "thin", "others"))
+        expected = file[f"guided_{fraction}_{distance}"]
+
+    def model(images):
+        first, second = ((images * each).sum((1, 2, 3)) for each in (weights, others))
+        return (jnp.tanh(first) + second**2 / 2)[:, None]
+
+    options = {"num_steps": 1000, "fraction": fraction, "max_distance": distance}
+    [found] = jaxcam.guided_integrated_gradients(model, image[None], 1, **options)
+    close(found, expected, 2e-3)
+
+
 def test_guided_integrated_gradients_of_a_linear_model(images):
     """Every path gives weights times distance."""
     found = jaxcam.guided_integrated_gradients(linear, images, 1, baseline=0.2, num_steps=9)

@@ -1,10 +1,11 @@
-"""Computes XRAI and blur integrated gradients with PAIR's `saliency`, and writes `xrai.npz`.
+"""Computes XRAI, blur and guided integrated gradients with PAIR's `saliency`, and writes `xrai.npz`.
 
     python -m pip install saliency==0.2.1 scikit-image
     python tests/golden/make_xrai.py               # half a minute
 
 The models are such that their gradients are written down at once: `weights . image`, whose integrated gradients no
-quadrature changes, and the hyperbolic tangent of it. `test_xrai.py` reads the file without `saliency`.
+quadrature changes, the hyperbolic tangent of it, and that plus half a square, of which the path matters. `test_xrai.py`
+reads the file without `saliency`.
 """
 
 from importlib.metadata import version
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from saliency.core import INPUT_OUTPUT_GRADIENTS, BlurIG, XRAIParameters, blur_ig, xrai
+from saliency.core import INPUT_OUTPUT_GRADIENTS, BlurIG, XRAIParameters, blur_ig, guided_ig, xrai
 
 SHAPE, SMALL = (224, 240), (14, 12)
 MAX_SIGMA, NUM_STEPS = 3.0, 300  # the authors' code takes differences over 0.01: so many steps that none is left out
+
+GUIDED, GUIDED_STEPS = [(0.25, 0.02), (0.25, 0.2), (0.6, 0.2)], 1000  # shares that move, how far, and steps
 
 
 def picture(random) -> np.ndarray:
@@ -73,6 +76,24 @@ def blurred(image, weights, blur) -> np.ndarray:
     return BlurIG().GetMask(image, bent(weights), max_sigma=MAX_SIGMA, steps=NUM_STEPS)
 
 
+def guided(image, weights, others) -> dict[str, np.ndarray]:
+    """By path: the gradient of `tanh(weights . image) + (others . image)^2 / 2`, step by step from zero."""
+
+    def gradient(point):
+        return (1 - np.tanh((weights * point).sum()) ** 2) * weights + (others * point).sum() * others
+
+    quantile = np.quantile  # whose `interpolation` is `method` since NumPy 2.4
+    np.quantile = lambda values, share, interpolation: quantile(values, share, method=interpolation)
+    found = {
+        f"guided_{fraction}_{distance}": guided_ig.guided_ig_impl(
+            image, np.zeros_like(image), gradient, GUIDED_STEPS, fraction, distance
+        ).astype(np.float32)
+        for fraction, distance in GUIDED
+    }
+    np.quantile = quantile
+    return found
+
+
 def main():
     random = np.random.Generator(np.random.PCG64(7))
     pixels = picture(random)
@@ -95,6 +116,8 @@ def main():
         "thin": thin.astype(np.float32),
         "blur_zeros": blurred(small, thin, zeros).astype(np.float32),
         "blur_inside": blurred(small, thin, inside).astype(np.float32),
+        "others": (others := random.normal(size=(*SMALL, 3)) / 20).astype(np.float32),
+        **guided(small, thin, others),
         "versions": np.array([f"{name} {version(name)}" for name in ("saliency", "scikit-image", "scipy")]),
     }
     np.savez_compressed(Path(__file__).parent / "xrai.npz", **arrays)
