@@ -1,6 +1,7 @@
 """The code on the pages runs, and the tables say what the registry says."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import jaxcam
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Only the site runs these: they train networks for a minute, and check what they find in trained ones.
+NOTEBOOKS = ROOT / "docs" / "notebooks"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of other libraries, as they are imported
@@ -32,6 +35,15 @@ def test_the_code_runs(page, tmp_path, monkeypatch):
     scope = {"jaxcam": jaxcam, "jax": jax, "model": classifier.tap(), "images": images}
     for index, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
         exec(compile(block, f"{page.name}, block {index + 1}", "exec"), scope)
+
+
+def test_a_notebook_has_the_cells_of_its_page():
+    """What opens in Colab is what the site runs: `python docs/_notebooks.py` writes the one from the other."""
+    notebook = runpy.run_path(str(ROOT / "docs" / "_notebooks.py"))["notebook"]
+    pages = {page.with_suffix(".ipynb"): page.read_text("utf-8") for page in NOTEBOOKS.glob("*.md")}
+    assert set(NOTEBOOKS.glob("*.ipynb")) == set(pages) != set()
+    for path, page in pages.items():
+        assert path.read_text("utf-8") == notebook(page), f"{path.name} is behind; run python docs/_notebooks.py"
 
 
 def test_the_readme_lists_every_method_in_its_family():
