@@ -60,6 +60,6 @@ def test_the_page_of_names_from_pytorch_names_what_there_is():
     names = {name for cell in cells for name in re.findall(r"`((?:\w+\.)?\w+)[`(]", cell)}
     assert len(names) > 50
     for name in names:
-        place, _, last = name.replace("tap.", "Tap.").rpartition(".")
+        place, _, last = name.removeprefix("jaxcam.").replace("tap.", "Tap.").rpartition(".")
         places = [getattr(jaxcam, place)] if place else [jaxcam, jaxcam.metrics]
         assert any(hasattr(each, last) for each in places), f"the page says {name}, which jaxcam does not have"
