@@ -213,6 +213,7 @@ def test_other_networks_are_refused_in_a_sentence(tmp_path, name):
         "transformers_deit_distilled": ("transformers' ViT", "'deit.embeddings.cls_token'"),
     }[name]
     assert library in message and odd in message
+    assert message.endswith("jaxcam.tap takes any module with its variables.")
 
 
 def test_timms_efficientnets_must_be_named(tmp_path):

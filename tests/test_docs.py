@@ -12,7 +12,18 @@ import pytest
 import jaxcam
 
 ROOT = Path(__file__).parent.parent
+SITE_ONLY = {  # run when the site is built, and not here, where they would take more than three seconds each
+    "they train a network": (
+        *("vit", "segmentation", "detection", "image-text", "signals-and-volumes"),
+        *("training-data", "ensemble", "in-a-loss"),
+    ),
+    "it asks a network trained on ImageNet": ("tcav-and-craft",),
+    "it compiles each method twice": ("bfloat16",),
+    "it makes devices of its own, before anything is computed": ("devices",),
+}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if "```python" in page.read_text()]
+PAGES = [page for page in PAGES if not any(page.stem in pages for pages in SITE_ONLY.values())]
 # Only the site runs these: they train networks for a minute, and check what they find in trained ones.
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 
@@ -66,6 +77,13 @@ def test_the_page_of_metrics_names_what_there_is():
     assert not [name for name in jaxcam.metrics.METRICS if f"`{name}" not in text]
 
 
-def test_the_readme_names_every_metric():
-    text = (ROOT / "README.md").read_text()
-    assert not [name for name in jaxcam.metrics.METRICS if f"`{name}`" not in text]
+def test_the_page_of_names_from_pytorch_names_what_there_is():
+    """In the middle columns of its tables: methods, metrics, or what else `jaxcam` offers."""
+    tables = (ROOT / "docs" / "from-pytorch.md").read_text().partition("## pytorch-grad-cam")[2]
+    cells = [line.split(" | ")[1] for line in tables.splitlines() if line.startswith("| ")]
+    names = {name for cell in cells for name in re.findall(r"`((?:\w+\.)?\w+)[`(]", cell)}
+    assert len(names) > 50
+    for name in names:
+        place, _, last = name.removeprefix("jaxcam.").replace("tap.", "Tap.").rpartition(".")
+        places = [getattr(jaxcam, place)] if place else [jaxcam, jaxcam.metrics]
+        assert any(hasattr(each, last) for each in places), f"the page says {name}, which jaxcam does not have"

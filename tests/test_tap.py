@@ -348,6 +348,20 @@ def test_how_a_linen_module_is_called_is_asked_at_once():
     assert jaxcam.tap(Trained(), variables, "conv", train=False)(images).shape == (3, 2)
 
 
+def test_what_a_checkpoint_holds_instead_of_variables():
+    """A training state, its parameters alone, or without the statistics."""
+    images = helpers.images()
+    variables = Trained().init(jax.random.key(0), images, train=False)
+    with pytest.raises(
+        TypeError, match=r"variables holds 'step', which module.init does not return. Of a training state"
+    ):
+        jaxcam.tap(Trained(), {"step": 3, "opt_state": {}, **variables}, "conv", train=False)
+    with pytest.raises(TypeError, match='of parameters alone, {"params": parameters}'):
+        jaxcam.tap(Trained(), variables["params"], "conv", train=False)
+    with pytest.raises(ValueError, match="variables holds 'params' alone, and the module needs more: .*batch_stats"):
+        jaxcam.tap(Trained(), {"params": variables["params"]}, "conv", train=False)(images)
+
+
 def test_dropout_without_its_random_numbers():
     module, images = nn.Sequential([nn.Conv(4, (3, 3)), nn.Dropout(0.5, deterministic=False)]), helpers.images()
     variables = module.init({"params": jax.random.key(0), "dropout": jax.random.key(0)}, images)

@@ -81,6 +81,7 @@ class Classifier:
         return tap(self.module, self.variables, layer or self.layer, **options)
 
 
+OWN = "Of a network of your own, read the file yourself: jaxcam.tap takes any module with its variables."
 ASSUMED = "as usual for such a model; nothing beside the tensors says how images are prepared"
 
 
@@ -181,7 +182,7 @@ def _layout(tensors: Mapping, architecture: str | None, network: str | None, nam
         first = ", ".join(repr(shown(each)) for each in odd[:3])
         raise ValueError(
             f"{name} is of no known layout. Most like it is {layout}, in which {len(odd)} of its {len(tensors)} names "
-            f"have no place: {first}{', ...' if len(odd) > 3 else ''}."
+            f"have no place: {first}{', ...' if len(odd) > 3 else ''}. {OWN}"
         )
     if architecture is None and network is not None and not layout.family.matches(network):
         raise ValueError(

@@ -27,7 +27,15 @@ def matches(model) -> bool:
 def wrap(module, variables, options: dict):
     """The network of a module, and its variables."""
     if not hasattr(variables, "keys") or "params" not in variables:
-        raise TypeError('variables must be what module.init returned, a mapping with the key "params".')
+        raise TypeError(
+            'variables must be what module.init returned, a mapping with the key "params"; of parameters alone, '
+            '{"params": parameters}.'
+        )
+    if others := [name for name, value in variables.items() if not hasattr(value, "keys")]:
+        raise TypeError(
+            f"variables holds {', '.join(map(repr, others))}, which module.init does not return. Of a training state "
+            'pass what the module takes, {"params": state["params"], "batch_stats": state["batch_stats"]}.'
+        )
     if "mutable" in options:
         raise TypeError("A tap explains a model and never changes it: leave out `mutable`.")
     return Linen(_hashable(module)), {name: value for name, value in variables.items() if name != "intermediates"}
@@ -74,6 +82,9 @@ class Linen(Network):
                 output, state = apply(variables, images, *inputs.placed, **inputs.named, **options)
         except (flax.errors.ModifyScopeVariableError, flax.errors.InvalidRngError) as error:
             raise ValueError(TRAINING) from error
+        except flax.errors.ScopeCollectionNotFound as error:
+            held, needed = ", ".join(map(repr, variables)), str(error).partition(" (http")[0]
+            raise ValueError(f"variables holds {held} alone, and the module needs more: {needed}") from error
         return output, dict(_kept(state.get("intermediates", {}), ()))
 
 
