@@ -30,7 +30,7 @@ FIRST = ("grad_cam", "layer_cam", "guided_backprop", "integrated_gradients")  # 
 JUDGES = ("deletion", "insertion", "road")  # metrics of a new page
 COLORMAPS, SIGNS = ("inferno", "viridis", "turbo", "jet"), "RdBu_r"
 PREDICTIONS, SIDE_BY_SIDE, PHOTOGRAPHS = 5, 2, 12  # at most
-KEPT = 200  # maps of a visit; the oldest go first
+KEPT = 64  # maps of a visit, and metrics of them; the oldest go first
 LARGEST = 64 * 2**20  # bytes of an uploaded file
 
 # --- Options as sliders -----------------------------------------------------------------------------------------------
@@ -48,11 +48,11 @@ RANGES = {
     "key": (0, 9, 1),
     "mask_noise": (0, 4, 0.5),
     "max_channels": (0, 256, 32),
-    "max_distance": (0, 0.2, 0.02),
+    "max_distance": (0.02, 0.2, 0.02),
     "noise": (0, 0.5, 0.05),
     "num_classes": (1, 10, 1),
     "residual": (0, 1, 0.1),
-    "stride": (0, 32, 4),
+    "stride": (0, 28, 4),
     "window": (0, 64, 8),
 }
 
@@ -62,6 +62,7 @@ class Slider(NamedTuple):
     high: float
     step: float
     start: float  # where the method's default is
+    is_open: bool = False  # whether that is for the method to choose, which zero stands for
 
 
 def sliders(method: str) -> dict[str, Slider]:
@@ -69,15 +70,21 @@ def sliders(method: str) -> dict[str, Slider]:
 
     Example:
       >>> sliders("smooth_grad")["num_samples"]
-      Slider(low=5, high=100, step=5, start=25)
+      Slider(low=5, high=100, step=5, start=25, is_open=False)
     """
     found = {}
     for name, each in inspect.signature(METHODS[method].function).parameters.items():
         if name in RANGES:
-            start = 0 if each.default is None else each.default
-            step = max(1, start // 5)
-            found[name] = Slider(*(RANGES[name] or (step, 4 * start, step)), start)
+            start = each.default or 0
+            low, high, step = RANGES[name] or _counts(start)
+            found[name] = Slider(low, high, step, start, each.default is None)
     return found
+
+
+def _counts(start: int) -> tuple[int, int, int]:
+    """Up to four times the default, in steps that meet it."""
+    step = next(start // parts for parts in (5, 4, start) if start % parts == 0)
+    return step, 4 * start, step
 
 
 def changed(method: str, values: Mapping[str, float]) -> dict[str, int | float]:
@@ -245,13 +252,13 @@ class Visit:
 
     def choose(self, index: int) -> None:
         """Another of the photographs, and of it the class that the model sees."""
-        if self.photographs:
-            self.chosen = int(np.clip(index, 0, len(self.photographs) - 1))
+        if index in range(len(self.photographs)):
+            self.chosen = index
             self.targets, self.box = [int(self.photo.probabilities.argmax())], None
 
     def pick(self, target: int, beside: bool = False) -> None:
         """Explains this class, or this one too, or no longer."""
-        if self.photo is None or not 0 <= target < len(self.photo.probabilities):
+        if self.photo is None or target not in range(len(self.photo.probabilities)):
             return
         if not beside:
             self.targets = [target]
@@ -262,8 +269,9 @@ class Visit:
 
     def add(self, photos: Sequence[Photograph]) -> None:
         """Photographs in front of those that are there already; the oldest go."""
-        self.photographs = [*photos, *self.photographs][:PHOTOGRAPHS]
-        self.choose(0)
+        if photos:
+            self.photographs = [*photos, *self.photographs][:PHOTOGRAPHS]
+            self.choose(0)
 
     def mark(self, box: Sequence[float] | None) -> None:
         """The box that was drawn, or none."""

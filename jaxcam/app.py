@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxcam import _visit
 from jaxcam._errors import shown
-from jaxcam._visit import Asked, Visit
+from jaxcam._visit import PHOTOGRAPHS, Asked, Visit
 from jaxcam.image import ASSETS, sample
 from jaxcam.metrics import METRICS
 from jaxcam.models import Classifier
@@ -54,8 +54,11 @@ def page(classifier: Classifier, layer: str | None = None) -> Any:
         return _visit.board(visit, classifier, doing)
 
     def upload(visit, files):
+        files = [files] if isinstance(files, str) else files or []
         visit.problems, found = [], []
-        for file in [files] if isinstance(files, str) else files or []:
+        if len(files) > PHOTOGRAPHS:
+            visit.problems.append(f"These are {len(files)} files; the page shows the first {PHOTOGRAPHS} of them.")
+        for file in files[:PHOTOGRAPHS]:
             try:
                 with TURN:
                     found.append(_visit.photograph(classifier, model, Path(file).read_bytes(), Path(file).name))
@@ -110,7 +113,9 @@ def page(classifier: Classifier, layer: str | None = None) -> Any:
 
         return saved
 
-    with gr.Blocks(title=f"jaxcam: {classifier.name}", analytics_enabled=False, delete_cache=KEPT, fill_width=True) as blocks:
+    with gr.Blocks(
+        title=f"jaxcam: {classifier.name}", analytics_enabled=False, delete_cache=KEPT, fill_width=True
+    ) as blocks:
         visit = gr.State(Visit())
         gr.HTML(html_template="<h1>jaxcam</h1><p>Why does the model say so?</p>", elem_classes="top")
         with gr.Row():
@@ -130,8 +135,9 @@ def page(classifier: Classifier, layer: str | None = None) -> Any:
                         if ranges := _visit.sliders(name):
                             with gr.Group(visible=name in first) as groups[name]:
                                 gr.Markdown(f"**{_visit.title(name)}**", container=True)
-                                for option, (low, high, step, start) in ranges.items():
-                                    inputs.append(gr.Slider(low, high, start, step=step, label=option))
+                                for option, (low, high, step, start, is_open) in ranges.items():
+                                    info = "0: as the method chooses" if is_open else None
+                                    inputs.append(gr.Slider(low, high, start, step=step, label=option, info=info))
             with gr.Column(scale=7, min_width=320):
                 colours = {name: _visit.colours(name) for name in (*_visit.COLORMAPS, _visit.SIGNS)}
                 viewer = gr.HTML(
@@ -141,11 +147,8 @@ def page(classifier: Classifier, layer: str | None = None) -> Any:
                     colours=colours,
                     signs=_visit.SIGNS,
                 )
-                with gr.Row(equal_height=True):
-                    judges = gr.Dropdown(
-                        _visit.judges(), value=list(_visit.JUDGES), label="Faithfulness", multiselect=True, scale=4
-                    )
-                    judging = gr.Button("Measure", scale=1, min_width=100)
+                judges = gr.Dropdown(_visit.judges(), value=list(_visit.JUDGES), label="Metrics", multiselect=True)
+                judging = gr.Button("Measure how faithful the maps are", size="sm")
                 with gr.Row():
                     buttons = [gr.Button(f"Download {kind.upper()}", size="sm", min_width=120) for kind in FILES]
         content = gr.JSON(visible=False)
@@ -211,7 +214,13 @@ def serve(
     }
     # No link to the outside, no history, nothing measured: what gradio may do besides the page is turned off.
     alone = {"share": False, "footer_links": [], "run_history": False, "enable_monitoring": False, "mcp_server": False}
-    alone |= {"ssr_mode": False, "quiet": True, "pwa": False, "max_file_size": _visit.LARGEST}
+    alone |= {
+        "ssr_mode": False,
+        "quiet": True,
+        "pwa": False,
+        "max_file_size": _visit.LARGEST,
+        "state_session_capacity": 100,
+    }
     try:
         blocks.launch(server_name=host, server_port=port, prevent_thread_lock=True, inbrowser=False, **alone, **style)
     except OSError as error:

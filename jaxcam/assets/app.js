@@ -52,7 +52,7 @@ window.jaxcam = (() => {
     root.className = "viewer";
     const tables = Object.fromEntries(Object.entries(props.colours).map(([name, text]) => [name, bytes(text)]));
     const names = Object.keys(tables).filter((name) => name !== props.signs);
-    let stages = [];  // what is drawn now: { stage, canvas, values, shape, signed }
+    let stages = [], hovered = null;  // what is drawn now, and the place that is looked at
 
     const opacity = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0.8, ariaLabel: "Opacity",
       oninput: () => root.style.setProperty("--opacity", opacity.value) });
@@ -67,7 +67,7 @@ window.jaxcam = (() => {
     const grid = make("div", { className: "grid" });
     const table = make("div", { className: "table" });
     root.style.setProperty("--opacity", opacity.value);
-    root.replaceChildren(make("div", { className: "top" }, tools, doing), grid, table);
+    root.replaceChildren(make("div", { className: "bar" }, tools, doing), grid, table);
 
     // Colours by the table, and the colder the more transparent, so that the photograph shows.
     function paint({ canvas, values, shape, signed }) {
@@ -92,6 +92,7 @@ window.jaxcam = (() => {
 
     // The same place in all maps, with the value that each has there.
     function hover(at) {
+      hovered = at;
       for (const { stage, dot, tag, values, shape, signed } of stages) {
         stage.classList.toggle("hovered", at != null && values != null);
         if (at == null || !values) continue;
@@ -200,6 +201,7 @@ window.jaxcam = (() => {
         make("p", { className: "hint", textContent: "Drop a photograph, or begin with the cat." })]));
       table.replaceChildren(...(photo ? measured(props.value) : []));
       mark(box);
+      hover(hovered);
     };
     watch("value", draw);
     draw();
