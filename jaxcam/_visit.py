@@ -102,6 +102,24 @@ def changed(method: str, values: Mapping[str, float]) -> dict[str, int | float]:
     return options
 
 
+class Asked(NamedTuple):
+    """A method with the options whose sliders were moved."""
+
+    method: str
+    options: tuple[tuple[str, int | float], ...] = ()
+
+
+def asked(methods: Sequence[str], values: Mapping[tuple[str, str], float]) -> list[Asked]:
+    """The chosen methods, with the options that the sliders of all methods say, `{(method, option): value}`.
+
+    Example:
+      >>> asked(["saliency", "smooth_grad"], {("smooth_grad", "noise"): 0.3})
+      [Asked(method='saliency', options=()), Asked(method='smooth_grad', options=(('noise', 0.3),))]
+    """
+    of = {name: {option: value for (each, option), value in values.items() if each == name} for name in methods}
+    return [Asked(name, tuple(changed(name, each).items())) for name, each in of.items()]
+
+
 def available(model: Tap) -> list[str]:
     """The methods that give heatmaps for this model with what is installed."""
     is_of_tokens = model.reshape is not None
@@ -177,7 +195,9 @@ def explained(model: Tap, photo: Photograph, target: int, method: str, options: 
             found, heat = np.asarray(found[0]), np.asarray(heat[0])
         except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # one method must not end the page
             return Map(None, None, " ".join(str(error).split()), 0)
-    said = "" if heat.any() else " ".join(["zero everywhere.", *dict.fromkeys(str(each.message) for each in caught)])
+    if not np.isfinite(heat).all():
+        return Map(None, None, "The map holds NaN or infinite values.", 0)
+    said = "" if heat.any() else " ".join(["Zero everywhere.", *dict.fromkeys(str(each.message) for each in caught)])
     if row.gives != "heatmaps" and found.ndim == heat.ndim:
         found = found[..., None] if row.signed else heat
     return Map(heat, found, said, time.perf_counter() - started)
@@ -217,19 +237,13 @@ def judged(model: Tap, photo: Photograph, target: int, heat: np.ndarray, metric:
         warnings.simplefilter("ignore", UserWarning)  # of a zero map, which is said to be so below it
         try:
             function = metrics.METRICS[metric].function
-            return float(function(model, photo.images, heat[None], np.int32([target]))[0])
+            value = float(function(model, photo.images, heat[None], np.int32([target]))[0])
         except (ValueError, TypeError, RuntimeError, MemoryError) as error:
             return " ".join(str(error).split())
+    return value if math.isfinite(value) else "It is not defined for this map."
 
 
 # --- A visit ----------------------------------------------------------------------------------------------------------
-
-
-class Asked(NamedTuple):
-    """A method with the options whose sliders were moved."""
-
-    method: str
-    options: tuple[tuple[str, int | float], ...] = ()
 
 
 @dataclass

@@ -6,15 +6,15 @@ page needs comes from another machine, and nothing is sent to one.
 
 import base64
 import threading
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxcam import _visit
 from jaxcam._errors import shown
-from jaxcam._visit import PHOTOGRAPHS, Asked, Visit
+from jaxcam._visit import PHOTOGRAPHS, Visit
 from jaxcam.image import ASSETS, sample
-from jaxcam.metrics import METRICS
 from jaxcam.models import Classifier
 
 TURN = threading.Lock()  # held for one map: programs run one after the other, and visitors take turns
@@ -24,7 +24,7 @@ QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 def page(classifier: Classifier, layer: str | None = None) -> Any:
-    """The page for a classifier, as `gradio.Blocks`: `page(classifier).launch()` in a notebook, too.
+    """The page for a classifier, as `gradio.Blocks`.
 
     Args:
       classifier: as `jaxcam.load` gives it.
@@ -33,19 +33,75 @@ def page(classifier: Classifier, layer: str | None = None) -> Any:
     Raises:
       ImportError: gradio is not installed.
     """
-    gr = _gradio()
-    model, layer = classifier.tap(layer), layer or classifier.layer
-    methods = _visit.available(model)
-    first = [name for name in _visit.FIRST if name in methods]
-    options = [(name, option) for name in methods for option in _visit.sliders(name)]
+    gr, model = _gradio(), classifier.tap(layer)
+    about = {"title": f"jaxcam: {classifier.name}", "analytics_enabled": False, "delete_cache": KEPT}
+    with gr.Blocks(fill_width=True, **about) as blocks:
+        parts = _laid_out(gr, classifier, _visit.available(model))
+        _connect(gr, parts, classifier, model, layer or classifier.layer)
+    return blocks
 
-    def asked(names, values):
-        """The chosen methods with their options; what a browser sends is not trusted."""
-        of = {name: {} for name in names if name in methods}
-        for (name, option), value in zip(options, values, strict=True):
-            if name in of and isinstance(value, int | float):
-                of[name][option] = value
-        return [Asked(name, tuple(_visit.changed(name, each).items())) for name, each in of.items()]
+
+class _Parts(NamedTuple):
+    """What can be touched, and what changes."""
+
+    visit: Any
+    files: Any
+    cat: Any
+    shot: Any
+    sight: Any
+    other: Any
+    names: Any  # of the methods
+    sliders: dict[tuple[str, str], Any]  # by method and option
+    groups: dict[str, Any]  # of sliders, by method
+    viewer: Any
+    judges: Any
+    judging: Any
+    buttons: dict[str, Any]  # by kind of file
+    content: Any  # of the file that is saved
+
+
+def _laid_out(gr, classifier, methods) -> _Parts:
+    first = [name for name in _visit.FIRST if name in methods]
+    visit, content = gr.State(Visit()), gr.JSON(visible=False)
+    gr.HTML(html_template="<h1>jaxcam</h1><p>Why does the model say so?</p>", elem_classes="top")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            files = gr.File(file_count="multiple", label="Photographs", height=120)
+            cat = gr.Button("Begin with a cat", size="sm")
+            with gr.Accordion("Camera", open=False):
+                shot = gr.Image(sources=["webcam"], type="filepath", image_mode=None, show_label=False)
+            sight = gr.HTML({}, html_template="<div></div>", js_on_load=_script("sight", "select", "input"))
+            labels = [(label, index) for index, label in enumerate(classifier.labels)]
+            other = gr.Dropdown(labels, value=None, label="Another class")
+            titles = [(_visit.title(name), name) for name in methods]
+            names = gr.Dropdown(titles, value=first, label="Methods", multiselect=True)
+            with gr.Accordion("Options of the methods", open=False):
+                sliders, groups = {}, {}
+                for name in filter(_visit.sliders, methods):
+                    with gr.Group(visible=name in first) as groups[name]:
+                        gr.Markdown(f"**{_visit.title(name)}**", container=True)
+                        for option, (low, high, step, start, is_open) in _visit.sliders(name).items():
+                            info = "0: as the method chooses" if is_open else None
+                            sliders[name, option] = gr.Slider(low, high, start, step=step, label=option, info=info)
+        with gr.Column(scale=7, min_width=320):
+            viewer = gr.HTML(
+                _visit.board(Visit(), classifier),
+                html_template="<div></div>",
+                js_on_load=_script("viewer", "select"),
+                colours={name: _visit.colours(name) for name in (*_visit.COLORMAPS, _visit.SIGNS)},
+                signs=_visit.SIGNS,
+            )
+            judges = gr.Dropdown(_visit.judges(), value=list(_visit.JUDGES), label="Metrics", multiselect=True)
+            judging = gr.Button("Measure how faithful the maps are", size="sm")
+            with gr.Row():
+                buttons = {kind: gr.Button(f"Download {kind.upper()}", size="sm", min_width=120) for kind in FILES}
+    return _Parts(
+        visit, files, cat, shot, sight, other, names, sliders, groups, viewer, judges, judging, buttons, content
+    )  # fmt: skip
+
+
+def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
+    """What happens when a part is touched; what a browser sends is checked by `Visit`."""
 
     def seen(visit):
         return _visit.sights(visit, classifier)
@@ -58,10 +114,10 @@ def page(classifier: Classifier, layer: str | None = None) -> Any:
         visit.problems, found = [], []
         if len(files) > PHOTOGRAPHS:
             visit.problems.append(f"These are {len(files)} files; the page shows the first {PHOTOGRAPHS} of them.")
-        for file in files[:PHOTOGRAPHS]:
+        for file in map(Path, files[:PHOTOGRAPHS]):
             try:
                 with TURN:
-                    found.append(_visit.photograph(classifier, model, Path(file).read_bytes(), Path(file).name))
+                    found.append(_visit.photograph(classifier, model, file.read_bytes(), file.name))
             except (ValueError, OSError, MemoryError) as error:
                 visit.problems.append(str(error))
         visit.add(found)
@@ -86,100 +142,52 @@ def page(classifier: Classifier, layer: str | None = None) -> Any:
         return seen(visit)
 
     def explain(visit, names, *values):
-        visit.asked = asked(names, values)
+        visit.asked = _visit.asked(names, dict(zip(parts.sliders, values, strict=True)))
         for doing in _visit.maps_of(model, visit, TURN):
             yield board(visit, doing)
         yield board(visit)
 
     def judge(visit, names):
-        measuring = _visit.values_of(model, visit, [each for each in names if each in METRICS], TURN)
-        for doing in chain(_visit.maps_of(model, visit, TURN), measuring):
+        for doing in chain(_visit.maps_of(model, visit, TURN), _visit.values_of(model, visit, names, TURN)):
             yield board(visit, doing)
         yield board(visit)
 
     def mark(visit, event: gr.EventData):
         visit.mark(event._data.get("box"))
-        with TURN:
-            return board(visit)
+        return board(visit)
 
-    def save(kind):
-        def saved(visit):
-            try:
-                with TURN:
-                    content = _visit.download(visit, classifier, layer, kind)
-            except ValueError as error:
-                raise gr.Error(str(error)) from None
-            return {"name": f"jaxcam.{kind}", "content": base64.b64encode(content).decode()}
+    def options(names):
+        return [gr.Group(visible=name in names) for name in parts.groups]
 
-        return saved
+    def save(visit, kind):
+        try:
+            with TURN:
+                content = _visit.download(visit, classifier, layer, kind)
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
+        return {"name": f"jaxcam.{kind}", "content": base64.b64encode(content).decode()}
 
-    with gr.Blocks(
-        title=f"jaxcam: {classifier.name}", analytics_enabled=False, delete_cache=KEPT, fill_width=True
-    ) as blocks:
-        visit = gr.State(Visit())
-        gr.HTML(html_template="<h1>jaxcam</h1><p>Why does the model say so?</p>", elem_classes="top")
-        with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                files = gr.File(file_count="multiple", label="Photographs", height=120)
-                cat = gr.Button("Begin with a cat", size="sm")
-                with gr.Accordion("Camera", open=False):
-                    shot = gr.Image(sources=["webcam"], type="filepath", image_mode=None, show_label=False)
-                sight = gr.HTML({}, html_template="<div></div>", js_on_load=_script("sight", "select", "input"))
-                labels = [(label, index) for index, label in enumerate(classifier.labels)]
-                other = gr.Dropdown(labels, value=None, label="Another class")
-                chosen = [(_visit.title(name), name) for name in methods]
-                names = gr.Dropdown(chosen, value=first, label="Methods", multiselect=True)
-                with gr.Accordion("Options of the methods", open=False):
-                    inputs, groups = [], {}
-                    for name in methods:
-                        if ranges := _visit.sliders(name):
-                            with gr.Group(visible=name in first) as groups[name]:
-                                gr.Markdown(f"**{_visit.title(name)}**", container=True)
-                                for option, (low, high, step, start, is_open) in ranges.items():
-                                    info = "0: as the method chooses" if is_open else None
-                                    inputs.append(gr.Slider(low, high, start, step=step, label=option, info=info))
-            with gr.Column(scale=7, min_width=320):
-                colours = {name: _visit.colours(name) for name in (*_visit.COLORMAPS, _visit.SIGNS)}
-                viewer = gr.HTML(
-                    board(Visit()),
-                    html_template="<div></div>",
-                    js_on_load=_script("viewer", "select"),
-                    colours=colours,
-                    signs=_visit.SIGNS,
-                )
-                judges = gr.Dropdown(_visit.judges(), value=list(_visit.JUDGES), label="Metrics", multiselect=True)
-                judging = gr.Button("Measure how faithful the maps are", size="sm")
-                with gr.Row():
-                    buttons = [gr.Button(f"Download {kind.upper()}", size="sm", min_width=120) for kind in FILES]
-        content = gr.JSON(visible=False)
-
-        # A new question does not wait for the answer to an old one, which ends by itself.
-        explaining = {
-            "fn": explain, "inputs": [visit, names, *inputs], "outputs": viewer, "concurrency_limit": None, **QUIET
-        }  # fmt: skip
-        touched = [
-            files.upload(upload, [visit, files], [sight, files], **QUIET),
-            shot.input(camera, [visit, shot], [sight, shot], **QUIET),
-            cat.click(example, visit, sight, **QUIET),
-            sight.select(pick, visit, sight, **QUIET),
-            sight.input(choose, visit, sight, **QUIET),
-            other.input(pick_other, [visit, other], [sight, other], **QUIET),
-        ]
-        for each in touched:
-            each.then(**explaining)
-        names.change(**explaining)
-        names.change(
-            lambda now: [gr.Group(visible=name in now) for name in groups], names, list(groups.values()), **QUIET
-        )
-        for each in inputs:
-            each.release(**explaining)
-        viewer.select(mark, visit, viewer, **QUIET)
-        judging.click(judge, [visit, judges], viewer, concurrency_limit=None, **QUIET)
-        for button, kind in zip(buttons, FILES, strict=True):
-            button.click(save(kind), visit, content, **QUIET).success(
-                None, content, None, js="file => jaxcam.save(file)", api_visibility="private"
-            )
-    return blocks
+    visit, sight, viewer = parts.visit, parts.sight, parts.viewer
+    inputs = [visit, parts.names, *parts.sliders.values()]
+    # A new question does not wait for the answer to an old one, which ends by itself.
+    explaining = {"fn": explain, "inputs": inputs, "outputs": viewer, "concurrency_limit": None, **QUIET}
+    for touched in (
+        parts.files.upload(upload, [visit, parts.files], [sight, parts.files], **QUIET),
+        parts.shot.input(camera, [visit, parts.shot], [sight, parts.shot], **QUIET),
+        parts.cat.click(example, visit, sight, **QUIET),
+        sight.select(pick, visit, sight, **QUIET),
+        sight.input(choose, visit, sight, **QUIET),
+        parts.other.input(pick_other, [visit, parts.other], [sight, parts.other], **QUIET),
+        parts.names.change(options, parts.names, list(parts.groups.values()), **QUIET),
+    ):
+        touched.then(**explaining)
+    for slider in parts.sliders.values():
+        slider.release(**explaining)
+    viewer.select(mark, visit, viewer, **QUIET)
+    parts.judging.click(judge, [visit, parts.judges], viewer, concurrency_limit=None, **QUIET)
+    for kind, button in parts.buttons.items():
+        saved = button.click(partial(save, kind=kind), visit, parts.content, **QUIET)
+        saved.success(None, parts.content, None, js="file => jaxcam.save(file)", api_visibility="private")
 
 
 def serve(

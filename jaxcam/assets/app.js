@@ -31,8 +31,8 @@ window.jaxcam = (() => {
           { className: "pick", ariaPressed: explained, title: `Explain ${label}`,
             onclick: () => trigger("select", { index, beside: false }) }, name, value, bar);
         const beside = make("button", {
-          className: "beside", textContent: explained ? "−" : "+", ariaLabel: explained ? `Without ${label}` : `Beside it ${label}`,
-          title: explained ? "Leave it out" : "Explain it beside the other",
+          className: "beside", textContent: explained ? "−" : "+",
+          title: explained ? `Without ${label}` : `Explain ${label} beside the other`,
           onclick: () => trigger("select", { index, beside: true }) });
         return make("li", {}, pick, beside);
       });
@@ -97,7 +97,7 @@ window.jaxcam = (() => {
         stage.classList.toggle("hovered", at != null && values != null);
         if (at == null || !values) continue;
         [dot.style.left, dot.style.top] = at.map((each) => `${100 * each}%`);
-        const [row, column] = [at[1] * shape[0], at[0] * shape[1]].map((each, axis) => Math.min(Math.floor(each), shape[axis] - 1));
+        const [row, column] = shape.map((size, axis) => Math.min(Math.floor(at[1 - axis] * size), size - 1));
         const value = values[row * shape[1] + column];
         tag.textContent = signed ? (value / 127.5 - 1).toFixed(2) : (value / 255).toFixed(2);
       }
@@ -115,7 +115,7 @@ window.jaxcam = (() => {
 
     function touch(stage) {
       let from = null;
-      const boxed = (to) => [Math.min(from[0], to[0]), Math.min(from[1], to[1]), Math.max(from[0], to[0]), Math.max(from[1], to[1])];
+      const boxed = (to) => [Math.min, Math.max].flatMap((end) => [end(from[0], to[0]), end(from[1], to[1])]);
       stage.onpointerdown = (event) => {
         if (event.button !== 0) return;
         from = place(event, stage);
@@ -154,7 +154,9 @@ window.jaxcam = (() => {
         const notes = [
           each.length > 1 && make("b", { textContent: label }),
           seconds != null && make("span", { className: "quiet", textContent: `${seconds.toFixed(2)} s` }),
-          smoothed && make("span", { className: "quiet", textContent: "smoothed to be seen" }),
+          smoothed && make("span", { className: "quiet", textContent: "smoothed" }),
+          signed && values && make("span", { className: "quiet" }, make("em", { className: "for", textContent: "for" }),
+            " / ", make("em", { className: "against", textContent: "against" })),
           said && make("span", { className: "said", textContent: said }),
           share && make("span", { className: "share" }, make("b", { textContent: percent(share.energy) }),
             ` of the heat in ${percent(share.area)} of the picture; hottest point `,
@@ -163,9 +165,7 @@ window.jaxcam = (() => {
         return make("div", { className: "one" }, stage, make("div", { className: "notes" }, ...notes));
       });
       const name = make("h3", { title: about }, title,
-        options ? make("span", { className: "quiet", textContent: options }) : null,
-        signed ? make("span", { className: "quiet" }, make("em", { className: "for", textContent: "for" }), " / ",
-          make("em", { className: "against", textContent: "against" })) : null);
+        options ? make("span", { className: "quiet", textContent: options }) : null);
       return make("figure", {}, name, make("div", { className: "pair" }, ...drawn));
     };
 
@@ -174,16 +174,16 @@ window.jaxcam = (() => {
       const rows = maps.flatMap(({ title, stages: each }) => each.map(({ label, metrics: values = [] }) =>
         ({ label, name: each.length > 1 ? `${title}, ${label}` : title, values })));
       const best = (at, of) => {  // of the maps of one class
-        const numbers = rows.filter(({ label }) => label === of).map(({ values }) => values[at]).filter(Number.isFinite);
+        const numbers = rows.filter((row) => row.label === of).map((row) => row.values[at]).filter(Number.isFinite);
         return numbers.length > 1 ? Math[metrics[at].better === "low" ? "min" : "max"](...numbers) : null;
       };
       const cell = (value, at, label) => make("td", {
         className: value != null && value === best(at, label) ? "best" : "",
-        textContent: typeof value === "number" ? value.toFixed(3) : value === undefined || value === null ? "…" : "–",
+        textContent: typeof value === "number" ? value.toFixed(3) : value == null ? "…" : "–",
         title: typeof value === "string" ? value : "" });
       return [make("table", {},
         make("thead", {}, make("tr", {}, make("th", { textContent: "Faithfulness" }),
-          ...metrics.map(({ name, better }) => make("th", { textContent: `${name.replaceAll("_", " ")} ${ARROWS[better]}` })))),
+          ...metrics.map(({ name, better }) => make("th", { textContent: `${name} ${ARROWS[better]}` })))),
         make("tbody", {}, ...rows.map(({ name, label, values }) => make("tr", {}, make("th", { textContent: name }),
           ...metrics.map((_, at) => cell(values[at], at, label))))))];
     }
