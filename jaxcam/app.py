@@ -4,9 +4,13 @@ What it shows is computed by `_visit`; here is where it stands and what happens 
 page needs comes from another machine, and nothing is sent to one.
 """
 
+import atexit
 import base64
+import os
+import shutil
+import tempfile
 import threading
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,9 +249,14 @@ def _script(function: str, *events: str) -> str:
     return f"jaxcam.{function}(element, props, trigger, watch, {list(events)})"
 
 
+@cache
 def _gradio() -> Any:
+    """Gradio; it keeps uploads where no other user of the machine may look, and no longer than this process runs."""
     try:
         import gradio
     except ImportError as error:
         raise ImportError("The page needs gradio, which is not installed: pip install 'jaxcam-xai[app]'.") from error
+    folder = tempfile.mkdtemp(prefix="jaxcam-")
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return gradio

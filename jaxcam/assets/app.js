@@ -108,7 +108,8 @@ window.jaxcam = (() => {
         frame.hidden = box == null;
         if (box == null) continue;
         const [left, top, right, bottom] = box.map((each) => `${100 * each}%`);
-        Object.assign(frame.style, { left, top, width: `calc(${right} - ${left})`, height: `calc(${bottom} - ${top})` });
+        const width = `calc(${right} - ${left})`, height = `calc(${bottom} - ${top})`;
+        Object.assign(frame.style, { left, top, width, height });
         frame.classList.toggle("point", box[0] === box[2] && box[1] === box[3]);
       }
     }
