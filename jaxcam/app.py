@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from jaxcam import _visit
 from jaxcam._errors import shown
-from jaxcam._visit import PHOTOGRAPHS, Visit
+from jaxcam._visit import PHOTOGRAPHS, Asked, Visit
 from jaxcam.image import ASSETS, sample
 from jaxcam.models import Classifier
 
@@ -216,9 +216,10 @@ def serve(
       OSError: the address cannot be listened at.
     """
     gr = _gradio()
-    blocks, model = page(classifier, layer), classifier.tap(layer)
-    photo = _visit.photograph(classifier, model, sample().read_bytes(), "sample")
-    _visit.explained(model, photo, int(photo.probabilities.argmax()), _visit.FIRST[0], {})
+    blocks, model, first = page(classifier, layer), classifier.tap(layer), Visit(asked=[Asked(_visit.FIRST[0])])
+    first.add([_visit.photograph(classifier, model, sample().read_bytes(), "sample")])
+    list(_visit.maps_of(model, first, TURN))
+    _visit.board(first, classifier)
     style = {
         "theme": gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         "css": (ASSETS / "app.css").read_text(),

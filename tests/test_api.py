@@ -294,6 +294,7 @@ def public_functions():
         "regions",
         "influence",
         "image",
+        "app",
         "plot.panels",
         "plot.pictures",
         "plot.charts",
