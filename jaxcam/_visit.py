@@ -297,9 +297,11 @@ class Visit:
         return [(self.photo, target, each) for each in self.asked for target in self.targets] if self.photo else []
 
     def keep(self, kind: dict, key: tuple, value: Any) -> None:
-        kind[key] = value
-        while len(kind) > KEPT:
-            del kind[next(iter(kind))]
+        """A map, or a metric of one; of those that are not shown, the oldest go."""
+        kind[key], shown = value, set(self.wanted())
+        hidden = [each for each in kind if each[:3] not in shown]
+        for each in hidden[: max(0, len(kind) - KEPT)]:
+            del kind[each]
 
 
 def maps_of(model: Tap, visit: Visit, lock: Any) -> Iterator[tuple[int, int, str]]:
@@ -344,14 +346,13 @@ def sights(visit: Visit, classifier: Classifier) -> dict:
     """The photographs and the predictions."""
     photo = visit.photo
     if photo is None:
-        return {"photographs": [], "classes": [], "problems": visit.problems, "model": classifier.name}
-    best = photo.probabilities.argsort()[::-1][:PREDICTIONS].tolist()
+        return {"problems": visit.problems}
     return {
         "photographs": [{"name": each.name, "picture": _jpeg(each.view, 96)} for each in visit.photographs],
         "chosen": visit.chosen,
         "classes": [
             {**_class(classifier, photo, index), "explained": index in visit.targets}
-            for index in dict.fromkeys([*best, *visit.targets])
+            for index in dict.fromkeys([*_best(photo, PREDICTIONS), *visit.targets])
         ],
         "problems": visit.problems,
         "model": classifier.name,
@@ -410,6 +411,10 @@ def colours(name: str) -> str:
     return _base64(plot.colorize(np.linspace(0, 1, 256, dtype=np.float32)[None, None], name).tobytes())
 
 
+def _best(photo, count: int) -> list[int]:
+    return photo.probabilities.argsort()[::-1][:count].tolist()
+
+
 def _class(classifier, photo, index: int) -> dict:
     return {"index": index, "label": classifier.labels[index], "probability": float(photo.probabilities[index])}
 
@@ -433,23 +438,26 @@ def _base64(content: bytes) -> str:
 def report(visit: Visit, classifier: Classifier, layer: str) -> dict:
     """What is shown, in numbers: predictions, methods with what was set, shares of the box, metrics."""
     photo = visit.photo
-    best = photo.probabilities.argsort()[::-1][:PREDICTIONS].tolist()
-    maps = []
-    for _, target, asked in (key for key in visit.wanted() if _is_drawn(visit, key)):
-        key = photo, target, asked
-        maps.append(
+    found = {key: visit.maps[key] for key in visit.wanted() if key in visit.maps}
+    return {
+        "image": photo.name,
+        "model": classifier.name,
+        "layer": layer,
+        "predictions": [_class(classifier, photo, index) for index in _best(photo, PREDICTIONS)],
+        "box": visit.box,
+        "maps": [
             {
-                "method": asked.method,
-                "options": dict(asked.options),
-                "target": _class(classifier, photo, target),
-                "seconds": visit.maps[key].seconds,
+                "method": key[2].method,
+                "options": dict(key[2].options),
+                "target": _class(classifier, photo, key[1]),
+                "seconds": each.seconds,
                 "metrics": {name: value for (*of, name), value in visit.values.items() if tuple(of) == key},
-                "share": share(visit.maps[key].heat, visit.box) if visit.box else None,
+                "share": share(each.heat, visit.box) if visit.box else None,
             }
-        )
-    predictions = [_class(classifier, photo, index) for index in best]
-    facts = {"image": photo.name, "model": classifier.name, "layer": layer, "predictions": predictions}
-    return facts | {"box": visit.box, "maps": maps}
+            for key, each in found.items()
+            if each.heat is not None
+        ],
+    }
 
 
 def download(visit: Visit, classifier: Classifier, layer: str, kind: str) -> bytes:
@@ -458,14 +466,9 @@ def download(visit: Visit, classifier: Classifier, layer: str, kind: str) -> byt
     Raises:
       ValueError: there is no map yet.
     """
-    keys = [key for key in visit.wanted() if _is_drawn(visit, key)]
-    if not keys:
+    if not _whole(visit):
         raise ValueError("There is no heatmap yet; choose a photograph and a method first.")
     return {"png": _panel, "svg": _panel, "json": _json, "npz": _arrays}[kind](visit, classifier, layer, kind)
-
-
-def _is_drawn(visit, key) -> bool:
-    return key in visit.maps and visit.maps[key].heat is not None
 
 
 def _json(visit, classifier, layer, kind) -> bytes:
@@ -488,8 +491,7 @@ def _panel(visit, classifier, layer, kind) -> bytes:
 
     photo, labels = visit.photo, [classifier.labels[target] for target in visit.targets]
     maps = {_called(each): np.stack([each.drawn for each in maps]) for each, maps in _whole(visit).items()}
-    best = photo.probabilities.argsort()[::-1][:3].tolist()
-    rows = [_class(classifier, photo, index) for index in dict.fromkeys([*best, *visit.targets])]
+    rows = [_class(classifier, photo, index) for index in dict.fromkeys([*_best(photo, 3), *visit.targets])]
     alone = len(labels) == 1
     figure = plot.panel(
         photo.view,
