@@ -74,7 +74,7 @@ from jaxcam.image import sample
 from jaxcam.models import Classifier, load
 from jaxcam.taps import Tap, Tokens, layers, tap, tokens
 
-_SUBMODULES = ("data", "dataset", "plot", "train")  # what they need is heavy, so they are imported at first use
+_SUBMODULES = ("app", "data", "dataset", "plot", "train")  # what they need is heavy, so they are imported at first use
 
 
 def __getattr__(name: str):
@@ -90,6 +90,7 @@ __all__ = [
     "Tap",
     "Tokens",
     "ablation_cam",
+    "app",
     "attention_relevance",
     "attention_rollout",
     "aug_smooth",

@@ -35,7 +35,8 @@ LAYERS = [
     ["metrics", "explain", "export"],
     ["compare"],
     ["data", "train", "plot", "regions", "influence"],
-    ["dataset"],
+    ["dataset", "_visit"],
+    ["app"],
     ["cli"],
 ]
 # Inside a folder, files come in an order too.
@@ -125,7 +126,7 @@ def test_imports_point_downwards(path):
 
 def test_heavy_libraries_have_one_importer():
     importers = {"matplotlib": set(), "tensorflow_datasets": set(), "torch": set(), "orbax": set()}
-    importers |= {"keras": set(), "equinox": set()}
+    importers |= {"keras": set(), "equinox": set(), "gradio": set()}
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -139,6 +140,7 @@ def test_heavy_libraries_have_one_importer():
         "torch": set(),
         "orbax": {"train.py", "models"},
         "keras": {"taps"},
+        "gradio": {"app.py"},
         "equinox": set(),  # who has a model of it has imported it
     }
 
@@ -164,7 +166,7 @@ import flax.linen, flax.nnx
 before = set(sys.modules)
 import jaxcam, jaxcam.dataset
 heavy = ["torch", "tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "optax", "huggingface_hub", "safetensors"]
-heavy += ["ray", "grain", "tensorstore", "pyarrow", "zarr", "array_record"]
+heavy += ["gradio", "ray", "grain", "tensorstore", "pyarrow", "zarr", "array_record"]
 print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(heavy)))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -292,6 +294,7 @@ def public_functions():
         "regions",
         "influence",
         "image",
+        "app",
         "plot.panels",
         "plot.pictures",
         "plot.charts",

@@ -57,18 +57,6 @@ def test_a_notebook_has_the_cells_of_its_page():
         assert path.read_text("utf-8") == notebook(page), f"{path.name} is behind; run python docs/_notebooks.py"
 
 
-def test_the_readme_lists_every_method_in_its_family():
-    """One row for each family of the registry, with all of its methods."""
-    families = {}
-    for row in jaxcam.METHODS.values():
-        families.setdefault(row.family, []).append(row.name)
-    lines = (ROOT / "README.md").read_text().splitlines()
-    rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "`" in line}
-    for family, names in families.items():
-        assert family in rows, f"the README's table of methods has no row {family!r}"
-        assert set(re.findall(r"`(\w+)`", rows[family].split("|")[2])) == set(names)
-
-
 def test_the_page_of_metrics_names_what_there_is():
     """All of them, and in the middle columns of its tables nothing else."""
     text = (ROOT / "docs" / "metrics.md").read_text()

@@ -6,7 +6,7 @@ so that `--help` and a mistyped option wait for nothing.
 
 import argparse
 
-from jaxcam.cli import compare, dataset, explain, export, listings
+from jaxcam.cli import app, compare, dataset, explain, export, listings
 from jaxcam.cli._common import complain
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _Parser(prog="jaxcam", description="Explain vision models in JAX.")
     parser.add_argument("--version", nargs=0, action=_Version, help="versions and devices, for a bug report")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for each in (explain, dataset, compare, export, listings):
+    for each in (explain, dataset, compare, app, export, listings):
         each.add(commands)
     try:
         args = parser.parse_args(argv)
