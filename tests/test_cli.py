@@ -21,6 +21,7 @@ from PIL import Image
 
 import jaxcam
 from jaxcam import cli
+from jaxcam._engine import kept as engine
 from jaxcam.attribution import METHODS, Method
 from jaxcam.cli import _common, _panel
 from jaxcam.cli import explain as command
@@ -510,15 +511,17 @@ def test_a_second_run_finds_the_compiled_programs(photo, tmp_path):
 import sys
 from pathlib import Path
 import jax
+from jaxcam._engine import kept
 from jaxcam.cli import main
 
 def run():
     assert main(sys.argv[1:]) == 0
-    return {path.name for path in Path("own").rglob("*-cache")}
+    return {path.name for path in Path("own").rglob("*") if path.suffix == ".program" or path.name.endswith("-cache")}
 
 first = run()
-assert any("saliency" in name for name in first), first
+assert len(first) > sum(name.endswith(".program") for name in first) == 2, first  # the prediction and the method
 jax.clear_caches()
+kept._kept.clear()
 assert run() == first
 """
     arguments = ["explain", photo, *MODEL, "--method", "saliency", "--output", str(tmp_path / "out")]
@@ -532,6 +535,7 @@ assert run() == first
 def test_where_compiled_programs_are_kept(tmp_path, monkeypatch):
     """In the package's own folder, unless the user has named another; a place that cannot be written is no error."""
     kept = {}
+    monkeypatch.setattr(engine, "folder", None)
 
     def config(named):
         return type("Config", (), {"jax_compilation_cache_dir": named, "update": kept.__setitem__})()
@@ -541,6 +545,7 @@ def test_where_compiled_programs_are_kept(tmp_path, monkeypatch):
     _common.keep_programs()
     assert Path(kept["jax_compilation_cache_dir"]).is_relative_to(tmp_path / "own")
     assert kept["jax_persistent_cache_min_compile_time_secs"] == 0
+    assert str(engine.folder) == kept["jax_compilation_cache_dir"]
     kept.clear()
     (tmp_path / "file").touch()
     monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "file"))

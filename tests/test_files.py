@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from jaxcam import _files
+from jaxcam._engine import kept as engine
 from jaxcam.cli import _common, _results
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -119,6 +120,7 @@ def kept(tmp_path, monkeypatch):
     told = {}
     config = type("Config", (), {"jax_compilation_cache_dir": None, "update": told.__setitem__})()
     monkeypatch.setattr(jax, "config", config)
+    monkeypatch.setattr(engine, "folder", None)
     monkeypatch.setenv("JAXCAM_CACHE", str(tmp_path / "own"))
     return told
 

@@ -4,12 +4,13 @@ import itertools
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import matplotlib.style
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageShow
 
 from jaxcam import plot
 from jaxcam.image import Preprocess, sample
@@ -442,6 +443,24 @@ def test_notebooks_and_pickle():
     figure = plot.overlay(photograph()[None], heat()[None])
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert pickle.loads(pickle.dumps(figure))._repr_png_() == figure._repr_png_()
+    formatters = pytest.importorskip("IPython.core.formatters")
+    assert "image/png" in formatters.DisplayFormatter().format(figure)[0], "as the last line of a cell"
+
+
+def test_show(monkeypatch):
+    """Where the system has a viewer it gets the picture, in a notebook the cell does; otherwise one hears why not."""
+    figure, seen = plot.overlay(photograph()[None], heat()[None]), []
+    monkeypatch.setattr(ImageShow, "show", lambda image: seen.append(image.size) or True)
+    figure.show()
+    np.testing.assert_allclose(seen, [100 * figure.get_size_inches()], atol=1)
+    monkeypatch.setattr(ImageShow, "show", lambda image: False)
+    with pytest.raises(OSError, match=r"no viewer of pictures here; jaxcam.plot.save"):
+        figure.show()
+    IPython = pytest.importorskip("IPython")
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=None))
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    figure.show()
+    assert seen[1:] == [figure]
 
 
 # Saving.

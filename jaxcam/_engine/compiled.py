@@ -8,12 +8,13 @@ import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import jax
 
 from jaxcam._checks import wrong_channels
+from jaxcam._engine import kept
 from jaxcam._engine.convolutions import fast
 from jaxcam._engine.forms import FORMS
 from jaxcam._engine.memory import fitted
@@ -72,7 +73,7 @@ def engine(function: Callable) -> Callable:
             _inside.reset(before)
 
     call.__name__ = function.__name__.strip("_")  # what a profile shows
-    compiled = fitted(call, num_static=5)
+    compiled, name = fitted(call, num_static=5), f"{function.__module__}.{function.__qualname__}"
 
     @wraps(function)
     def run(model, images, *args, **kwargs):
@@ -84,7 +85,7 @@ def engine(function: Callable) -> Callable:
             arrays = list(filter(_is_array, leaves))
             rewrite = config.rewrite and not _inside.get()  # what is inside of an engine is rewritten with it, once
             platform = _platform(arrays)
-            return compiled(platform, structure, fixed, rewrite, platform, config.spread, arrays)
+            return kept.run(compiled, name, platform, (structure, fixed, rewrite, platform, config.spread), arrays)
         except Exception as error:
             reason = wrong_channels(model, images)
             if reason is None:
@@ -97,15 +98,16 @@ def engine(function: Callable) -> Callable:
 def by_itself(function: Callable) -> Callable:
     """`function(model, images)`, a forward pass, compiled with its convolutions rewritten; in an engine as it is."""
 
-    @partial(jax.jit, static_argnums=0)
-    def compiled(platform, model, images):
-        return fast(function, platform)(model, images)
+    @wraps(function)
+    def without_targets(model, images, targets):
+        return function(model, images)
+
+    compiled = engine(without_targets)
 
     @wraps(function)
     def run(model, images):
-        if _inside.get() or not config.rewrite or not _is_compilable(model):
-            return function(model, images)
-        return compiled(_platform(jax.tree.leaves((model, images))), model, images)
+        as_it_is = _inside.get() or not config.rewrite or not _is_compilable(model)
+        return (function if as_it_is else compiled)(model, images)
 
     run.as_it_is = function
     return run

@@ -176,7 +176,11 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
                     raise
                 _halve(fit, partial(needs, args), error)
 
-    run.lower = partial(compiled.lower, 1.0)
+    def program(platform, *args):
+        """The one that has run on these, which JAX has not forgotten."""
+        return compiled.lower(fits[platform, *shaped(args)].share, *args).compile()
+
+    run.lower, run.program = partial(compiled.lower, 1.0), program
     return run
 
 

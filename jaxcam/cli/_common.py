@@ -85,6 +85,15 @@ def progress():
     return Progress(*columns, TextColumn("{task.description}"), **options)
 
 
+def stage(bar, task, text: str) -> None:
+    """What is done now; without a terminal it is a line on stderr, where a bar would show it."""
+    bar.update(task, description=text, refresh=True)
+    if bar.disable:
+        about = bar.tasks[task]
+        complain(f"{int(about.completed) + 1}/{about.total} {text}")
+        sys.stderr.flush()
+
+
 def keep_programs() -> None:
     """Compiled programs stay on disk, so that a second run begins at once; `$JAX_COMPILATION_CACHE_DIR` goes first.
 
@@ -94,6 +103,7 @@ def keep_programs() -> None:
 
     import jax
 
+    from jaxcam._engine import kept
     from jaxcam.models._download import cache_folder
 
     if jax.config.jax_compilation_cache_dir is not None:
@@ -108,6 +118,7 @@ def keep_programs() -> None:
         _remove_halves(folder)
     except OSError:
         return
+    kept.folder = folder
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", PROGRAMS)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -135,6 +146,9 @@ def _remove_halves(folder: Path) -> None:
     """
     from filelock import FileLock, Timeout
 
+    from jaxcam import _files
+
+    _files.sweep(folder)
     with contextlib.suppress(Timeout), FileLock(folder / ".lockfile", timeout=1):  # JAX's own
         names = {path.name for path in folder.iterdir()}
         for name in names:

@@ -15,7 +15,7 @@ class Look(NamedTuple):
 
     colormap: str
     theme: str
-    format: str
+    format: str | None  # of the panel; `None`: none is drawn
     scale: float
 
 
@@ -64,6 +64,19 @@ def panel(view, maps: Mapping[str, Any], report: dict, title: str, channels: int
 
 def cost(method, channels: int | None) -> str:
     """The registry's cost with the numbers that are known: "150 forward passes"."""
+    passes, above = _costs(method, channels)
+    end = "" if passes == "1" else "es"
+    return f"{passes} pass{end} + {above} of the head" if above else f"{passes} forward pass{end}"
+
+
+def passes(method, channels: int | None) -> int | None:
+    """Forward passes for an image, or `None` where that depends on more than the model."""
+    number = _costs(method, channels)[0].replace(",", "")
+    return int(number) if number.isdecimal() else None
+
+
+def _costs(method, channels) -> tuple[str, str]:
+    """Passes through the model, and through its head alone."""
     known = {
         name: each.default
         for name, each in inspect.signature(method.function).parameters.items()
@@ -72,11 +85,7 @@ def cost(method, channels: int | None) -> str:
     known |= {"k": channels} if channels else {}
     text = re.sub(r"\w+", lambda word: str(known.get(word[0], word[0])), method.cost)
     first, _, above = text.partition(", and ")
-    passes = _evaluated(first)
-    end = "" if passes == "1" else "es"
-    if above:
-        return f"{passes} pass{end} + {_evaluated(above.split()[0])} of the head"
-    return f"{passes} forward pass{end}"
+    return _evaluated(first), _evaluated(above.split()[0]) if above else ""
 
 
 def _evaluated(text: str) -> str:

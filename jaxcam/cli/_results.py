@@ -25,13 +25,14 @@ def make_writable(folder: Path) -> None:
         ) from None
 
 
-def files(name: str, maps: Sequence[str], kind: str) -> dict[str, str]:
-    """What is written for one image: its maps by what they are called, a panel of this kind and the report."""
+def files(name: str, maps: Sequence[str], kind: str | None) -> dict[str, str]:
+    """What is written for one image: its maps by what they are called, a panel of this kind if any, and the report."""
     overlays = {each: f"{name}_{each}.png" for each in maps}
-    return overlays | {"panel": f"{name}_panel.{kind}", "report": f"{name}.json"}
+    panel = {"panel": f"{name}_panel.{kind}"} if kind else {}
+    return overlays | panel | {"report": f"{name}.json"}
 
 
-def unique_names(paths: Sequence[str], maps: Sequence[str], kind: str) -> list[str]:
+def unique_names(paths: Sequence[str], maps: Sequence[str], kind: str | None) -> list[str]:
     """One name per image, so that those of a/dog.jpg and b/dog.jpg, and of a.jpg and a_x.jpg, are different files."""
     names: list[str] = []
     taken: set[str] = set()
@@ -52,7 +53,9 @@ def _stem(path: str) -> str:
     return stem.encode()[:LONGEST_STEM].decode(errors="ignore")
 
 
-def refuse_to_overwrite(folder: Path, paths: Sequence[str], names: Sequence[str], maps: Sequence[str], kind: str):
+def refuse_to_overwrite(
+    folder: Path, paths: Sequence[str], names: Sequence[str], maps: Sequence[str], kind: str | None
+):
     """Files of an earlier run may be written again; an image that is explained, or a report of someone else, not."""
     images = {os.path.realpath(path) for path in paths}  # unlike Path.resolve, of a link to itself too
     for name in names:
@@ -61,16 +64,26 @@ def refuse_to_overwrite(folder: Path, paths: Sequence[str], names: Sequence[str]
             if os.path.realpath(folder / file) in images:
                 raise ValueError(f"'{folder / file}' is one of the images; choose another folder with --output.")
         report = folder / own["report"]
-        if report.exists() and not _is_report(report):
+        if report.exists() and _report(report) is None:
             raise ValueError(f"'{report}' exists and is no report of jaxcam; choose another folder with --output.")
 
 
-def _is_report(path: Path) -> bool:
+def finished(folder: Path, name: str, settings: dict) -> dict | None:
+    """The report of an earlier run with these settings, if all files that it names are there."""
+    report = _report(folder / f"{name}.json")
+    as_written = json.loads(json.dumps(settings))
+    if report is None or any(report.get(key) != value for key, value in as_written.items()):
+        return None
+    return report if all((folder / file).is_file() for file in report["files"].values()) else None
+
+
+def _report(path: Path) -> dict | None:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"predictions", "methods", "targets"} <= set(content)
+        return None
+    is_one = isinstance(content, dict) and {"predictions", "methods", "targets", "files"} <= set(content)
+    return content if is_one else None
 
 
 def write(folder: Path, name: str, view, heatmaps: dict, panel, report: dict, look) -> None:
@@ -80,7 +93,8 @@ def write(folder: Path, name: str, view, heatmaps: dict, panel, report: dict, lo
     own = files(name, list(heatmaps), look.format)
     for each, heat in heatmaps.items():
         _files.write(folder / own[each], _png(plot.blend(view[None], heat[None], colormap=look.colormap)[0]))
-    plot.save(panel, folder / own["panel"], scale=look.scale)
+    if panel is not None:
+        plot.save(panel, folder / own["panel"], scale=look.scale)
     place = folder / own.pop("report")
     _files.write(place, (json.dumps({**report, "files": own}, indent=2) + "\n").encode())
 

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,22 @@ from typing import Any, NamedTuple
 
 from jaxcam._errors import printable
 from jaxcam.cli import _panel, _results
-from jaxcam.cli._common import add_model, complain, count, keep_programs, muffled, pixels_at_most, progress, show, table
+from jaxcam.cli._common import (
+    add_model,
+    complain,
+    count,
+    keep_programs,
+    muffled,
+    pixels_at_most,
+    progress,
+    show,
+    stage,
+    table,
+)
 
 BATCH = 16  # images explained at once
+TABLES, MANY = 10, 100  # images: beyond, a line for each; and beyond, another command does it better
+LONG = 10  # seconds that are worth an estimate
 # Without --method: of each idea one that takes no more than some forward and backward passes.
 USUAL = ("grad_cam", "layer_cam", "ablation_cam", "saliency", "guided_backprop", "integrated_gradients")
 
@@ -39,20 +53,30 @@ def add(commands) -> None:
     parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the panel (default: png)")
     scale = "of the panel's resolution: 1 is 1800 pixels across a slide, 2 is 3600 (default: 1)"
     parser.add_argument("--scale", type=float, default=1, metavar="NUMBER", help=scale)
+    parser.add_argument("--no-panel", action="store_true", help="overlays and the JSON file alone")
+    again = "explain images anew whose files are there already, made with the same settings"
+    parser.add_argument("--again", action="store_true", help=again)
 
 
 class Job(NamedTuple):
     """What is to be done, once everything that can be checked was checked."""
 
     classifier: Any
-    name: str  # of the model, as it was given
     layer: str
     targets: list[int]  # none: what the model predicts
     methods: list[str]
     paths: list[str]
     names: list[str]  # of each image's files
+    settings: list[dict]  # of each image: what its files depend on
+    finished: list[dict]  # reports of an earlier run with the same settings
+    unreadable: dict[str, str]  # files, and what is wrong with each
     output: Path
     look: _panel.Look
+
+    @property
+    def is_short(self) -> bool:
+        """Whether there is room for a table for each image."""
+        return len(self.finished) + len(self.paths) <= TABLES
 
 
 class Explained(NamedTuple):
@@ -68,6 +92,7 @@ class Batch(NamedTuple):
 
     paths: list[str]
     names: list[str]
+    settings: list[dict]
     images: Any
     views: Any
     probabilities: Any
@@ -75,7 +100,11 @@ class Batch(NamedTuple):
 
 
 def run(args) -> None:
-    """Checks everything, then predicts, explains and writes batch by batch."""
+    """Checks everything, then predicts, explains and writes batch by batch.
+
+    Raises:
+      ValueError: some of the images could not be read; the others are explained.
+    """
     keep_programs()
     methods = _methods(args.method)
     _panel.check(_look(args))
@@ -87,24 +116,44 @@ def run(args) -> None:
         model = job.classifier.tap(job.layer)
         starts = range(0, len(job.paths), BATCH)
         bar.update(task, total=len(job.methods) * len(starts), description="predicting", refresh=True)
+        _print_reports(bar, job, job.finished)
+        if len(job.paths) > MANY:
+            complain(
+                f"for {len(job.paths)} images `jaxcam explain-dataset` is made: heatmaps in one place, and no pictures"
+            )
         for start in starts:
             batch = _predicted(job, model, slice(start, start + BATCH))
-            found = {}
+            channels, found = _channels(job, model, batch), {}
+            if start == 0:
+                _estimate(job, model, batch, channels)
             for name in job.methods:
-                bar.update(task, description=f"{name}: {_stage(job, start)}", refresh=True)
+                stage(bar, task, f"{name}: {_stage(job, start)}")
                 found[name] = _explained(model, batch, name)
                 remarks += _remarks(job, batch, name, found[name])
                 bar.advance(task)
             bar.update(task, description="drawing", refresh=True)
-            reports = list(_written(job, batch, found, _channels(job, model, batch)))
-            bar.stop()  # the line makes room
-            for report in reports:
-                _print_report(report)
-            bar.start()
+            _print_reports(bar, job, list(_written(job, batch, found, channels)))
     for remark in dict.fromkeys(remarks):
         complain(remark)
-    count = len(job.paths)
-    print(f"{count} image{'s' if count > 1 else ''} explained; results in {printable(str(args.output))}")
+    _print_end(job)
+
+
+def _print_reports(bar, job: Job, reports: list[dict]) -> None:
+    bar.stop()  # the line makes room
+    for report in reports:
+        (_print_report if job.is_short else _print_line)(report)
+    bar.start()
+
+
+def _print_end(job: Job) -> None:
+    count, before = len(job.paths), len(job.finished)
+    new = f"{count} image{'s' * (count != 1)} explained" if count or not before else ""
+    old = f"{before} had been before, with the same settings (--again explains them anew)" if before else ""
+    print(f"{', '.join(filter(None, [new, old]))}; results in {printable(str(job.output))}")
+    if job.unreadable:
+        for message in job.unreadable.values():
+            complain(message)
+        raise ValueError(f"{len(job.unreadable)} of {count + before + len(job.unreadable)} images could not be read.")
 
 
 def _stage(job: Job, start: int) -> str:
@@ -113,8 +162,23 @@ def _stage(job: Job, start: int) -> str:
     return "compiling and running" if new else "running"
 
 
+def _estimate(job: Job, model, batch: Batch, channels: int | None) -> None:
+    """Says how long it takes, by the time of a forward pass and the methods' costs, if that is long."""
+    from jaxcam.attribution import METHODS
+
+    start = time.perf_counter()
+    model(batch.images).block_until_ready()
+    passes = sum(_panel.passes(METHODS[name], channels) or 0 for name in job.methods)
+    seconds = (time.perf_counter() - start) * passes * len(job.paths) / len(batch.paths)
+    if seconds >= LONG:
+        long = f"{seconds / 60:.0f} minutes" if seconds >= 100 else f"{seconds:.0f} seconds"
+        complain(
+            f"{len(job.methods)} methods take {passes:,} forward passes an image: about {long}, and time to compile"
+        )
+
+
 def _look(args) -> _panel.Look:
-    return _panel.Look(args.colormap, args.theme, args.format, args.scale)
+    return _panel.Look(args.colormap, args.theme, None if args.no_panel else args.format, args.scale)
 
 
 def _methods(names: Sequence[str]) -> list[str]:
@@ -153,14 +217,49 @@ def _job(args, methods: list[str]) -> Job:
     layer = args.layer or classifier.layer
     if "all" in args.method and layer != classifier.layer:
         methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
-    paths = _image_files(args.images) or [str(jaxcam.sample())]
+    look, paths = _look(args), _image_files(args.images) or [str(jaxcam.sample())]
     maps = [file for method in methods for file in _files_of(method, targets, classifier.labels)]
-    names = _results.unique_names(paths, maps, args.format)
-    _results.refuse_to_overwrite(args.output, paths, names, maps, args.format)
-    for path in paths:
-        with muffled():
-            jaxcam.image.open_image(path)
-    return Job(classifier, args.model, layer, targets, methods, paths, names, args.output, _look(args))
+    names = _results.unique_names(paths, maps, look.format)
+    _results.refuse_to_overwrite(args.output, paths, names, maps, look.format)
+    new, settings, finished, unreadable = {}, [], [], {}
+    for path, name in zip(paths, names, strict=True):
+        try:
+            own = _settings(args, classifier, layer, targets, methods, look, path)
+            report = None if args.again else _results.finished(args.output, name, own)
+            with muffled():
+                report or jaxcam.image.open_image(path)
+        except (ValueError, OSError) as error:
+            if len(paths) == 1:
+                raise
+            unreadable[path] = str(error)
+            continue
+        if report is not None:
+            finished.append(report)
+            continue
+        new[path] = name
+        settings.append(own)
+    found = list(new), list(new.values()), settings, finished, unreadable
+    return Job(classifier, layer, targets, methods, *found, args.output, look)
+
+
+def _settings(args, classifier, layer, targets, methods, look, path) -> dict:
+    """What the files of an image depend on, in words that a JSON file holds."""
+    from hashlib import sha256
+    from importlib.metadata import version
+
+    from jaxcam import _files
+    from jaxcam.attribution import METHODS
+
+    return {
+        "model": args.model,
+        "weights": classifier.about.get("sha256"),
+        "layer": layer,
+        "methods": {name: _options(METHODS[name].function) for name in methods},
+        "asked": [classifier.labels[each] for each in targets] or "predicted",
+        "look": look._asdict(),
+        "jaxcam": version("jaxcam-xai"),
+        "sha256": sha256(_files.read(path)).hexdigest(),
+    }
 
 
 def _image_files(named: Sequence[str]) -> list[str]:
@@ -220,9 +319,9 @@ def _predicted(job: Job, model, part: slice) -> Batch:
     paths = job.paths[part]
     seen = [_seen(job.classifier.preprocess, path) for path in paths]
     images, views = jax.numpy.asarray(np.concatenate([image for image, _ in seen])), [view for _, view in seen]
-    probabilities = np.asarray(jax.jit(_probabilities)(model, images))
+    probabilities = np.asarray(jax.nn.softmax(model(images), axis=-1))
     targets = np.tile(job.targets, (len(paths), 1)) if job.targets else probabilities.argmax(-1)[:, None]
-    return Batch(paths, job.names[part], images, views, probabilities, targets)
+    return Batch(paths, job.names[part], job.settings[part], images, views, probabilities, targets)
 
 
 def _seen(preprocess, path: str) -> tuple:
@@ -232,12 +331,6 @@ def _seen(preprocess, path: str) -> tuple:
     with muffled():
         image = open_image(path)
     return preprocess(image), preprocess.view(image)[0]
-
-
-def _probabilities(model, images):
-    import jax
-
-    return jax.nn.softmax(model(images), axis=-1)
 
 
 def _explained(model, batch: Batch, name: str) -> Explained:
@@ -285,14 +378,12 @@ def _written(job: Job, batch: Batch, found: dict[str, Explained], channels: int 
             files = _files_of(method, batch.targets[index], job.classifier.labels)
             own |= zip(files, each.heatmaps[index], strict=True)
         maps = {method: each.drawn[index] for method, each in found.items()}
-        panel = _panel.panel(view, maps, report, printable(name), channels, job.look)
+        panel = _panel.panel(view, maps, report, printable(name), channels, job.look) if job.look.format else None
         _results.write(job.output, name, view, own, panel, report, job.look)
         yield report
 
 
 def _report(job: Job, batch: Batch, index: int) -> dict:
-    from jaxcam.attribution import METHODS
-
     probabilities = batch.probabilities[index]
 
     def entry(index):
@@ -300,22 +391,27 @@ def _report(job: Job, batch: Batch, index: int) -> dict:
 
     return {
         "image": batch.paths[index],
-        "model": job.name,
-        "layer": job.layer,
+        **batch.settings[index],
         "predictions": [entry(index) for index in probabilities.argsort()[::-1][:5]],
         "targets": [entry(each) for each in batch.targets[index]],
-        "methods": {name: _settings(METHODS[name].function) for name in job.methods},
     }
 
 
-def _settings(method) -> dict:
-    """The options that a method ran with; the command line leaves them at their defaults."""
+def _options(method) -> dict:
+    """Those that a method ran with; the command line leaves them at their defaults."""
     options = {
         name: each.default
         for name, each in inspect.signature(method).parameters.items()
         if each.kind == each.KEYWORD_ONLY
     }
     return {name: getattr(value, "__name__", value) for name, value in options.items()}
+
+
+def _print_line(report: dict) -> None:
+    """What an image is taken for, and what else was explained."""
+    listed = [report["predictions"][0], *(each for each in report["targets"] if each != report["predictions"][0])]
+    found = ", ".join(f"{each['label']} {each['probability']:.1%}" for each in listed)
+    print(printable(f"{report['image']}: {found}"))
 
 
 def _print_report(report: dict) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import math
 import os
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,21 @@ def blank(width, height, theme="light"):
     figure.theme = THEMES[theme]
     FigureCanvasAgg(figure)
     figure._repr_png_ = partial(written, figure, "png", SHOWN_DPI)  # notebooks show it, though pyplot was not imported
+    figure.show = partial(_shown, figure)  # matplotlib's own wants a figure of pyplot's
     return figure
+
+
+def _shown(figure) -> None:
+    """Shows a figure: in a notebook below the cell, elsewhere in the viewer that the system has for pictures."""
+    from PIL import Image, ImageShow
+
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    if hasattr(get_shell(), "kernel"):
+        from IPython.display import display
+
+        display(figure)
+    elif not ImageShow.show(Image.open(io.BytesIO(figure._repr_png_()))):
+        raise OSError("There is no viewer of pictures here; jaxcam.plot.save(figure, path) writes a file.")
 
 
 def written(figure, kind, dpi) -> bytes:
