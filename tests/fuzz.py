@@ -472,7 +472,8 @@ def run(name: str, first: int, count: int, state: dict, save: Callable) -> None:
     """So many cases of a kind in processes of some, on from what `state` says."""
     import subprocess
 
-    row = state.setdefault(name, {"next": first, "read": 0, "refused": 0, "seconds": 0.0, "megabytes": 0.0, "failed": {}})
+    new = {"next": first, "read": 0, "refused": 0, "seconds": 0.0, "megabytes": 0.0, "failed": {}}
+    row = state.setdefault(name, new)
     while row["next"] < first + count:
         end, begun = min(first + count, row["next"] + SLICE), row["next"]
         command = [sys.executable, __file__, "--worker", name, str(row["next"]), str(end)]
