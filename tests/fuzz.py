@@ -1,10 +1,11 @@
 """Bad input from a seed: mutated weights, images, configurations and checkpoints, each of which ends in one sentence.
 
-    python tests/fuzz.py COUNT [KIND ...] [--state FILE] [--only INDEX]
+    python tests/fuzz.py COUNT [KIND ...] [--first INDEX] [--state FILE] [--only INDEX]
 
 looks at so many cases of each kind and says what became of them: read, or refused in a sentence; no traceback, no
-warning, nothing run, at most 10 CPU seconds and 2 GB a case. It goes on where the file of an earlier run ends. The
-default suite looks at 300 of each (`test_fuzz.py`), at what reads a file alone, not at the network that is built of it.
+warning, nothing run, at most 10 CPU seconds and 2 GB a case. It goes on where the file of an earlier run ends, and
+fails if one of the cases does. The default suite looks at 300 of each (`test_fuzz.py`), at what reads a file alone, not
+at the network that is built of it.
 """
 
 import argparse
@@ -467,13 +468,14 @@ def _worker(name: str, start: int, end: int) -> None:
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def run(name: str, count: int, state: dict, save: Callable) -> None:
+def run(name: str, first: int, count: int, state: dict, save: Callable) -> None:
     """So many cases of a kind in processes of some, on from what `state` says."""
     import subprocess
 
-    row = state.setdefault(name, {"next": 0, "read": 0, "refused": 0, "seconds": 0.0, "megabytes": 0.0, "failed": {}})
-    while row["next"] < count:
-        end, begun = min(count, row["next"] + SLICE), row["next"]
+    new = {"next": first, "read": 0, "refused": 0, "seconds": 0.0, "megabytes": 0.0, "failed": {}}
+    row = state.setdefault(name, new)
+    while row["next"] < first + count:
+        end, begun = min(first + count, row["next"] + SLICE), row["next"]
         command = [sys.executable, __file__, "--worker", name, str(row["next"]), str(end)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
             for line in worker.stdout:
@@ -501,6 +503,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("count", type=int)
     parser.add_argument("kinds", nargs="*", default=list(KINDS), metavar="KIND")
+    parser.add_argument("--first", type=int, default=0, metavar="INDEX", help="the first case (default: 0)")
     parser.add_argument("--state", type=Path, default=Path("fuzz.json"), help="where an interrupted run goes on")
     parser.add_argument("--only", type=int, help="one case, here, with its traceback")
     args = parser.parse_args()
@@ -516,8 +519,10 @@ def main() -> None:
         shutil.move(beside, args.state)
 
     for name in args.kinds:
-        run(name, args.count, state, save)
+        run(name, args.first, args.count, state, save)
         print(name, json.dumps(state[name]), flush=True)
+    if any(state[name]["failed"] for name in args.kinds):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

