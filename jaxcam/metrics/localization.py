@@ -267,14 +267,19 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int
 
     `IoU = |M and mask| / |M or mask|` with `M = [scaled map >= threshold]`, the map scaled to [0, 1].
 
-    A constant map has no part that stands out, so its overlap is zero. Arguments and errors are those of
-    `pointing_game`, and:
+    A constant map has no part that stands out, so its overlap is zero.
 
     Args:
+      heatmaps: `[n, *space]`.
+      masks: `[n, *space]`, true or above zero inside the object; `box_to_mask` makes them from boxes.
       threshold: above 0 and at most 1.
 
     Returns:
       `float32[n]` in [0, 1].
+
+    Raises:
+      ValueError: wrong or different shapes, NaN, a mask without any pixel (inside `jit` that gives NaN), or a threshold
+        out of range.
 
     Reference: Zhou et al. 2016, Learning Deep Features for Discriminative Localization,
     https://arxiv.org/abs/1512.04150
