@@ -19,6 +19,7 @@ SITE_ONLY = {  # run when the site is built, and not here, where they would take
     ),
     "it asks a network trained on ImageNet": ("tcav-and-craft",),
     "it compiles each method twice": ("bfloat16",),
+    "it shuffles all layers of a trained network under five methods": ("trust",),
     "it makes devices of its own, before anything is computed": ("devices",),
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
