@@ -50,7 +50,12 @@ html_theme = "sphinx_book_theme"
 html_title = f"jaxcam {jaxcam.__version__}" if hasattr(jaxcam, "__version__") else "jaxcam"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "use_download_button": False,
+    "navbar_persistent": [],
+}
 
 FRONT = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n"
 
