@@ -100,6 +100,53 @@ def test_what_holds_no_images(given, message, tmp_path, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_many_images(quick, photo, tmp_path, monkeypatch, capsys):
+    """A line for each, no panels, damaged files at the end; a second run explains what is new or has changed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "MANY", 11)
+    Path("more").mkdir()
+    for index in range(12):
+        shutil.copy(photo, f"more/{index:02}.png")
+    Path("more/cut.png").write_bytes(Path(photo).read_bytes()[:500])
+    options = ["more", *MODEL, "--method", "saliency", "--no-panel"]
+
+    def explained(*further):
+        code = cli.main(["explain", *options, *further])
+        captured = capsys.readouterr()
+        *lines, last = captured.out.splitlines()
+        assert [re.sub(r": \w+ \d+\.\d%$", "", line) for line in sorted(lines)] == listed and "explained" not in lines
+        return code, captured.err.splitlines(), last
+
+    listed = [f"more/{index:02}.png" for index in range(12)]
+    code, said, last = explained()
+    assert code == 2 and last == "12 images explained; results in jaxcam_output"
+    assert said[-2:] == [
+        "jaxcam: 'more/cut.png' is truncated or damaged: image file is truncated.",
+        "jaxcam: 1 of 13 images could not be read.",
+    ]
+    assert said[0].startswith("jaxcam: for 12 images `jaxcam explain-dataset` is made")
+    made = {path.name for path in Path("jaxcam_output").iterdir()}
+    assert made == {f"{index:02}{end}" for index in range(12) for end in (".json", "_saliency.png")}
+    Path("more/cut.png").unlink()
+    Image.new("RGB", (40, 40)).save("more/00.png")
+    Path("jaxcam_output/01_saliency.png").unlink()
+    Path("jaxcam_output/02.json").unlink()
+    before = " had been before, with the same settings (--again explains them anew); results in jaxcam_output"
+    assert explained()[::2] == (0, f"3 images explained, 9{before}")
+    assert explained() == (0, [], f"12{before}")
+    for further in (["--colormap", "jet"], ["--layer", "layer3"], ["--again"]):
+        assert explained(*further)[2] == "12 images explained; results in jaxcam_output", further
+
+
+def test_what_takes_long_is_said_first(quick, photo, tmp_path, monkeypatch, capsys):
+    clock = iter(range(0, 900, 2))
+    monkeypatch.setattr(command.time, "perf_counter", lambda: next(clock))
+    options = [*MODEL, "--method", "rise", "integrated_gradients", "--output", str(tmp_path / "out")]
+    assert cli.main(["explain", photo, *options]) == 0
+    said = "jaxcam: 2 methods take 1,150 forward passes an image: about 38 minutes, and time to compile\n"
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
@@ -194,7 +241,8 @@ def test_explain_with_no_arguments(tmp_path, monkeypatch, capsys):
     assert min(size(folder / "chelsea_panel.png")) > 500
     captured = capsys.readouterr()
     assert "tiger cat" in captured.out and "explained" in captured.out and "jaxcam_output" in captured.out
-    assert not captured.err
+    # A line for each method, as there is no terminal.
+    assert re.fullmatch(r"jaxcam: 1/2 grad_cam: [\d.]+ s\njaxcam: 2/2 saliency: [\d.]+ s\n", captured.err)
 
 
 def test_several_targets_stand_side_by_side(photo, tmp_path, capsys, monkeypatch):
@@ -222,6 +270,7 @@ def test_cam_is_not_among_all_methods_of_another_layer(tmp_path):
     """It is defined for the last one alone."""
     given = {"model": "resnet18_cifar10", "architecture": None, "target": [], "method": ["all"], "images": []}
     given |= {"colormap": "inferno", "theme": "light", "format": "png", "scale": 1}
+    given |= {"no_panel": False, "again": False}
     for layer, expected in ((None, ["grad_cam", "cam"]), ("layer4", ["grad_cam", "cam"]), ("layer3", ["grad_cam"])):
         args = argparse.Namespace(**given, layer=layer, output=tmp_path)
         assert command._job(args, ["grad_cam", "cam"]).methods == expected
@@ -240,9 +289,14 @@ def test_a_heatmap_of_zeros_is_one_line_on_stderr(photo, tmp_path, monkeypatch, 
     arguments = ["--method", "nothing", "--output", str(tmp_path / "out")]
     assert cli.main(["explain", photo, second, third, *MODEL, *arguments]) == 0
     said = "nothing is zero everywhere. All gradients at 'layer4' are zero, and so are the heatmaps."
-    assert capsys.readouterr().err.splitlines() == [f"jaxcam: {path}: {said}" for path in (second, third)]
-    assert cli.main(["explain", photo, *MODEL, *arguments]) == 0
-    assert capsys.readouterr().err == "jaxcam: All gradients at 'layer4' are zero, and so are the heatmaps.\n"
+    assert remarks(capsys) == [f"jaxcam: {path}: {said}" for path in (second, third)]
+    assert cli.main(["explain", photo, *MODEL, *arguments, "--again"]) == 0
+    assert remarks(capsys) == ["jaxcam: All gradients at 'layer4' are zero, and so are the heatmaps."]
+
+
+def remarks(capsys) -> list[str]:
+    """What stderr says, but for what is done."""
+    return [line for line in capsys.readouterr().err.splitlines() if not re.match(r"jaxcam: \d+/\d+ ", line)]
 
 
 def test_what_the_library_warns_of_arrives(photo, tmp_path, monkeypatch, capsys):
@@ -251,9 +305,9 @@ def test_what_the_library_warns_of_arrives(photo, tmp_path, monkeypatch, capsys)
     parts = (lambda variables, images: images[:, ::8, ::8], lambda variables, activations: jnp.ones((1, 10)))
     monkeypatch.setattr(jaxcam.Classifier, "tap", lambda self, layer: jaxcam.tap(parts))
     assert cli.main(["explain", photo, *MODEL, "--method", "grad_cam", "--output", str(tmp_path / "out")]) == 0
-    captured = capsys.readouterr().err
-    assert captured.startswith(f"jaxcam: {photo}: grad_cam is zero everywhere. All gradients at ")
-    assert captured.count("\n") == 1 and "UserWarning" not in captured
+    [remark] = remarks(capsys)
+    assert remark.startswith(f"jaxcam: {photo}: grad_cam is zero everywhere. All gradients at ")
+    assert "UserWarning" not in remark
 
 
 def test_options(photo, tmp_path, capsys):
@@ -574,12 +628,12 @@ jax.clear_caches()
 kept._kept.clear()
 assert run() == first
 """
-    arguments = ["explain", photo, *MODEL, "--method", "saliency", "--output", str(tmp_path / "out")]
+    arguments = ["explain", photo, *MODEL, "--method", "saliency", "--again", "--output", str(tmp_path / "out")]
     environment = {**os.environ, "JAXCAM_CACHE": str(tmp_path / "own")}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(jaxcam.__file__).parents[1]), os.getenv("PYTHONPATH", "")])
     options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
     ran = subprocess.run([sys.executable, "-c", program, *arguments], **options)
-    assert ran.returncode == 0 and not ran.stderr, ran.stderr
+    assert ran.returncode == 0 and re.fullmatch(r"(jaxcam: 1/1 saliency: [\d.]+ s\n){2}", ran.stderr), ran.stderr
 
 
 def test_where_compiled_programs_are_kept(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageShow
 
 from jaxcam import plot
+from jaxcam.attribution import METHODS
 from jaxcam.image import Preprocess, sample
 from jaxcam.plot import _layout, _pixels
 
@@ -160,7 +161,46 @@ def test_a_heatmap_of_zeros_is_said_to_be_one(titles):
     check_layout(figure)
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("channels", [True, False])
+def test_overlay_of_signs(theme, channels):
+    """As on the panel, with a scale of its own; what the eye is shown is said."""
+    given, image = signed() if channels else signed().sum(-1), photograph(300, 300)
+    figure = plot.overlay([image], given[None], titles=["Integrated gradients"], theme=theme)
+    assert labels(figure) == ["overlay 1", "scale of signs"]
+    assert {"Integrated gradients", "against the class", "for the class"} < set(texts(figure))
+    assert "Smoothed (σ 1% of the side) and clipped (percentile 99), for display only." in texts(figure)
+    panel = plot.panel(image, {"ig": given[..., None] if not channels else given}, theme=theme)
+    np.testing.assert_array_equal(shown(figure, "overlay 1"), shown(panel, "map ig"))
+    check_layout(figure)
+
+
+def test_attributions_of_one_sign_are_heat():
+    figure = plot.overlay([photograph()] * 2, np.abs(np.stack([signed()] * 2)))
+    assert labels(figure)[-1] == "colour scale" and "relative importance" in texts(figure)
+    check_layout(figure)
+
+
+@pytest.mark.parametrize("size", [(700, 500), (400, 900)])
+def test_one_overlay_has_the_pixels_of_its_photograph(size):
+    figure = plot.overlay([photograph(*size)], heat()[None], titles=["Grad-CAM++"])
+    box = figure.axes[0].get_position()
+    width, height = 150 * figure.get_size_inches()
+    np.testing.assert_allclose((height * box.height, width * box.width), size, atol=0.01)
+    check_layout(figure)
+
+
 # The panel.
+
+
+def test_methods_are_called_by_their_titles():
+    written = texts(plot.panel(photograph(), {"grad_cam_plus_plus": heat(), "mine": heat()}))
+    assert {"Grad-CAM++", "mine"} < set(written)
+    titles = [method.title for method in METHODS.values()]
+    assert len(set(titles)) == len(titles) and max(map(len, titles)) < 28
+    drawn = [name for name, method in METHODS.items() if method.gives != "parts"]
+    written = texts(plot.panel(photograph(), {name: heat() for name in drawn}))
+    assert {METHODS[name].title for name in drawn} < set(written), "whole"
 
 
 def boxes(figure):
@@ -540,11 +580,9 @@ def test_save_knows_three_formats(tmp_path):
 NAN = np.where(np.eye(7), np.nan, 0.5)
 HEATMAP_MISTAKES = [
     (heat(), r"The heatmaps have shape \(7, 7\); expected \[n, h, w\]. Use heatmap\[None\] for one"),
-    (np.zeros((2, 7, 7, 3)), r"expected \[n, h, w\]. For attributions, use jaxcam.heatmap\(attributions\)"),
     (np.zeros((2, 0, 7)), r"have shape \(2, 0, 7\)"),
     (np.zeros((3, 7, 7)), r"There are 3 heatmaps and 2 images; give one heatmap per image"),
     (np.stack([heat(), NAN]), r"Heatmap 2 of 2 has NaN or infinite values"),
-    (np.stack([heat() - 0.5, heat()]), r"Heatmap 1 of 2 ranges from -0.* For signed attributions, use jaxcam.heatmap"),
     (np.stack([heat(), 255 * heat()]), r"Heatmap 2 of 2 ranges from .* to .*; expected \[0, 1\]"),
 ]
 
@@ -554,6 +592,34 @@ HEATMAP_MISTAKES = [
 def test_wrong_heatmaps(function, heatmaps, message):
     with pytest.raises(ValueError, match=message):
         function([photograph()] * 2, heatmaps)
+
+
+SIGNED = [
+    (np.zeros((2, 7, 7, 3)), r"expected \[n, h, w\]. For attributions, use jaxcam.heatmap\(attributions\)"),
+    (
+        np.stack([heat() - 0.5, heat()]),
+        r"Heatmap 1 of 2 ranges from -0.* For signed attributions, use jaxcam.plot.over",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), SIGNED)
+def test_attributions_are_no_colours_of_blend(given, message):
+    with pytest.raises(ValueError, match=message):
+        plot.blend([photograph()] * 2, given)
+
+
+ATTRIBUTION_MISTAKES = [
+    (np.stack([signed()] * 3), r"There are 3 attributions and 2 images; give one per image"),
+    (np.stack([signed(), np.nan * signed()]), r"Map 2 of 2 has NaN or infinite values"),
+    (np.ones((2, 7, 7, 64)), r"Map 1 of 2 has shape \(7, 7, 64\); expected .* of attributions"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), ATTRIBUTION_MISTAKES)
+def test_wrong_attributions(given, message):
+    with pytest.raises(ValueError, match=message):
+        plot.overlay([photograph()] * 2, given)
 
 
 IMAGE_MISTAKES = [

@@ -76,6 +76,11 @@ class Method(NamedTuple):
         return self.function.__name__
 
     @property
+    def title(self) -> str:
+        """What people call it, "Grad-CAM++": the words before the colon of its docstring."""
+        return (inspect.getdoc(self.function) or self.name).split(":")[0].split(" (")[0]
+
+    @property
     def summary(self) -> str:
         """What it is, in a line."""
         return summary(self.function)

@@ -48,7 +48,7 @@ def deep_lift(
     return_delta: bool = False,
     chunk_size: int | None = None,
 ) -> Explained:
-    """DeepLIFT with the rescale rule: backpropagation where a nonlinearity passes its slope between baseline and image.
+    """DeepLIFT (rescale rule): backpropagation where a nonlinearity passes its slope between baseline and image.
 
     `attribution = (image - baseline) * multipliers`: the chain rule with `(f(x) - f(x0)) / (x - x0)` for `f'(x)`.
     The attributions of an image sum to `score(image) - score(baseline)`, with two passes instead of a path of them.

@@ -50,7 +50,7 @@ def lrp(
     score: Score = logit,
     composite: str | Callable[[Layer], Rule] = "epsilon_plus",
 ) -> Attributions:
-    """Layer-wise relevance propagation: the score is handed back, layer by layer, in proportion to contributions.
+    """LRP (layer-wise relevance propagation): the score is handed back, layer by layer, in proportion to contributions.
 
     `relevance_i = sum_j c_ij / sum_i c_ij relevance_j`, where the layer's rule says what counts as the contribution
     `c_ij` of input `i` to output `j`: `x_i w_ij`, its positive part, or another choice.

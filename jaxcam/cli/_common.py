@@ -85,12 +85,12 @@ def progress():
     return Progress(*columns, TextColumn("{task.description}"), **options)
 
 
-def stage(bar, task, text: str) -> None:
-    """What is done now; without a terminal it is a line on stderr, where a bar would show it."""
-    bar.update(task, description=text, refresh=True)
+def advance(bar, task, text: str, seconds: float) -> None:
+    """A step is done; without a terminal, which would show a bar, that is a line on stderr."""
+    bar.advance(task)
     if bar.disable:
         about = bar.tasks[task]
-        complain(f"{int(about.completed) + 1}/{about.total} {text}")
+        complain(f"{about.completed:.0f}/{about.total} {text}: {seconds:.1f} s")
         sys.stderr.flush()
 
 

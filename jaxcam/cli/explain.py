@@ -13,6 +13,7 @@ from jaxcam._errors import printable
 from jaxcam.cli import _panel, _results
 from jaxcam.cli._common import (
     add_model,
+    advance,
     complain,
     count,
     keep_programs,
@@ -20,7 +21,6 @@ from jaxcam.cli._common import (
     pixels_at_most,
     progress,
     show,
-    stage,
     table,
 )
 
@@ -127,10 +127,11 @@ def run(args) -> None:
             if start == 0:
                 _estimate(job, model, batch, channels)
             for name in job.methods:
-                stage(bar, task, f"{name}: {_stage(job, start)}")
+                bar.update(task, description=f"{name}: {_stage(job, start)}", refresh=True)
+                began = time.perf_counter()
                 found[name] = _explained(model, batch, name)
                 remarks += _remarks(job, batch, name, found[name])
-                bar.advance(task)
+                advance(bar, task, name, time.perf_counter() - began)
             bar.update(task, description="drawing", refresh=True)
             _print_reports(bar, job, list(_written(job, batch, found, channels)))
     for remark in dict.fromkeys(remarks):

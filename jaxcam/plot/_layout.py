@@ -46,7 +46,9 @@ HEADING, CAPTION, NOTE, FOOTER = 0.4, 0.28, 0.16, 0.56
 SIDEBAR, SLIDE = 2.6, (12.0, 6.75)
 BAR_ROW, SCALE_WIDTH, MOST_PREDICTIONS = 0.37, 2.6, 10
 SMALLEST, LARGEST = 1.0, 4.2  # sides of a square picture
-NARROWEST = 1.45  # of what a caption stands over: it holds "integrated_gradients"
+SAID, SENTENCE = 0.3, 4.2  # height and width of a sentence in small letters
+ENDS = "against the class", "0", "for the class"  # of a scale of signs
+NARROWEST = 1.45  # of what a caption stands over: it holds "Integrated gradients"
 
 
 class Grid(NamedTuple):
@@ -59,11 +61,11 @@ class Grid(NamedTuple):
     bottom: float
 
 
-def arranged(count, aspect, shapes, origin, room, caption, label=0.0) -> Grid:
+def arranged(count, aspect, shapes, origin, room, caption, label=0.0, most=LARGEST) -> Grid:
     """Arranges `count` blocks so that pictures become as large as the room allows; too small, and the room grows.
 
     `shapes` are the blocks to choose from: pictures across and down. A block has a caption, and each of its pictures a
-    label above it, of these heights.
+    label above it, of these heights. No picture gets larger than a square of side `most`.
     """
     root, best = math.sqrt(framed(aspect)), (0, 0, 0, (1, 1))
 
@@ -82,7 +84,7 @@ def arranged(count, aspect, shapes, origin, room, caption, label=0.0) -> Grid:
         )
         room = 1.05 * room[0], 1.05 * room[1]
     largest, _, columns, (across, down) = best
-    wide, high = min(largest, LARGEST) * root, min(largest, LARGEST) / root
+    wide, high = min(largest, most) * root, min(largest, most) / root
     width = across * (wide + SEAM) - SEAM
     height = caption + down * (label + high + SEAM) - SEAM
     corners = [
@@ -201,6 +203,12 @@ def write(figure, x, y, text, **style):
     return figure.text(x / across, 1 - y / down, text, **{"color": figure.theme.ink, "va": "baseline", **FONT, **style})
 
 
+def sentence(figure, x, y, text):
+    """In small letters, up to the right margin."""
+    words = write(figure, x, y, text, fontsize=8.5, color=figure.theme.grey)
+    fit([words], figure.get_figwidth() - MARGIN - x, 7)
+
+
 def fit(texts, width, smallest):
     """Shrinks texts alike until the longest fits `width`, and shortens those that do not even fit at `smallest`."""
     if not texts:
@@ -256,7 +264,7 @@ def captions_above(figure, corners, names, width, notes=()):
         write(figure, x, y + last - (NOTE if note else 0), name, fontsize=10.5)
         for (x, y), name, note in zip(corners, names, notes, strict=False)  # there may be no names
     ]
-    fit(written, width, 8)
+    fit(written, width, 7.5)
     noted = [(corner, note) for corner, note in zip(corners, notes, strict=True) if note]
     fit([write(figure, x, y + last, note, fontsize=8.5, color=figure.theme.grey) for (x, y), note in noted], width, 7)
 

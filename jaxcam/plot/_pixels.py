@@ -13,6 +13,7 @@ COLORMAP = "inferno"  # perceptually uniform; any name that matplotlib knows wil
 PAPER = {"light": "#ffffff", "dark": "#131318"}  # the ground of figures, by theme
 DIVERGING = {"light": "RdBu_r", "dark": "berlin"}  # for signs, by theme: zero is the ground's colour, nearly
 FADED = {"light": 0.3, "dark": 0.5}  # how much of the photograph shows below signs
+SMOOTHING, PERCENTILE = 0.01, 99  # of attributions, for display
 OPACITY = 0.7  # of the hottest places: the photograph's texture still shows
 CHANNELS = 4  # at most, of attributions: more would be a batch of heatmaps
 SLACK = 1e-3  # by which floats may leave [0, 1]
@@ -134,6 +135,20 @@ def as_heats(heatmaps, expected: int | None = None, space: int = 2, kind: str = 
     return [as_heat(heat, f"Heatmap {index} of {len(heatmaps)}", space) for index, heat in enumerate(heatmaps, 1)]
 
 
+def as_maps(given, expected: int) -> tuple[list[np.ndarray], str]:
+    """Heatmaps, or attributions for the eye, and what they show: "heat", or "magnitudes" or "signs" of attributions."""
+    maps = np.asarray(given)
+    signed = bool(maps.size) and bool(maps.min() < -SLACK)
+    if maps.ndim != 4 and not (maps.ndim == 3 and signed):
+        return as_heats(given, expected), "heat"
+    if len(maps) != expected:
+        raise ValueError(f"There are {len(maps)} attributions and {expected} images; give one per image.")
+    maps = [
+        as_attributions(each, f"Map {i} of {expected}") for i, each in enumerate(maps.reshape(*maps.shape[:3], -1), 1)
+    ]
+    return [legible(each, signed, SMOOTHING, PERCENTILE) for each in maps], "signs" if signed else "magnitudes"
+
+
 def as_heat(heat, name, space: int = 2) -> np.ndarray:
     heat = np.asarray(heat)
     if heat.ndim != space or not heat.size:
@@ -145,7 +160,7 @@ def as_heat(heat, name, space: int = 2) -> np.ndarray:
     if heat.min() < -SLACK or heat.max() > 1 + SLACK:
         raise ValueError(
             f"{name} ranges from {heat.min():.3g} to {heat.max():.3g}; expected [0, 1]. "
-            "For signed attributions, use jaxcam.heatmap(attributions)."
+            "For signed attributions, use jaxcam.plot.overlay, or jaxcam.heatmap(attributions)."
         )
     return np.clip(heat, 0, 1)
 
@@ -241,6 +256,14 @@ def legible(attributions, signed: bool, smoothing, percentile) -> np.ndarray:
     magnitude = np.abs(smooth)
     limit = np.percentile(magnitude, percentile) or magnitude.max()
     return np.clip(smooth / limit, -1, 1) if limit else smooth
+
+
+def altered(smoothing, percentile) -> tuple[str, str]:
+    """What is done to attributions, in a word and in a sentence."""
+    smoothed = f"smoothed (σ {100 * smoothing:.3g}% of the side)" if smoothing else ""
+    clipped = f"clipped (percentile {percentile:g})" if percentile < 100 else ""
+    said = " and ".join(filter(None, [smoothed, clipped]))
+    return said.partition(" ")[0], f"{said[0].upper()}{said[1:]}, for display only." if said else ""
 
 
 def displayed(picture) -> np.ndarray:

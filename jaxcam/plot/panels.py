@@ -9,14 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcam.attribution import METHODS
 from jaxcam.plot._layout import (
     BAR_ROW,
     CAPTION,
+    ENDS,
     GAP,
     GUTTER,
     HEADING,
     MARGIN,
     MOST_PREDICTIONS,
+    SAID,
+    SENTENCE,
     SIDEBAR,
     SLIDE,
     Grid,
@@ -29,12 +33,16 @@ from jaxcam.plot._layout import (
     framed,
     headline,
     probability_bars,
+    sentence,
     show,
     write,
 )
 from jaxcam.plot._pixels import (
     COLORMAP,
     DIVERGING,
+    PERCENTILE,
+    SMOOTHING,
+    altered,
     as_attributions,
     as_heat,
     as_pictures,
@@ -46,8 +54,7 @@ from jaxcam.plot._pixels import (
     signs,
 )
 
-LABEL, SAID, SCALE = 0.2, 0.3, 0.44  # heights of a class's name, of the sentence below the grid, of a colour scale
-SENTENCE = 4.2  # its width in small letters
+LABEL, SCALE = 0.2, 0.44  # heights of a class's name and of a colour scale
 
 
 class _Map(NamedTuple):
@@ -77,8 +84,8 @@ def panel(
     explained: str | Sequence[str] | None = None,
     notes: Mapping[str, str] | None = None,
     signed: Collection[str] | None = None,
-    smoothing: float | int = 0.01,
-    percentile: float | int = 99,
+    smoothing: float | int = SMOOTHING,
+    percentile: float | int = PERCENTILE,
     colormap: str = COLORMAP,
     theme: str = "light",
 ) -> "matplotlib.figure.Figure":
@@ -91,7 +98,8 @@ def panel(
     Args:
       image: `[H, W, 3]`: uint8, float in [0, 1], or normalised floats.
       heatmaps: by method, a heatmap, float `[h, w]` in [0, 1], or attributions, float `[h, w, c]`; of any resolution.
-        With several explained classes one for each: `[t, h, w]` or `[t, h, w, c]`.
+        With several explained classes one for each: `[t, h, w]` or `[t, h, w, c]`. The methods of `jaxcam.METHODS` are
+        called by their titles, "Grad-CAM++", any other name stays as it is.
       predictions: (label, probability) of the top classes, best first; at most ten are drawn.
       title: headline, such as the file's name.
       model: the name of the model, above the predictions.
@@ -126,8 +134,8 @@ def panel(
     for name, given in heatmaps.items():
         kind = "signs" if signed is None or name in signed else "magnitudes"
         maps[name] = _maps(name, [given] if alone else given, classes, kind, smoothing, percentile)
-    altered = any(each.kind != "heat" for of_classes in maps.values() for each in of_classes)
-    word, said = _altered(smoothing, percentile) if altered else ("", "")
+    is_altered = any(each.kind != "heat" for of_classes in maps.values() for each in of_classes)
+    word, said = altered(smoothing, percentile) if is_altered else ("", "")
     captions = [_caption(of_classes, (notes or {}).get(name), word) for name, of_classes in maps.items()]
     predictions = as_probabilities(predictions)[:MOST_PREDICTIONS]
     places = _places(picture, maps, captions, predictions, title or explained, said)
@@ -154,14 +162,6 @@ def _maps(name, given, classes, kind, smoothing, percentile) -> list[_Map]:
         else:
             maps.append(_Map(as_heat(each, what), "heat"))
     return maps
-
-
-def _altered(smoothing, percentile) -> tuple[str, str]:
-    """What is done to attributions, in a word and in a sentence."""
-    smoothed = f"smoothed (σ {100 * smoothing:.3g}% of the side)" if smoothing else ""
-    clipped = f"clipped (percentile {percentile:g})" if percentile < 100 else ""
-    said = " and ".join(filter(None, [smoothed, clipped]))
-    return said.partition(" ")[0], f"{said[0].upper()}{said[1:]}, for display only." if said else ""
 
 
 def _caption(maps, cost, word) -> str:
@@ -199,11 +199,14 @@ def _sidebar(figure, places, picture, predictions, explained, model):
 
 def _grid(figure, grid, maps, captions, said):
     """What is written around the maps."""
-    captions_above(figure, grid.corners, list(maps), grid.width, captions)
+    captions_above(figure, grid.corners, [_titled(name) for name in maps], grid.width, captions)
     if said:
-        left = grid.corners[0][0]
-        words = write(figure, left, grid.bottom + 0.24, said, fontsize=8.5, color=figure.theme.grey)
-        fit([words], figure.get_figwidth() - MARGIN - left, 7)
+        sentence(figure, grid.corners[0][0], grid.bottom + 0.24, said)
+
+
+def _titled(name: str) -> str:
+    """A method in words, "Grad-CAM++"; any other name as it is."""
+    return METHODS[name].title if name in METHODS else name
 
 
 def _pictures(figure, grid, picture, maps, classes, colormap, theme):
@@ -231,5 +234,4 @@ def _scales(figure, y, maps, colormap, theme):
         if kind == "heat":
             colour_scale(figure, MARGIN, y + SCALE * row, colormap)
         else:
-            ends = "against the class", "0", "for the class"
-            colour_scale(figure, MARGIN, y + SCALE * row, DIVERGING[theme], "scale of signs", ends)
+            colour_scale(figure, MARGIN, y + SCALE * row, DIVERGING[theme], "scale of signs", ENDS)

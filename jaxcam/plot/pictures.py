@@ -9,12 +9,17 @@ import numpy as np
 from jaxcam.plot._layout import (
     BAR_ROW,
     CAPTION,
+    ENDS,
     FOOTER,
     GAP,
     GUTTER,
     HEADING,
+    LARGEST,
     MARGIN,
+    SAID,
+    SAVED_DPI,
     SCALE_WIDTH,
+    SENTENCE,
     SIDEBAR,
     SLIDE,
     SMALLEST,
@@ -27,15 +32,21 @@ from jaxcam.plot._layout import (
     framed,
     headline,
     probability_bars,
+    sentence,
     show,
     write,
 )
 from jaxcam.plot._pixels import (
     COLORMAP,
+    DIVERGING,
+    PERCENTILE,
     SHORT_SIDE,
+    SMOOTHING,
     along,
+    altered,
     as_heat,
     as_heats,
+    as_maps,
     as_pictures,
     as_probabilities,
     as_volumes,
@@ -43,6 +54,7 @@ from jaxcam.plot._pixels import (
     displayed,
     find_colormap,
     note,
+    signs,
     stretched,
 )
 
@@ -61,13 +73,15 @@ def overlay(
 ) -> "matplotlib.figure.Figure":
     """A figure of heatmaps laid over their images, one column per image, wrapped into a grid, with a colour scale.
 
-    A heatmap that is zero everywhere is said to be so above its image.
+    A heatmap that is zero everywhere is said to be so above its image. Attributions, smoothed and cut for display as in
+    `panel`, are drawn with their signs in diverging colours, zero in the middle; without a negative value, as heat.
+    One image alone, saved by `save`, has the pixels of its photograph, from 300 a side to as many as fill a slide.
 
     Args:
       images: `[n, H, W, 3]` or a list of `[H, W, 3]` of any sizes: uint8, float in [0, 1], or normalised floats.
-      heatmaps: float `[n, h, w]` in [0, 1], of any resolution.
-      colormap: any name that matplotlib knows.
-      alpha: constant opacity in [0, 1]; `None` lets it follow the heat, as in `blend`.
+      heatmaps: float `[n, h, w]` in [0, 1], or attributions, `[n, h, w, c]` or signed `[n, h, w]`, of any resolution.
+      colormap: of heat: any name that matplotlib knows.
+      alpha: of heat: constant opacity in [0, 1]; `None` lets it follow the heat, as in `blend`.
       titles: one per image.
       theme: "light" or "dark".
 
@@ -81,19 +95,28 @@ def overlay(
       3
     """
     pictures = as_pictures(images)
-    heats = as_heats(heatmaps, len(pictures))
+    maps, kind = as_maps(heatmaps, len(pictures))
     if titles is not None and len(titles) != len(pictures):
         raise ValueError(f"There are {len(titles)} titles and {len(pictures)} images; give one title per image.")
-    captions, notes = list(titles or []), [note(heat) for heat in heats]
-    above = caption_height(captions, notes)
+    captions, notes = list(titles or []), [note(each) for each in maps]
+    above, said = caption_height(captions, notes), "" if kind == "heat" else altered(SMOOTHING, PERCENTILE)[1]
     aspect = float(np.median([picture.shape[1] / picture.shape[0] for picture in pictures]))
-    room = SLIDE[0] - 2 * MARGIN, SLIDE[1] - 2 * MARGIN - FOOTER
-    grid = arranged(len(pictures), aspect, [(1, 1)], (MARGIN, MARGIN), room, above)
-    figure = blank(max(grid.right, MARGIN + SCALE_WIDTH) + MARGIN, grid.bottom + FOOTER + MARGIN, theme)
-    for index, (picture, heat, [box]) in enumerate(zip(pictures, heats, grid.boxes, strict=True), 1):
-        show(figure, box, blended(displayed(picture), heat, colormap, alpha), f"overlay {index}")
+    room = SLIDE[0] - 2 * MARGIN, SLIDE[1] - 2 * MARGIN - FOOTER - (SAID if said else 0)
+    own = math.sqrt(math.prod(pictures[0].shape[:2])) / SAVED_DPI
+    most = own if len(pictures) == 1 and own > LARGEST / 2 else LARGEST  # what is small is enlarged
+    grid = arranged(len(pictures), aspect, [(1, 1)], (MARGIN, MARGIN), room, above, most=most)
+    right, bottom = max(grid.right, MARGIN + (SENTENCE if said else SCALE_WIDTH)), grid.bottom + FOOTER
+    figure = blank(right + MARGIN, bottom + (SAID if said else 0) + MARGIN, theme)
+    for index, (picture, each, [box]) in enumerate(zip(map(displayed, pictures), maps, grid.boxes, strict=True), 1):
+        drawn = signs(picture, each, theme) if kind == "signs" else blended(picture, each, colormap, alpha)
+        show(figure, box, drawn, f"overlay {index}")
     captions_above(figure, grid.corners, captions, grid.width, notes)
-    colour_scale(figure, MARGIN, grid.bottom + GAP, colormap)
+    if kind == "signs":
+        colour_scale(figure, MARGIN, grid.bottom + GAP, DIVERGING[theme], "scale of signs", ENDS)
+    else:
+        colour_scale(figure, MARGIN, grid.bottom + GAP, colormap)
+    if said:
+        sentence(figure, MARGIN, bottom + 0.2, said)
     return figure
 
 
