@@ -122,7 +122,7 @@ def variables_of(tensors: Mapping, module: nn.Module, layout: Layout, what: str)
         raise ValueError(f"The tensors of {what} ({size}) are not exactly what they should be: {'; '.join(listed)}.")
     ours = layout.ours(floats)
     flat = {
-        path: jnp.asarray(_as_in_flax(path, ours[_name(path)], leaf.shape))
+        path: jnp.asarray(_as_in_flax(path, ours[_name(path)], leaf.shape))  # pyright: ignore[reportAttributeAccessIssue]
         for path, leaf in flatten_dict(_template(module)).items()
     }
     return unflatten_dict(flat)
