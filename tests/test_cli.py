@@ -99,6 +99,15 @@ def test_what_holds_no_images(given, message, tmp_path, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_methods", interrupt)
+    assert cli.main(["explain"]) == 130
+    assert capsys.readouterr().err == "jaxcam: interrupted\n"
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
