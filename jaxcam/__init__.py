@@ -7,6 +7,7 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from jaxcam import influence, lrp_rules, metrics, regions, score, segments
 from jaxcam._engine import config
@@ -73,6 +74,9 @@ from jaxcam.export import export, exported_weights
 from jaxcam.image import sample
 from jaxcam.models import Classifier, load
 from jaxcam.taps import Tap, Tokens, layers, tap, tokens
+
+if TYPE_CHECKING:
+    from jaxcam import app, data, dataset, plot, train
 
 _SUBMODULES = ("app", "data", "dataset", "plot", "train")  # what they need is heavy, so they are imported at first use
 

@@ -8,10 +8,12 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from jaxcam._errors import shown
@@ -20,7 +22,7 @@ LARGEST = 1e15  # a pixel whose products still fit into float32
 SPACE = {1: "[n, length, c]", 2: "[n, h, w, c]", 3: "[n, d, h, w, c]"}
 
 
-def prepare(model, images, targets):
+def prepare(model, images, targets) -> tuple[Any, jax.Array, jax.Array | None]:
     """The model as something that can be compiled, images and targets as arrays; or the error of what is wrong."""
     model, images = as_model(model), check_images(images)
     if images.ndim == 3 and _is_one_image(model, images):
@@ -31,7 +33,7 @@ def prepare(model, images, targets):
     return model, images, check_targets(model, images, targets)
 
 
-def as_model(model) -> Callable:
+def as_model(model) -> Any:
     """The model; the method of a tap, such as `tap.features`, as a function that carries the tap's weights."""
     if not callable(model):
         raise TypeError(
@@ -119,8 +121,8 @@ def _is_tree(model) -> bool:
 
 def class_count(output) -> int | None:
     """How many classes an output tells apart; a single number tells two, and other outputs are the score's to read."""
-    shape = getattr(output, "shape", ())
-    if len(shape) not in (1, 2):
+    shape = getattr(output, "shape", None)
+    if shape is None or len(shape) not in (1, 2):
         return None
     return 2 if shape[1:] in ((), (1,)) else shape[1]
 
@@ -211,7 +213,7 @@ def picked(samples, indices):
     return samples if samples.shape[1] == 1 else samples[:, indices]
 
 
-def random_key(key) -> jax.Array:
+def random_key(key) -> Any:
     """A key, or the one of a seed."""
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         return _key(jax.device_put(np.uint32(key % 2**32)))
@@ -232,14 +234,15 @@ def positive(**arguments: int | None) -> None:
             raise ValueError(f"{name} is {shown(repr(value))}; it must be a whole number, 1 or more.")
 
 
-def number(infinite: bool = False, **arguments) -> None:
+def number(infinite: bool = False, **arguments: Any) -> None:
     """Amounts such as `noise` must be numbers, finite where infinity means nothing; a traced one is not known."""
     for name, value in arguments.items():
-        if isinstance(value, jax.core.Tracer) or (value is None and name in ("deviation", "kernel_scale", "max_sigma")):
+        if isinstance(value, Tracer) or (value is None and name in ("deviation", "kernel_scale", "max_sigma")):
             continue
         if isinstance(value, bool) or not (isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()):
             raise TypeError(f"{name} is {shown(repr(value))}; it must be a number.")
-        if math.isnan(value) or (math.isinf(value) and not infinite):
+        amount: Any = value
+        if math.isnan(amount) or (math.isinf(amount) and not infinite):
             raise ValueError(f"{name} is {value}; it must be a {'number' if infinite else 'finite number'}.")
 
 
@@ -270,4 +273,4 @@ def as_array(values, dtype=None) -> jax.Array:
 
 
 def is_known(array) -> bool:
-    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+    return not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True)

@@ -104,7 +104,7 @@ def read(path: str | os.PathLike, most: int | None = None) -> bytes:
             fits = stat.S_ISREG(status.st_mode) and status.st_size <= limit
             content = file.read(status.st_size) if fits else None
     except OSError as error:
-        raise type(error)(f"Cannot open '{name}': {REASONS.get(error.errno, error.strerror)}.") from None
+        raise type(error)(f"Cannot open '{name}': {REASONS.get(error.errno or 0, error.strerror)}.") from None
     except ValueError:
         raise ValueError(f"Cannot open '{name}': no file's name holds NUL.") from None
     except MemoryError:

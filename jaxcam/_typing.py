@@ -1,7 +1,7 @@
 """The vocabulary of shapes: n images, one to three axes of space, c channels, k classes or features, t targets."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -13,12 +13,16 @@ Targets = (
 )
 Heatmaps = Float[Array, "n *space"] | Float[Array, "n t *space"]
 CoarseMaps = Float[Array, "n *cells"]
-Maps = Heatmaps | CoarseMaps | tuple[CoarseMaps, ...]  # a CAM method's result: coarse with raw=True
 Raw = bool | Literal["channels"]
 Attributions = Float[Array, "n *space c"] | Float[Array, "n t *space c"]
 Activations = Float[Array, "n *cells k"]
 Deltas = Float[Array, "n"] | Float[Array, "n m"] | Float[Array, "n t"] | Float[Array, "n t m"]  # m baselines or draws
-Explained = Attributions | tuple[Attributions, Deltas]  # with return_delta=True
+if TYPE_CHECKING:  # which of them it is, an option says: a type checker lets a user take it for either
+    Maps = Heatmaps | Any
+    Explained = Attributions | Any
+else:
+    Maps = Heatmaps | CoarseMaps | tuple[CoarseMaps, ...]  # a CAM method's result: coarse with raw=True
+    Explained = Attributions | tuple[Attributions, Deltas]  # with return_delta=True
 Baseline = Float[Array, "..."] | Float[np.ndarray, "..."] | float | int | None  # broadcast to the images, or several
 Score = Callable[[Any, Int[Array, "n"]], Float[Array, "n"]]
 Key = jax.Array | int

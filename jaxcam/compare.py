@@ -224,8 +224,8 @@ def compare(
     methods = _named(methods, model)
     judges = _judges(metrics, masks, twin)
     model, images, targets = prepare(model, images, targets)
-    if getattr(targets, "ndim", 1) != 1:
-        raise ValueError(f"targets has shape {jnp.shape(targets)}; to compare, give one class for each image.")
+    if targets is not None and targets.ndim != 1:
+        raise ValueError(f"targets has shape {targets.shape}; to compare, give one class for each image.")
     if targets is None:
         targets = predicted(_batched(model, batch_size, images))
     masks = None if masks is None else jnp.asarray(masks)
@@ -286,8 +286,8 @@ def _measure(name, method, judges, model, twin, images, targets, masks, batch_si
     found |= {key: _value(judge, seen) for key, judge in judges.items() if judge.needs == "batch"}
     few = slice(0, batch_size)
     seconds = _seconds(model, heatmaps, images[few], targets[few])
-    values = {key: np.asarray(each, np.float64) for key, each in found.items()}
-    return Measured(values, seconds[1] / seconds[0], seconds[1] / len(images[few]))
+    numbers = {key: np.asarray(each, np.float64) for key, each in found.items()}
+    return Measured(numbers, seconds[1] / seconds[0], seconds[1] / len(images[few]))
 
 
 def _value(judge: Judge, seen: Seen):

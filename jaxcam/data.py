@@ -11,7 +11,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def cifar10(split: str, *, data_dir: str | Path | None = None) -> Split:
 
         if not list(data_dir.glob("cifar10/3.0.2/*.array_record*")):
             prepare_cifar10(data_dir)
-        source = tfds.data_source("cifar10", split=split, data_dir=str(data_dir), download=False)
+        source: Any = tfds.data_source("cifar10", split=split, data_dir=str(data_dir), download=False)
         rows = sorted(source.__getitems__(range(len(source))), key=lambda row: row["id"])
     images = np.stack([row["image"] for row in rows])
     return Split(images, np.array([row["label"] for row in rows], np.int32))
@@ -86,7 +86,7 @@ def encoded(name: str, split: str, *, data_dir: str | Path | None = None):
         if name == "cifar10" and not list(data_dir.glob("cifar10/3.0.2/*.array_record*")):
             prepare_cifar10(data_dir)
         try:
-            builder = tfds.builder(name, data_dir=str(data_dir))
+            builder: Any = tfds.builder(name, data_dir=str(data_dir))
         except Exception as error:  # an unknown name ends in one of many
             raise ValueError(f"There is no TFDS data set {name!r} ({str(error).splitlines()[0]}).") from error
         if not Path(builder.data_dir).is_dir():
@@ -227,7 +227,8 @@ def _shape_distance(name: str, x, y):
 
 def prepare_cifar10(data_dir: str | Path, *, url: str | None = None, sha256: str = CIFAR10_SHA256) -> None:
     """Downloads CIFAR-10's binary archive and writes it as the TFDS data set `cifar10/3.0.2` in `data_dir`."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+    from tensorflow_datasets.image_classification import cifar
 
     data_dir, url = Path(data_dir), url or CIFAR10_URL
     archive = data_dir / "downloads" / Path(url).name
@@ -247,15 +248,16 @@ def prepare_cifar10(data_dir: str | Path, *, url: str | None = None, sha256: str
             f"{archive} is not the published CIFAR-10 archive: its sha256 is {found}, not {sha256}. "
             "Delete it and try again."
         )
-    with tfds.core.registered.skip_registration():
+    with registered.skip_registration():
 
-        class Cifar10(tfds.image_classification.cifar.Cifar10):
+        class Cifar10(cifar.Cifar10):
             """TFDS's own builder, with examples that carry PIL images: those are encoded without TensorFlow."""
 
             pkg_dir_path = None
 
             def _split_generators(self, dl_manager):
-                self.info.features["label"].names = CIFAR10_LABELS
+                features: Any = self.info.features
+                features["label"].names = CIFAR10_LABELS
                 return {split: _read_archive(archive, split) for split in CIFAR10_FILES}
 
         builder = Cifar10(data_dir=str(data_dir), file_format="array_record")
@@ -268,7 +270,8 @@ def _read_archive(archive: Path, split: str) -> Iterator[tuple[int, dict]]:
     index = 0
     with tarfile.open(archive) as tar:
         for name in CIFAR10_FILES[split]:
-            records = np.frombuffer(tar.extractfile(name).read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+            file: Any = tar.extractfile(name)
+            records = np.frombuffer(file.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32)
             for record in records:
                 image = PIL.Image.fromarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0).copy())
                 yield index, {"id": f"{split}_{index:05d}", "image": image, "label": int(record[0])}

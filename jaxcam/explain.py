@@ -58,7 +58,7 @@ def explain(
     model, images, targets = prepare(model, images, targets)
     on_host = {name: each for name, each in methods.items() if _registered(each[0], "on_host")}
     compiled = {name: each for name, each in methods.items() if name not in on_host}
-    heatmaps = dict.fromkeys(methods)  # in their order
+    heatmaps: dict[str, Any] = dict.fromkeys(methods)  # in their order
     if compiled:
         heatmaps |= _explain_engine(model, images, targets, methods=compiled, percentile=percentile)
     heatmaps |= _heatmaps(model, images, targets, on_host, percentile)
@@ -127,7 +127,7 @@ def _function(name, given, score) -> tuple[Callable, dict]:
 def _registered(method, attribute: str):
     """What the registry says of a method, or of what a partial is a partial of; `None` for a function of one's own."""
     function = _unwrapped(method)[0]
-    row = METHODS.get(getattr(function, "__name__", None))
+    row = METHODS.get(getattr(function, "__name__", ""))
     return getattr(row, attribute) if row is not None and row.function is function else None
 
 

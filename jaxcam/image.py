@@ -183,7 +183,7 @@ class Preprocess:
           'ndarray'
         """
         batch = np.stack([self._resized(image, name) for name, image in _named(images)])
-        return (batch - np.float32(self.mean)) / np.float32(self.std)
+        return (batch - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
     def view(self, images: Any) -> list[np.ndarray]:
         """For display: the square that the model sees of each image, uint8 `[s, s, 3]` at the image's own resolution.
@@ -212,13 +212,13 @@ class Preprocess:
         images = np.asarray(images, np.float32)
         if images.ndim < 3 or images.shape[-1] != 3:
             raise ValueError(f"restore takes images [n, h, w, 3]; these have shape {images.shape}.")
-        return np.clip(images * np.float32(self.std) + np.float32(self.mean), 0, 1)
+        return np.clip(images * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32), 0, 1)
 
     def _resized(self, image, name) -> np.ndarray:
         planes, top, left, (width, height) = self._layout(image, name)
         box = left, top, left + self.crop, top + self.crop
         kind = INTERPOLATIONS[self.interpolation]
-        pixels = np.dstack([plane.resize((width, height), kind).crop(box) for plane in planes])
+        pixels = np.dstack([np.asarray(plane.resize((width, height), kind).crop(box)) for plane in planes])
         return pixels / np.float32(255) if pixels.dtype == np.uint8 else np.clip(pixels, 0, 1)
 
     def _region(self, image, name) -> np.ndarray:
@@ -228,8 +228,9 @@ class Preprocess:
         bottom = min((top + self.crop) * down, planes[0].height)
         box = left * across, top * down, right, bottom
         side = max(1, round(min(VIEW_SIDE, self.crop * min(across, down))))
-        pixels = np.dstack([plane.resize((side, side), Image.Resampling.BICUBIC, box=box) for plane in planes])
-        return pixels if pixels.dtype == np.uint8 else np.uint8(np.round(255 * np.clip(pixels, 0, 1)))
+        resized = (plane.resize((side, side), Image.Resampling.BICUBIC, box=box) for plane in planes)
+        pixels = np.dstack([np.asarray(each) for each in resized])
+        return pixels if pixels.dtype == np.uint8 else np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
     def _layout(self, image, name):
         """The image's planes, and torchvision's rounding of the crop's offset and the resized size."""

@@ -116,7 +116,7 @@ def tracin(
     functions(loss=loss)
     positive(num_images=num_images, chunk_size=chunk_size)
     model, images, targets = prepare(model, images, targets)
-    if getattr(targets, "ndim", 1) != 1:
+    if targets is not None and targets.ndim != 1:
         raise ValueError(f"targets has shape {targets.shape}; tracin takes one label for each image.")
     checkpoints = _checked(checkpoints, model)
     rates = _rates(learning_rates, len(checkpoints))
@@ -319,7 +319,8 @@ def _better(best, found, count: int):
 
 def _best_of(batches, of_batch, num_images: int) -> Influence:
     """The best over all batches of training images."""
-    best, counted = None, 0
+    best: Any = None
+    counted = 0
     for batch in batches:
         values, numbers = of_batch(batch)
         found = values, numbers + as_array(counted, np.int32)
@@ -348,7 +349,7 @@ def _labelled(model, batch):
     if not (isinstance(batch, tuple | list) and len(batch) == 2) or batch[1] is None:
         raise TypeError("training must be (images, labels), or an iterable of such pairs.")
     images = check_images(batch[0])
-    labels = check_targets(model, images, batch[1])
+    labels: Any = check_targets(model, images, batch[1])
     if labels.ndim != 1:
         raise ValueError(f"The labels of training have shape {labels.shape}; there must be one for each image.")
     return images, labels

@@ -57,7 +57,7 @@ class Contributions(NamedTuple):
     multiply: Callable
     positive: bool
 
-    def share(self, pairs, bias, relevance=None, *, stabilizer=STABILIZER, sums=None):
+    def share(self, pairs, bias, relevance=None, *, stabilizer=STABILIZER, sums=None) -> Any:
         """`sum_k x_k w_k / (sum_k x_k w_k + bias) relevance` over pairs `(x_k, w_k)`, of the shape of the input."""
         inputs, weights = zip(*pairs, strict=True)
 

@@ -9,6 +9,7 @@ such as those of a segmentation model.
 import importlib
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -163,7 +164,8 @@ def _masks(labels, dilation: int) -> np.ndarray:
     masks = np.zeros((len(boxes), *labels.shape), bool)
     for mask, (label, box) in zip(masks, boxes, strict=True):
         box = tuple(slice(max(0, side.start - dilation), side.stop + dilation) for side in box)
-        mask[box] = distance_transform_edt(labels[box] != label) <= dilation
+        distance: Any = distance_transform_edt(labels[box] != label)
+        mask[box] = distance <= dilation
     return masks
 
 

@@ -325,7 +325,7 @@ def _named_leaves(state: State) -> dict[str, np.ndarray]:
 def _hash(arrays) -> str:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -333,7 +333,7 @@ def _checkpointer(directory):
     from orbax.checkpoint import v1 as ocp
 
     latest = ocp.training.preservation_policies.LatestN(2)
-    return ocp.training.Checkpointer(Path(directory).absolute(), preservation_policy=latest)
+    return ocp.training.Checkpointer(str(Path(directory).absolute()), preservation_policy=latest)  # pyright: ignore[reportArgumentType]
 
 
 def save(directory, state: State, history: list[dict], settings: dict) -> None:

@@ -381,6 +381,20 @@ def test_kernel_name(as_user):
         kpca_cam(helpers.small(), helpers.images(), kernel="sigmoyd")
 
 
+@pytest.mark.parametrize(
+    ("method", "option", "message"),
+    [
+        (kpca_cam, {"kernel_scale": 0}, "kernel_scale is 0; it must be above zero"),
+        (ss_cam, {"mask_noise": -1}, "mask_noise is -1; it must be zero or more"),
+        (smooth_grad_cam_plus_plus, {"noise": -0.1}, "noise is -0.1; it must be zero or more"),
+    ],
+    ids=lambda each: getattr(each, "__name__", None),
+)
+def test_amounts_below_zero_mean_nothing(as_user, method, option, message):
+    with pytest.raises(ValueError, match=message):
+        method(tiny("late"), GOLDEN["images"], TARGETS, **option)
+
+
 @pytest.mark.parametrize("method", [eigen_cam, kpca_cam, fem, random_cam])
 def test_methods_without_a_class_ignore_it(method):
     model, images = helpers.small(), helpers.images()

@@ -147,6 +147,15 @@ def test_what_takes_long_is_said_first(quick, photo, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.startswith(said)
 
 
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_methods", interrupt)
+    assert cli.main(["explain"]) == 130
+    assert capsys.readouterr().err == "jaxcam: interrupted\n"
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])

@@ -12,6 +12,7 @@ from functools import wraps
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from jaxcam._checks import wrong_channels
 from jaxcam._engine import kept
@@ -136,7 +137,7 @@ def _is_compilable(model) -> bool:
 
 def _platform(arrays) -> str | None:
     """Where a program of these arrays runs, or `None` while they are traced: it may then run anywhere."""
-    if any(isinstance(each, jax.core.Tracer) for each in arrays):
+    if any(isinstance(each, Tracer) for each in arrays):
         return None
     for each in arrays:
         if getattr(each, "committed", False):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxcam._engine.forms import FORMS
@@ -62,7 +63,7 @@ def fast(function: Callable, platform: str | None = None, *, is_loop: bool = Fal
 def _looks_for_nans(arrays) -> bool:
     """Whether these are the values themselves, each operation on which JAX checks for NaN or infinity."""
     checks = jax.config.jax_debug_nans or jax.config.jax_debug_infs
-    return checks and not any(isinstance(each, jax.core.Tracer) for each in arrays)
+    return checks and not any(isinstance(each, Tracer) for each in arrays)
 
 
 def _rewritten(value, repeated: bool, platform: str | None):

@@ -181,9 +181,9 @@ def _patched(known: Known, equation, original, operands) -> list[Patch] | None:
 def _sliding(known: Known, equation, original, operands):
     """Convolutions and pooling: the results that see the patch, from all that they see."""
     patch, *rest = operands
-    if original.outvars[0] not in known.padded or any(isinstance(each, Patch) for each in rest):
+    slide, outside = _slide(equation, patch.starts.shape[1]), known.padded.get(original.outvars[0])
+    if slide is None or outside is None or any(isinstance(each, Patch) for each in rest):
         return None
-    slide, outside = _slide(equation, patch.starts.shape[1]), known.padded[original.outvars[0]]
     shape = equation.outvars[0].aval.shape[patch.axes]
     patch = Patch(patch.values, patch.starts + slide.low)
     first = -(-(patch.starts - slide.extent + 1) // slide.stride)
@@ -223,7 +223,8 @@ def _slide(equation, rank: int) -> Slide | None:
     if not is_inexact(values) or values.dtype.itemsize < 2:  # without an infinity to pad with
         return None
     unpadded = {**params, "padding": ((0, 0),) * len(params["padding"])}
-    return Slide((np.array(sizes) - 1) * dilation + 1, np.array(strides), *np.array(padding).T, unpadded)
+    low, high = np.array(padding).T
+    return Slide((np.array(sizes) - 1) * dilation + 1, np.array(strides), low, high, unpadded)
 
 
 def _padded(equation, value, rank: int):

@@ -20,7 +20,7 @@ from jaxcam._scores import scores
 from jaxcam.taps import Tap
 
 
-def prepare_tap(method: str, model, images, targets):
+def prepare_tap(method: str, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
     """`prepare`, for a method that looks inside the model and needs to know where."""
     if not isinstance(model, Tap):
         raise TypeError(

@@ -94,7 +94,7 @@ def attention_rollout(
     return _rollout_engine(model, images, targets, raw=raw, **options)
 
 
-def _prepare(method, model, images, targets):
+def _prepare(method, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
     model, images, targets = prepare_tap(method, model, images, targets)
     if model.reshape is None:
         raise ValueError(
@@ -308,7 +308,7 @@ def _weights(model, images, attention) -> Sequence:
                 "attention=lambda model, images: [...]."
             )
     elif callable(attention):
-        layers = tuple(attention(model, images))
+        layers = tuple(attention(model, images))  # pyright: ignore[reportArgumentType]
     else:
         layers = model.run(images, layers=attention)[1]
     if not layers:

@@ -367,10 +367,10 @@ def smooth_grad_cam_plus_plus(
       >>> heatmaps = jaxcam.smooth_grad_cam_plus_plus(model, images, num_samples=8)
     """
     positive(num_samples=num_samples, chunk_size=chunk_size)
-    noise, key = check_noise(noise, deviation), random_key(key)
+    amount, key = check_noise(noise, deviation), random_key(key)
     model, images, targets = prepare_tap("smooth_grad_cam_plus_plus", model, images, targets)
     options = {"score": score, "raw": raw, "num_samples": num_samples, "chunk_size": chunk_size}
-    return _smooth_engine(model, images, targets, key, noise=noise, **options)
+    return _smooth_engine(model, images, targets, key, noise=amount, **options)
 
 
 @engine

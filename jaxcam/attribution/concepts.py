@@ -379,10 +379,10 @@ def _corners(space, size) -> np.ndarray:
     return np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(space))
 
 
-def _one_layer(method: str, model, images, targets):
+def _one_layer(method: str, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
     model, images, targets = prepare_tap(method, model, images, targets)
     if len(model.layers) > 1:
         raise ValueError(f"{method} looks at one layer, and {len(model.layers)} are tapped; tap one of them.")
-    if getattr(targets, "ndim", 1) != 1:
+    if targets is not None and targets.ndim != 1:
         raise ValueError(f"targets has shape {targets.shape}; {method} takes one class for each image.")
     return model, images, targets

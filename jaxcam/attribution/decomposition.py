@@ -361,7 +361,7 @@ def factorised(X, count: int, num_iterations: int, W=None):
     scale = jnp.max(X)
     scale = jnp.where(scale == 0, 1, scale)
     X, given = X / scale, W is not None
-    W = W / scale if given else _apart(X, count)
+    W = _apart(X, count) if W is None else W / scale
     H, W = _updated(X, _least_squares(X, W), W, num_iterations, given)
     if given:
         return H, scale * W

@@ -6,6 +6,7 @@ gradient silently.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +152,8 @@ def _guided_grad_cam_engine(model, images, targets, *, score, interpolation):
     maps, alive = gradient_maps(_grad_cam, model, images, scalar)
     resized = [RESIZE[interpolation](jax.nn.relu(each.sum(-1)), images.shape[1:-1]) for each in maps]
     guided = _relu_gradient(_guided, model, images, scalar)
-    return guided * (sum(resized) / len(resized))[..., None], alive
+    mean: Any = sum(resized) / len(resized)
+    return guided * mean[..., None], alive
 
 
 def _relu_gradient(relu_rule, model, images, scalar):

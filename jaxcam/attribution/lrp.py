@@ -6,6 +6,7 @@ rule that a composite has for it (`lrp_rules`); all else passes relevance on, or
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,12 +103,12 @@ def lrp(
     return _lrp_engine(model, images, targets, score=score, composite=_composite(composite, images))
 
 
-def _composite(given, images) -> Callable[[Layer], Rule]:
+def _composite(given: Any, images) -> Callable[[Layer], Rule]:
     if callable(given):
-        return given
+        return given  # pyright: ignore[reportReturnType]
     if given not in COMPOSITES:
         raise unknown("composite", given, COMPOSITES, "Or pass a function `layer -> rule`.")
-    box = COMPOSITES[given].first
+    box: Any = COMPOSITES[given].first
     if hasattr(box, "low") and is_known(images) and images.size:
         low, high = float(images.min()), float(images.max())
         if low < box.low or high > box.high:
@@ -165,14 +166,14 @@ def _layers(program, rank: int):
             kind = "convolution" if cells else "dense"
             tail = _tail(program, equation, _features(equation, active[0]))
             last = (tail or [equation])[-1].outvars[0]
-            layers[last] = equation, tail, Layer(_path(equation), kind, len(layers), not seen, w.shape)
+            layers[last] = equation, tail, _path(equation), (kind, len(layers), not seen, w.shape)
         if seen or is_layer:
             behind.update(equation.outvars)
-    whole = {layer.name[:1] for _, _, layer in layers.values()}  # the name of the model, if all begin with it
+    whole = {path[:1] for _, _, path, _ in layers.values()}  # the name of the model, if all begin with it
     names = slice(1 if len(whole) == 1 else 0, None)
     return {
-        last: (product, tail, layer._replace(name=".".join(layer.name[names])))
-        for last, (product, tail, layer) in layers.items()
+        last: (product, tail, Layer(".".join(path[names]), *facts))
+        for last, (product, tail, path, facts) in layers.items()
     }
 
 

@@ -274,8 +274,8 @@ def finer_cam(
         fits = classes.ndim == 1 or (classes.ndim == 2 and classes.shape[0] == images.shape[0])
         if not fits or 0 in classes.shape or not jnp.issubdtype(classes.dtype, jnp.integer):
             raise ValueError(f"classes is {described(classes)}; it must hold whole numbers, [m] or [n, m].")
-        classes = classes if classes.ndim == 1 else Rows(classes)
-    finer = Partial(_finer, score, alpha, num_classes, classes)
+    of_each = Rows(classes) if classes is not None and classes.ndim == 2 else classes
+    finer = Partial(_finer, score, alpha, num_classes, of_each)
     return method(model, images, targets, score=finer, **({"raw": raw} if raw else {}))
 
 

@@ -7,11 +7,12 @@ are taken greedily, the densest first; each pixel gets the density of the segmen
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxcam._checks import as_array, is_known, positive, prepare
 from jaxcam._engine import engine
@@ -133,13 +134,13 @@ def _check_segments(segments, images) -> list[Segments]:
         if not labels and not _are_masks(each):
             raise ValueError(f"{name} is of type {kind}; it must hold labels (whole numbers), or masks (bool).")
         _check_shape(name, each, images)
-        if labels and isinstance(each, jax.core.Tracer):
+        if labels and isinstance(each, Tracer):
             raise ValueError(
                 f"The labels in {name} are not known while jit traces, and their number shapes the program: pass "
                 "labels as NumPy arrays from outside, or masks, bool[n, s, *space], such as "
                 "labels[:, None] == np.arange(s)[:, None, None]."
             )
-        found.append(each if isinstance(each, jax.core.Tracer) else np.asarray(jax.device_get(each)))
+        found.append(each if isinstance(each, Tracer) else np.asarray(jax.device_get(each)))
         if labels and found[-1].min() < 0:
             raise ValueError(f"{name} holds the label {found[-1].min()}; labels count from 0.")
     if not found:
@@ -172,7 +173,7 @@ def _parts(segmentations, space: tuple[int, ...], min_pixels: int) -> Parts:
     """
     rows = [_masks(each, space, min_pixels) for each in segmentations]
     of_images = ([each[i % len(each)] for each in rows] for i in range(max(map(len, rows))))
-    if any(isinstance(each, jax.core.Tracer) for each in segmentations):
+    if any(isinstance(each, Tracer) for each in segmentations):
         places = np.arange(math.prod(space), dtype=np.int32).reshape(1, *space)
         masks = jnp.stack([jnp.concatenate(each).T for each in of_images])
         return Parts(places, masks, np.ones((1, places.size), np.float32))
@@ -214,7 +215,7 @@ def _xrai_engine(model, images, targets, parts, *, score, channels, min_pixels, 
         starts = jnp.where(of_each(steps < num_steps, images), black, white)
         return straight_line(images, starts, steps % num_steps, num_steps)
 
-    lines = integral(model, images, targets, curve, 2 * num_steps, score=score, chunk_size=chunk_size)
+    lines: Any = integral(model, images, targets, curve, 2 * num_steps, score=score, chunk_size=chunk_size)
     attributions = CHANNELS[channels](lines / 2, axis=-1)
     for_all = [each.shape[0] == 1 for each in parts]
     arrays = [each[0] if one else each for each, one in zip(parts, for_all, strict=True)]

@@ -106,7 +106,7 @@ def keep_programs() -> None:
     from jaxcam._engine import kept
     from jaxcam.models._download import cache_folder
 
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     # A folder for each machine: a program for one processor may not run on another that shares the home folder.
     folder = cache_folder() / "programs" / platform.node()

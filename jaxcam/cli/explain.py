@@ -205,7 +205,7 @@ def _methods(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _wants(package: str) -> str:
+def _wants(package: str | None) -> str:
     return f"needs {package}, which is not installed: pip install 'jaxcam-xai[superpixels]'."
 
 

@@ -1,6 +1,7 @@
 """`jaxcam export`: a method on a model as StableHLO, in a file that runs without jaxcam."""
 
 from pathlib import Path
+from typing import Any
 
 from jaxcam._errors import printable, unknown
 from jaxcam.cli._common import add_model, count
@@ -61,7 +62,7 @@ def run(args) -> None:
     _print_call(classifier.preprocess, given, batch, side, target)
 
 
-def _target(text: str, labels) -> str | int | None:
+def _target(text: str, labels) -> Any:
     if text in TARGETS:
         return None if text == "predicted" else text
     return class_index(text, labels)

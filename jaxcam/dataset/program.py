@@ -60,7 +60,7 @@ class Work:
         if self.target == "label":
             targets = jnp.where(labels < 0, prediction, labels)
         else:
-            targets = prediction if self.target == "predicted" else jnp.full_like(prediction, self.target)
+            targets = prediction if isinstance(self.target, str) else jnp.full_like(prediction, self.target)
         maps = explain_batch(model, images, targets, methods=self.methods)
         values = {
             column(method, metric): METRICS[metric].function(
@@ -136,7 +136,7 @@ def _methods(methods) -> dict[str, Any]:
 
 
 def _metrics(metrics) -> dict[str, Mapping]:
-    chosen = dict(metrics) if isinstance(metrics, Mapping) else {name: {} for name in metrics}
+    chosen: dict[str, Mapping] = dict(metrics) if isinstance(metrics, Mapping) else {name: {} for name in metrics}
     able = [name for name, row in METRICS.items() if row.needs in ("map", "model") and not row.on_host]
     for name in chosen:
         if name not in METRICS:

@@ -64,11 +64,13 @@ class Explainer:
     ):
         model = load(model) if isinstance(model, str) else model
         labels = model.labels if isinstance(model, Classifier) else ()
-        self.preprocess = preprocess or getattr(model, "preprocess", None)
-        if self.preprocess is None:
+        preprocess = preprocess or getattr(model, "preprocess", None)
+        if preprocess is None:
             raise ValueError("A tap does not say how images become its input; pass preprocess=.")
+        self.preprocess = preprocess
         options = {"metrics": metrics, "targets": targets, "dtype": dtype, "layer": layer, "labels": labels}
-        self.work, self.size = program.work_of(model, methods=methods, **options), batch_size
+        self.work = program.work_of(model, methods=methods, **options)
+        self.size: Any = batch_size  # or that of the first batch
         self.step, self.spread = program.compiled(self.work)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -134,6 +136,7 @@ def engine(
     try:
         import ray
         import ray.data
+        import ray.exceptions
     except ImportError:
         raise ValueError("The engine 'ray' needs Ray: pip install 'jaxcam-xai[ray]'.") from None
 
@@ -141,13 +144,16 @@ def engine(
         if not indices:
             return
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, logging_level="warning")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # the run has a bar of its own
         gpus = ray.cluster_resources().get("GPU", 0)
         workers = num_workers or int(gpus) or 2
-        each = {"num_cpus": num_cpus, "num_gpus": num_gpus if num_gpus is not None else (1 if gpus else None)}
+        each: dict[str, Any] = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus if num_gpus is not None else (1 if gpus else None),
+        }
         # A worker that dies is started again, and what it had begun is given out again: a range is a pure function.
-        kept = {"max_restarts": -1, "max_task_retries": RETRIES}
+        kept: dict[str, Any] = {"max_restarts": -1, "max_task_retries": RETRIES}
         job = replace(job, folder=job.folder.resolve(), work=replace(job.work, model=jax.device_get(job.work.model)))
         blocks = -(-len(indices) // TOGETHER)
         rows = ray.data.from_items([{"range": index} for index in indices], override_num_blocks=blocks)

@@ -69,7 +69,7 @@ def image_of(item: Item) -> tuple[Any, str | None, str | None]:
     """The upright RGB image of a row, the sha256 of its pixels, and what was wrong with it."""
     try:
         image = opened(item)
-        return image, hashlib.sha256(np.asarray(image)).hexdigest(), None
+        return image, hashlib.sha256(np.asarray(image).tobytes()).hexdigest(), None
     except Exception as error:  # whatever a broken image makes a decoder raise
         return None, None, _said(error)
 
@@ -116,9 +116,10 @@ def shape_of(preprocess: Callable) -> tuple[int, ...]:
     from PIL import Image
 
     [(pixels, error)] = prepared([Image.new("RGB", (64, 64))], preprocess)
-    if pixels is None or pixels.ndim != 3:
-        raise ValueError(f"preprocess does not turn [image] into an array [1, h, w, c]: {error or pixels.shape}")
-    return pixels.shape
+    shape = getattr(pixels, "shape", ())
+    if len(shape) != 3:
+        raise ValueError(f"preprocess does not turn [image] into an array [1, h, w, c]: {error or shape}")
+    return shape
 
 
 def _mapped(label, classes: tuple[int | None, ...] | None) -> int | None:

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -220,7 +220,7 @@ class Page:
                 parts += [f"<h2>{title}</h2>", self.gallery(rows, self.methods[:1], {})]
         return parts
 
-    def gallery(self, rows: Sequence[int], methods: Sequence[str], captions: dict[int, str]) -> str:
+    def gallery(self, rows: np.ndarray, methods: Sequence[str], captions: dict[int, str]) -> str:
         return f"<div class=gallery>{''.join(self.figure(int(row), methods, captions) for row in rows)}</div>"
 
     def figure(self, row: int, methods: Sequence[str], captions: dict[int, str]) -> str:
@@ -263,7 +263,7 @@ class Pictures:
         except (OSError, ValueError, TypeError) as error:
             self.remark = f"Heatmaps are shown without their images: {error}"
         about = manifest["model"]["preprocess"]
-        fields = (
+        fields: dict[str, Any] = (
             {key: tuple(value) if isinstance(value, list) else value for key, value in about.items()}
             if isinstance(about, dict)
             else {}

@@ -83,7 +83,7 @@ class Tfds:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        features = self._opened[1].features
+        features: Any = self._opened[1].features
         names = getattr(features["label"], "names", None) if "label" in features else None
         return tuple(names) if names else None
 

@@ -157,7 +157,8 @@ def _shard(metadata: str, index: int, start: int, rows: np.ndarray) -> bytes:
     array = ts.open(spec, create=True, context=ts.Context()).result()
     with ts.Transaction() as transaction:
         array.with_transaction(transaction)[start:].write(rows).result()
-    return array.kvstore.read(_key(index, rows.ndim)).result().value
+    files: Any = array.kvstore
+    return files.read(_key(index, rows.ndim)).result().value
 
 
 def _key(index: int, rank: int) -> str:

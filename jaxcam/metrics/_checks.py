@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def check_heatmaps(heatmaps, images=None, *, unit: bool = False) -> jax.Array:
     return heatmaps
 
 
-def check_fractions(fractions) -> tuple[float, ...]:
+def check_fractions(fractions: Any) -> tuple[float, ...]:
     """Shares of the pixels, at least one of them, each between 0 and 1."""
     fractions = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else (fractions,)
     for each in fractions:

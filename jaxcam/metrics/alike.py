@@ -33,10 +33,10 @@ def strongest_cell(heatmaps, cells: Sizes = 4):
     """
     space = heatmaps.shape[1:]
     counts = sizes("cells", cells, space)
-    cells = [
+    rows = [
         np.arange(side) * count // side == np.arange(count)[:, None] for side, count in zip(space, counts, strict=True)
     ]
-    sums = along(heatmaps, [each.astype(np.float32) for each in cells], 1)
+    sums = along(heatmaps, [each.astype(np.float32) for each in rows], 1)
     return jnp.argmax(sums.reshape(sums.shape[0], -1), -1).astype(jnp.int32)
 
 

@@ -5,6 +5,7 @@ Infidelity compares the two as numbers, mu-fidelity and occlusion correlation as
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def _infidelity_engine(
     return jnp.mean((expected - actual) ** 2, -1)
 
 
-def _perturbation(perturbation, window):
+def _perturbation(perturbation: Any, window) -> Callable:
     if callable(perturbation):
         return perturbation
     if perturbation == "noise":

@@ -129,11 +129,11 @@ def smooth_mprt(
     """
     positive(num_samples=num_samples)
     functions(method=method)
-    noise, (key, key_of_noise) = check_noise(noise, deviation), jax.random.split(random_key(key))
+    amount, (key, key_of_noise) = check_noise(noise, deviation), jax.random.split(random_key(key))
 
     def smooth(model, images, targets):
         with traceable("method"):
-            return _smooth(model, images, targets, key_of_noise, method=method, noise=noise, num_samples=num_samples)
+            return _smooth(model, images, targets, key_of_noise, method=method, noise=amount, num_samples=num_samples)
 
     options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
     return randomization(smooth, model, images, targets, keep=True, top_down=False, **options)

@@ -237,8 +237,9 @@ class Change(NamedTuple):
 
     def __call__(self, key, images):
         """The change of each image, `float32[n or 1, *space, c]`."""
-        if callable(self.perturbation):
-            return jax.vmap(lambda image: self.perturbation(key, image))(images).astype(jnp.float32)
+        change = self.perturbation
+        if callable(change):
+            return jax.vmap(lambda image: change(key, image))(images).astype(jnp.float32)
         if self.perturbation == "uniform":
             return jax.random.uniform(key, images.shape[1:], jnp.float32, -self.radius, self.radius)
         return deviations(images, self.noise) * jax.random.normal(key, images.shape[1:], jnp.float32)

@@ -257,9 +257,6 @@ class _Shifted(Network):
         shift = shift.array if isinstance(shift, Rows) else shift
         return self.network.run(inner, images - shift, inputs, options, visit, rows)
 
-    def resolve(self, layer):
-        return self.network.resolve(layer)
-
 
 def prepare_weights(model, images, targets):
     """`prepare_method`, for what changes the model's weights, and so must see them."""

@@ -121,8 +121,8 @@ def variables_of(tensors: Mapping, module: nn.Module, layout: Layout, what: str)
         size = ", ".join(f"{name} {getattr(module, name)}" for name in layout.family.open)
         raise ValueError(f"The tensors of {what} ({size}) are not exactly what they should be: {'; '.join(listed)}.")
     ours = layout.ours(floats)
-    flat = {
-        path: jax.device_put(_as_in_flax(path, ours[_name(path)], leaf.shape))  # `jnp.asarray` compiles for each shape
+    flat = {  # `jnp.asarray` would compile for each shape
+        path: jax.device_put(_as_in_flax(path, ours[_name(path)], leaf.shape))  # pyright: ignore[reportAttributeAccessIssue]
         for path, leaf in flatten_dict(_template(module)).items()
     }
     return unflatten_dict(flat)

@@ -45,7 +45,7 @@ def hub_cached(repository: str, files: Iterable[str], revision: str) -> tuple[Pa
 
 
 def _sha256_of(etag: str | None) -> str:
-    return etag if re.fullmatch("[0-9a-f]{64}", etag or "") else ""
+    return etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else ""
 
 
 MISSING = {

@@ -144,7 +144,7 @@ def _efficientnet_fields(shapes, config) -> dict:
 
 def efficientnet_preprocess(architecture: str | None) -> Preprocess:
     """TensorFlow's: a margin of 16 pixels all around, and for the Lite variants pixels from about -1 to 1."""
-    *_, side = efficientnet.VARIANTS.get(architecture, (224,))
+    *_, side = efficientnet.VARIANTS.get(architecture or "", (224,))
     lite = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3} if "lite" in (architecture or "") else {}
     return replace(IMAGENET, resize=side + 32, crop=side, interpolation="bicubic", **lite)
 

@@ -206,7 +206,7 @@ def _registered(row: Registered) -> Found:
 
 def _installed(row: Registered) -> Path:
     """The file of a package that holds little else: found where the package lies, which is not imported."""
-    distribution = row.package.partition("==")[0]
+    distribution = (row.package or "").partition("==")[0]
     spec = importlib.util.find_spec(distribution.replace("-", "_"))
     for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / "models" / row.file).is_file():

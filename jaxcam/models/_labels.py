@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 
@@ -52,7 +53,7 @@ def _of_timm(config: dict) -> dict:
         fields["crop"] = config["input_size"][-1]
         if "crop_pct" in config:
             fields["resize"] = fields["crop"] / config["crop_pct"]
-    facts = {"preprocess": _fields(fields)}
+    facts: dict[str, Any] = {"preprocess": _fields(fields)}
     if "architecture" in config:
         facts["network"] = config["architecture"].lower()
     if "label_names" in config:
@@ -76,7 +77,7 @@ def _of_transformers(config: dict) -> dict:
     found = {ours: convert(config[theirs]) for ours, (theirs, convert) in told.items() if theirs in config}
     if config.get("downsample_in_bottleneck"):
         found["stride_on"] = "conv1"
-    facts = {"config": found}
+    facts: dict[str, Any] = {"config": found}
     labels = {int(index): shown(str(label)) for index, label in config.get("id2label", {}).items()}
     if sorted(labels) == list(range(len(labels))) and any(f"LABEL_{index}" != labels[index] for index in labels):
         facts["labels"] = [labels[index] for index in range(len(labels))]
@@ -89,7 +90,8 @@ SQUASHED = "made for images resized to a square, whatever their shape; here the 
 
 def preprocessor_facts(config: dict) -> dict:
     """What transformers' `preprocessor_config.json` says of the size, the mean and the interpolation."""
-    fields, about = {}, {}
+    fields: dict[str, Any] = {}
+    about = {}
     if config.get("do_normalize", True):
         fields = {key: config[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in config}
     else:
@@ -133,9 +135,10 @@ def header_facts(header: dict) -> dict:
 
 def _fields(given: Mapping) -> dict:
     """The given fields of a `Preprocess`, with the types that they must have."""
-    fields = {key: int(given[key]) for key in ("resize", "crop") if key in given}
-    if max(fields.values(), default=0) > LARGEST:
-        raise ValueError(f"images of {shown(max(fields.values()))} pixels a side; no model takes more than {LARGEST}")
+    sides = {key: int(given[key]) for key in ("resize", "crop") if key in given}
+    if max(sides.values(), default=0) > LARGEST:
+        raise ValueError(f"images of {shown(max(sides.values()))} pixels a side; no model takes more than {LARGEST}")
+    fields: dict[str, Any] = dict(sides)
     if "interpolation" in given:
         fields["interpolation"] = str(given["interpolation"])
     for key in ("mean", "std"):

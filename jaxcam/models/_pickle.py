@@ -222,7 +222,7 @@ def _measure(file: io.BytesIO) -> None:
     stack, marks, memory = [], [], {}
     for count, (opcode, argument, position) in enumerate(pickletools.genops(file)):
         name = opcode.name
-        if count > MOST_OPCODES or position - begin > MOST_BYTES:
+        if count > MOST_OPCODES or (position or 0) - begin > MOST_BYTES:
             raise _Refusal(f"its pickle has more than {MOST_OPCODES:,} opcodes or {MOST_BYTES:,} bytes, {NEEDLESS}")
         if name in PUTS:
             number = len(memory) if argument is None else argument

@@ -119,7 +119,7 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays: it was altered since it was written.")
     try:
         with _unheard():
-            tree = ocp.load(folder.absolute())
+            tree = ocp.load(str(folder.absolute()))
     except (Exception, MemoryError) as error:
         message = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{folder} is not a whole Orbax checkpoint of arrays ({shown(message)}).") from error

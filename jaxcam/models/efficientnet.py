@@ -198,14 +198,14 @@ def _variant(name: str) -> Callable[..., EfficientNet]:
         stages = tuple(_scaled(stage, width, depth) for stage in STAGES)
         ends = {"stem": _features(32, width), "head": _features(1280, width)}
         return partial(EfficientNet, stages=stages, **ends, squeeze=0.25, activation=nn.swish)
-    first, *middle, last = STAGES  # whose depth is that of B0 in all Lite variants, as is the width of stem and head
-    middle = (_scaled(stage, width, depth) for stage in middle)
+    first, *between, last = STAGES  # whose depth is that of B0 in all Lite variants, as is the width of stem and head
+    middle = (_scaled(stage, width, depth) for stage in between)
     return partial(EfficientNet, stages=(_scaled(first, width, 1), *middle, _scaled(last, width, 1)))
 
 
-def _scaled(stage, width, depth):
-    *shape, features, size = stage
-    return *shape, _features(features, width), math.ceil(depth * size)
+def _scaled(stage, width, depth) -> tuple[int, int, int, int, int]:
+    kernel_size, stride, expansion, features, size = stage
+    return kernel_size, stride, expansion, _features(features, width), math.ceil(depth * size)
 
 
 def _features(features: int, width: float) -> int:

@@ -158,7 +158,7 @@ class ResNet(nn.Module):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         if self.stem == "imagenet":
             x = nn.relu(norm(name="bn1")(conv(self.width, 7, 2, name="conv1")(x)))
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         elif self.stem == "cifar":
             x = nn.relu(norm(name="bn1")(conv(self.width, 3, name="conv1")(x)))
         else:

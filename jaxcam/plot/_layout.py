@@ -11,13 +11,16 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jaxcam import _files
 from jaxcam._errors import unknown
 from jaxcam.plot._pixels import PAPER, find_colormap
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 SAVED_DPI, SHOWN_DPI, MOST = 150, 100, 8  # dots an inch, and by how much a saved figure may be scaled
 FORMATS = ("png", "svg", "pdf")
@@ -114,7 +117,7 @@ def blank(width, height, theme="light"):
 
     if theme not in THEMES:
         raise unknown("theme", theme, THEMES)
-    figure = Figure(figsize=(width, height), dpi=SHOWN_DPI, facecolor=THEMES[theme].paper, layout="none")
+    figure: Any = Figure(figsize=(width, height), dpi=SHOWN_DPI, facecolor=THEMES[theme].paper, layout="none")  # pyright: ignore[reportArgumentType]
     figure.theme = THEMES[theme]
     FigureCanvasAgg(figure)
     figure._repr_png_ = partial(written, figure, "png", SHOWN_DPI)  # notebooks show it, though pyplot was not imported

@@ -119,7 +119,7 @@ def _eight_bits(arrays) -> list[np.ndarray]:
     def converted(each):
         if normalised:
             each = (each - each.min()) / max(each.max() - each.min(), np.finfo(np.float32).tiny)
-        return np.uint8(np.round(255 * np.clip(each, 0, 1)))
+        return np.round(255 * np.clip(each, 0, 1)).astype(np.uint8)
 
     return [array if each is None else converted(each) for array, each in zip(arrays, floats, strict=True)]
 
@@ -216,7 +216,7 @@ def blended(picture, heat, colormap, alpha) -> np.ndarray:
     heat = stretched(heat, picture)
     opacity = OPACITY * np.minimum(1, 2 * heat) if alpha is None else np.full_like(heat, alpha)
     colours = np.float32(find_colormap(colormap)(heat, bytes=True)[..., :3])
-    return np.uint8(np.round(picture + opacity[..., None] * (colours - picture)))
+    return np.round(picture + opacity[..., None] * (colours - picture)).astype(np.uint8)
 
 
 def heated(picture, heat, colormap) -> np.ndarray:
@@ -229,18 +229,20 @@ def heated(picture, heat, colormap) -> np.ndarray:
 def signs(picture, values, theme) -> np.ndarray:
     """Values in [-1, 1] in diverging colours over the faded photograph, which is what zero shows."""
     values = stretched(values / 2 + 0.5, picture)
-    paper = np.float32([int(PAPER[theme][place : place + 2], 16) for place in (1, 3, 5)])
+    paper = np.array([int(PAPER[theme][place : place + 2], 16) for place in (1, 3, 5)], np.float32)
     faded = paper + FADED[theme] * (_grey(picture) - paper)
     return _mixed(faded, values, np.minimum(1, 1.5 * np.abs(2 * values - 1))[..., None], DIVERGING[theme])
 
 
 def _grey(picture) -> np.ndarray:
-    return np.float32(picture) @ np.float32([0.299, 0.587, 0.114])[:, None] * np.ones(3, np.float32)
+    return (
+        np.asarray(picture, np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)[:, None] * np.ones(3, np.float32)
+    )
 
 
 def _mixed(ground, values, opacity, colormap) -> np.ndarray:
     colours = np.float32(find_colormap(colormap)(values, bytes=True)[..., :3])
-    return np.uint8(np.round(ground + opacity * (colours - ground)))
+    return np.round(ground + opacity * (colours - ground)).astype(np.uint8)
 
 
 def legible(attributions, signed: bool, smoothing, percentile) -> np.ndarray:

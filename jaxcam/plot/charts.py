@@ -1,7 +1,7 @@
 """Charts: curves, points, a matrix of counts, and numbers with their intervals."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from jaxcam.plot._layout import (
     headline,
     write,
 )
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 LETTER = 0.085  # width of one, on average, at the size of a curve's label
 WIDE, LINE, BESIDE, NUMBER = 5.6, 0.27, 2.5, 1.3  # of intervals: their axes, a row, and the columns beside it
@@ -55,7 +58,7 @@ def curves(
     for colour, (name, each) in zip(_colours(len(values)), values.items(), strict=True):
         places, each = np.arange(1, len(each) + 1) if x is None else np.asarray(x), np.asarray(each)
         axes.plot(places, each, color=colour, linewidth=1.8, marker="o", markersize=3, clip_on=False)
-        if name in (intervals or {}):
+        if intervals and name in intervals:
             half = np.asarray(intervals[name])
             axes.fill_between(places, each - half, each + half, color=colour, alpha=0.15, linewidth=0)
         ends.append((name, colour, places[-1], each[-1]))
@@ -162,7 +165,8 @@ def intervals(
     axes.spines["left"].set_visible(False)
     if log_x:
         axes.set_xscale("log", subs=())
-        axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        ticks: Any = axes.xaxis.get_major_locator()
+        ticks.set_params(subs=(1, 2, 5))
         axes.xaxis.set_major_formatter("{x:g}")
     if reference is not None:
         axes.axvline(reference, color=GREY, linewidth=1)

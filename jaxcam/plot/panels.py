@@ -5,7 +5,7 @@ diverging colours over the faded photograph. What is done to attributions for th
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,9 @@ from jaxcam.plot._pixels import (
     note,
     signs,
 )
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 LABEL, SCALE = 0.2, 0.44  # heights of a class's name and of a colour scale
 
@@ -129,7 +132,7 @@ def panel(
         raise ValueError(f"percentile is {percentile} and smoothing {smoothing}; expected (0, 100], and 0 or more.")
     picture = displayed(as_pictures([image])[0])
     alone = explained is None or isinstance(explained, str)
-    classes = [explained] if alone else list(explained)
+    classes: list[Any] = [explained] if alone else list(explained or ())
     maps = {}
     for name, given in heatmaps.items():
         kind = "signs" if signed is None or name in signed else "magnitudes"

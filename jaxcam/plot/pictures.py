@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,6 +57,9 @@ from jaxcam.plot._pixels import (
     signs,
     stretched,
 )
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 LABELS = 1.75  # beside a row of pictures
 LARGEST_SLICE = 2.4  # side of a square slice
@@ -267,7 +270,7 @@ def _label(figure, corner, label):
 
 def _cell(figure, box, cell, label, colormap, alpha):
     if isinstance(cell, list):
-        probability_bars(figure, *box[:2], as_probabilities(cell)[:5])
+        probability_bars(figure, box[0], box[1], as_probabilities(cell)[:5])
     elif isinstance(cell, tuple):
         picture = displayed(as_pictures([cell[0]])[0])
         show(figure, box, blended(picture, as_heat(cell[1], "The heatmap"), colormap, alpha), f"overlay {label}")

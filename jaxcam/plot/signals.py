@@ -1,7 +1,7 @@
 """Signals as curves that are coloured by their heatmaps."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from jaxcam.plot._layout import (
     write,
 )
 from jaxcam.plot._pixels import COLORMAP, along, as_heats, find_colormap, note
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 NIGHT, QUIET = "#14131a", "#77757f"  # behind the curves, and their colour where there is no heat
 LEFT = 0.75  # for the names of channels, or for the numbers on the axis
@@ -167,7 +170,7 @@ def _curves(axes, places, levels, heat, colormap):
         glow = np.concatenate([colours[:, :3], GLOW * opacity], axis=1)
         for shades, thickness in ((glow, 4), (colours, 1)):
             style = {"colors": shades, "linewidths": thickness * (1 + 1.4 * warmth), "capstyle": "round", "zorder": 3}
-            axes.add_collection(LineCollection(segments, **style), autolim=False)
+            axes.add_collection(LineCollection(list(segments), **style), autolim=False)
 
 
 def _kept(level) -> np.ndarray:

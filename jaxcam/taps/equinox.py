@@ -151,7 +151,7 @@ def _shape(leaf, rank):
     return (None, *leaf.shape[1:], leaf.shape[0]) if leaf.ndim == rank else (None, *leaf.shape)
 
 
-def _seen(node, path):
+def _seen(node: Any, path) -> Any:
     """A copy of the model, its modules of classes whose calls are seen."""
     equinox = sys.modules["equinox"]
     if isinstance(node, tuple | list):
@@ -163,7 +163,7 @@ def _seen(node, path):
         return node
     is_layer = bool(path) and callable(node)
     copy = object.__new__(_class_seen(type(node)) if is_layer else type(node))
-    for each in fields(node):
+    for each in fields(node):  # pyright: ignore[reportArgumentType]
         if hasattr(node, each.name):
             object.__setattr__(copy, each.name, _seen(getattr(node, each.name), (*path, each.name)))
     if is_layer:

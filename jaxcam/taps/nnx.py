@@ -70,10 +70,10 @@ class NNX(Network):
             elif path and isinstance(node, nnx.Module) and callable(node):
                 # The merged model is this pass's own copy, so a changed class of its parts disturbs nobody.
                 object.__setattr__(node, "__class__", _seen(type(node)))
-                node._jaxcam_path = name
+                node._jaxcam_path = name  # pyright: ignore[reportAttributeAccessIssue]
         with _seeing(_Visits(visit, rows)):
             output = model(images, *inputs.placed, **inputs.named, **options)
-        kept = [each for _, each in nnx.iter_modules(model, **GRAPH) if hasattr(each, "jaxcam")]
+        kept: list[Any] = [each for _, each in nnx.iter_modules(model, **GRAPH) if hasattr(each, "jaxcam")]
         return output, {each._jaxcam_path: list(each.jaxcam.get_value()) for each in kept}
 
 
@@ -85,8 +85,9 @@ class _Visits:
     rows: Any
     caught: list | None = None  # attention weights, where they are asked for
 
-    def __call__(self, submodule, call, args, kwargs):
-        attend = partial(_attend, call) if isinstance(submodule, nnx.MultiHeadAttention) else None
+    def __call__(self, submodule: Any, call, args, kwargs):
+        is_attention = isinstance(submodule, nnx.MultiHeadAttention)
+        attend = partial(_attend, call) if is_attention else None
         layer = Layer(submodule._jaxcam_path, call, call, partial(_owned, submodule), attend)
         output, kept = self.visit(layer, args, kwargs, self.rows)
         if kept is not None:  # in a variable, which comes out of `nnx.remat`

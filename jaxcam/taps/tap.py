@@ -117,7 +117,7 @@ class Tap:
         """The model's output, `[n, k]` for a classifier; of several outputs what `output` picks."""
         return self.run(images, layers=())[0]
 
-    def features(self, images):
+    def features(self, images) -> Any:
         """The model up to the layer: what that returns, `[n, *cells, k]`; a tuple where several layers are tapped."""
         activations = self.run(images)[1]
         return activations[0] if len(activations) == 1 else activations
@@ -337,7 +337,8 @@ class Biases:
         found = len(self.paths)
         output = layer.call(*args, **kwargs)
         given = [*((i, each) for i, each in enumerate(args)), *kwargs.items()]
-        place, x = next(((place, each) for place, each in given if is_array(each)), (None, None))
+        first: Any = next(((place, each) for place, each in given if is_array(each)), (None, None))
+        place, x = first
         is_innermost = found == len(self.paths)
         if not (is_innermost and is_inexact(x) and is_inexact(output)) or set(layer.owned()) <= {"kernel", "weight"}:
             return output, None
