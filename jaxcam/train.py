@@ -7,6 +7,7 @@ interrupted and resumed from its Orbax checkpoint ends in the same weights as on
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ import numpy as np
 import optax
 
 from jaxcam import _files
+from jaxcam._progress import is_seen
 
 DIGEST = _files.DIGEST  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
 
@@ -390,7 +392,7 @@ class _Progress:
             TimeRemainingColumn(),
         )
         self.num_epochs, self.steps, self.enabled = num_epochs, steps, enabled
-        self.progress = Progress(*columns, disable=not enabled)
+        self.progress = Progress(*columns, disable=not enabled or not is_seen(sys.stdout))
         self.task = self.progress.add_task("epoch", total=steps, numbers="")
 
     def __enter__(self):
