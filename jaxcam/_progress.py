@@ -15,9 +15,12 @@ PATIENCE = 2.0  # seconds
 
 def is_seen(file) -> bool:
     """Whether somebody sees a bar that is written to `file`."""
-    if "ipykernel" in sys.modules:
-        return importlib.util.find_spec("ipywidgets") is not None
-    return file.isatty()
+    return can_rewrite() if "ipykernel" in sys.modules else file.isatty()
+
+
+def can_rewrite() -> bool:
+    """Whether this is no notebook, or one in which a line can be written anew."""
+    return "ipykernel" not in sys.modules or importlib.util.find_spec("ipywidgets") is not None
 
 
 @contextlib.contextmanager
@@ -40,9 +43,9 @@ def shown(text: str, total: int | None = None, *, enabled: bool = True) -> Itera
     def begin() -> None:
         bar = _bar()
         bar.add_task(text, total=total, completed=done)
+        bars.append(bar)
         with contextlib.suppress(LiveError):  # somebody else shows one, around this one
             bar.start()
-            bars.append(bar)
 
     if not enabled or not is_seen(sys.stderr):
         yield lambda: None

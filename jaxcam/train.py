@@ -7,7 +7,6 @@ interrupted and resumed from its Orbax checkpoint ends in the same weights as on
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxcam import _files
-from jaxcam._progress import is_seen
+from jaxcam._progress import can_rewrite
 
 DIGEST = _files.DIGEST  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
 
@@ -392,7 +391,7 @@ class _Progress:
             TimeRemainingColumn(),
         )
         self.num_epochs, self.steps, self.enabled = num_epochs, steps, enabled
-        self.progress = Progress(*columns, disable=not enabled or not is_seen(sys.stdout))
+        self.progress = Progress(*columns, disable=not (enabled and can_rewrite()))
         self.task = self.progress.add_task("epoch", total=steps, numbers="")
 
     def __enter__(self):
