@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxcam._checks import is_known, prepare
 from jaxcam._engine import engine
 from jaxcam._errors import unknown
+from jaxcam._progress import shown
 from jaxcam._typing import Heatmaps, Images, Score, Targets
 from jaxcam.attribution import METHODS, heatmap
 from jaxcam.taps import Tap
@@ -27,6 +29,7 @@ def explain(
     methods: Iterable[str | Callable] | Mapping[str, Any] = ("grad_cam", "saliency", "integrated_gradients"),
     score: Score | None = None,
     percentile: float | int = 99,
+    progress: bool = True,
 ) -> dict[str, Heatmaps]:
     """Heatmaps by several methods, which share what they have in common: four CAMs cost hardly more than one.
 
@@ -43,6 +46,7 @@ def explain(
         is compiled once for the same functions, so make a partial once and keep it.
       score: the explained scalar of all methods, `(output, targets[n]) -> [n]`; `None` leaves each its own.
       percentile: values above this percentile of an image are cut, in the maps of methods that give attributions.
+      progress: whether a line shows what is done and since when, if that takes more than two seconds.
 
     Returns:
       Heatmaps `float32[n, *space]` by method.
@@ -56,16 +60,27 @@ def explain(
     """
     methods = functions_of(methods, score)
     model, images, targets = prepare(model, images, targets)
-    on_host = {name: each for name, each in methods.items() if _registered(each[0], "on_host")}
-    compiled = {name: each for name, each in methods.items() if name not in on_host}
     heatmaps: dict[str, Any] = dict.fromkeys(methods)  # in their order
-    if compiled:
-        heatmaps |= _explain_engine(model, images, targets, methods=compiled, percentile=percentile)
-    heatmaps |= _heatmaps(model, images, targets, on_host, percentile)
+    with shown(_title(images, methods), enabled=progress and is_known(images)):
+        heatmaps |= _computed(model, images, targets, methods, percentile)
     for name, (method, options) in methods.items():
         if _says_nothing(heatmaps[name]):
             method(model, images, targets, **options)  # which says why, as it cannot inside of `jit`
     return heatmaps
+
+
+def _title(images, methods) -> str:
+    count = images.shape[0]
+    return f"{', '.join(methods)} of {count} image{'s' * (count != 1)}"
+
+
+def _computed(model, images, targets, methods, percentile):
+    on_host = {name: each for name, each in methods.items() if _registered(each[0], "on_host")}
+    compiled = {name: each for name, each in methods.items() if name not in on_host}
+    heatmaps = _heatmaps(model, images, targets, on_host, percentile)
+    if compiled:
+        heatmaps |= _explain_engine(model, images, targets, methods=compiled, percentile=percentile)
+    return jax.block_until_ready(heatmaps)
 
 
 def _says_nothing(heatmaps) -> bool:

@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxcam import _files
+from jaxcam import _files, _progress
 from jaxcam._errors import shown, unknown
 
 ASSETS = Path(__file__).parent / "assets"
@@ -160,8 +160,10 @@ class Preprocess:
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
 
-    def __call__(self, images: Any) -> Float[Array, "n h w 3"]:
+    def __call__(self, images: Any, *, progress: bool = True) -> Float[Array, "n h w 3"]:
         """The normalised batch `float32[n, crop, crop, 3]` of one image, a list of images, or an array `[n, h, w, 3]`.
+
+        A bar shows how far it is, if that takes more than two seconds; `progress=False` turns it off.
 
         Raises:
           OSError: a file cannot be opened.
@@ -172,9 +174,9 @@ class Preprocess:
           >>> float(preprocess(np.ones((48, 64, 3), np.float32)).max())
           1.0
         """
-        return jnp.asarray(self.on_host(images))
+        return jnp.asarray(self.on_host(images, progress=progress))
 
-    def on_host(self, images: Any) -> Float[np.ndarray, "n h w 3"]:
+    def on_host(self, images: Any, *, progress: bool = False) -> Float[np.ndarray, "n h w 3"]:
         """The same batch as a NumPy array, without a device: what the processes that read a data set call.
 
         Example:
@@ -182,8 +184,12 @@ class Preprocess:
           >>> type(preprocess.on_host(sample())).__name__
           'ndarray'
         """
-        batch = np.stack([self._resized(image, name) for name, image in _named(images)])
-        return (batch - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        named, batch = _named(images), []
+        with _progress.shown("preparing images", len(named), enabled=progress) as advance:
+            for name, image in named:
+                batch.append(self._resized(image, name))
+                advance()
+        return (np.stack(batch) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
     def view(self, images: Any) -> list[np.ndarray]:
         """For display: the square that the model sees of each image, uint8 `[s, s, 3]` at the image's own resolution.

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from jaxcam import _files
+from jaxcam._progress import can_rewrite
 
 DIGEST = _files.DIGEST  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
 
@@ -390,7 +391,7 @@ class _Progress:
             TimeRemainingColumn(),
         )
         self.num_epochs, self.steps, self.enabled = num_epochs, steps, enabled
-        self.progress = Progress(*columns, disable=not enabled)
+        self.progress = Progress(*columns, disable=not (enabled and can_rewrite()))
         self.task = self.progress.add_task("epoch", total=steps, numbers="")
 
     def __enter__(self):

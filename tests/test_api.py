@@ -27,7 +27,7 @@ PACKAGE = pathlib.Path(jaxcam.__file__).parent
 # Lower layers first; a file imports only from layers below its own.
 LAYERS = [
     ["_typing", "_errors"],
-    ["_array", "_checks", "_files", "_describe"],
+    ["_array", "_checks", "_files", "_describe", "_progress"],
     ["_engine"],
     ["taps", "image", "_noise", "_scores"],
     ["score", "segments", "lrp_rules"],
@@ -41,7 +41,14 @@ LAYERS = [
 ]
 # Inside a folder, files come in an order too.
 INSIDE = {
-    "_engine": [["program", "memory"], ["forms"], ["convolutions"], ["compiled"], ["loops", "portable"], ["windows"]],
+    "_engine": [
+        ["program", "memory"],
+        ["forms", "kept"],
+        ["convolutions"],
+        ["compiled"],
+        ["loops", "portable"],
+        ["windows"],
+    ],
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
         ["_cam"],
