@@ -234,7 +234,7 @@ def gallery() -> str:
     for family, members in groupby(jaxcam.METHODS.values(), key=lambda row: row.family):
         lines.append(f"## {family[0].upper() + family[1:]}\n")
         for row in members:
-            lines += [f"### {row.name}\n", f"{row.summary}\n", formula(row), f"**When.** {row.when}\n", facts(row)]
+            lines += [f"### {row.title}\n", f"{row.summary}\n", formula(row), f"**When.** {row.when}\n", facts(row)]
             lines.append(NO_PICTURE.get(row.needs) or NO_PICTURE.get(row.gives) or cell(row))
     return "\n".join(lines)
 

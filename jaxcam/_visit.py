@@ -132,16 +132,6 @@ def available(model: Tap) -> list[str]:
     ]
 
 
-def title(method: str) -> str:
-    """A method's name in words.
-
-    Example:
-      >>> title("grad_cam_plus_plus")
-      'Grad-CAM++'
-    """
-    return inspect.getdoc(METHODS[method].function).partition(":")[0]
-
-
 # --- What is computed -------------------------------------------------------------------------------------------------
 
 
@@ -315,7 +305,7 @@ def maps_of(model: Tap, visit: Visit, lock: Any) -> Iterator[tuple[int, int, str
         if key in visit.maps:
             continue
         photo, target, (method, options) = key
-        yield done, len(keys), title(method)
+        yield done, len(keys), METHODS[method].title
         with lock:
             if visit.turn != turn:
                 return
@@ -331,7 +321,7 @@ def values_of(model: Tap, visit: Visit, names: Sequence[str], lock: Any) -> Iter
         if key in visit.values:
             continue
         photo, target, each, metric = key
-        yield done, len(keys), f"{metric} of {title(each.method)}"
+        yield done, len(keys), f"{metric} of {METHODS[each.method].title}"
         with lock:
             if visit.turn != turn:
                 return
@@ -365,7 +355,7 @@ def board(visit: Visit, classifier: Classifier, doing: tuple[int, int, str] | No
     shown_maps = [
         {
             "method": each.method,
-            "title": title(each.method),
+            "title": METHODS[each.method].title,
             "about": f"{METHODS[each.method].summary} {METHODS[each.method].reference}",
             "options": ", ".join(f"{name} {value:g}" for name, value in each.options),
             "signed": METHODS[each.method].signed,
@@ -512,4 +502,4 @@ def _whole(visit) -> dict[Asked, list[Map]]:
 
 
 def _called(asked: Asked) -> str:
-    return " ".join([title(asked.method), *(f"{name}={value:g}" for name, value in asked.options)])
+    return " ".join([METHODS[asked.method].title, *(f"{name}={value:g}" for name, value in asked.options)])

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jaxcam import _visit
 from jaxcam._errors import shown
 from jaxcam._visit import PHOTOGRAPHS, Asked, Visit
+from jaxcam.attribution import METHODS
 from jaxcam.image import ASSETS, sample
 from jaxcam.models import Classifier
 
@@ -77,13 +78,13 @@ def _laid_out(gr, classifier, methods) -> _Parts:
             sight = gr.HTML({}, html_template="<div></div>", js_on_load=_script("sight", "select", "input"))
             labels = [(label, index) for index, label in enumerate(classifier.labels)]
             other = gr.Dropdown(labels, value=None, label="Another class")
-            titles = [(_visit.title(name), name) for name in methods]
+            titles = [(METHODS[name].title, name) for name in methods]
             names = gr.Dropdown(titles, value=first, label="Methods", multiselect=True)
             with gr.Accordion("Options of the methods", open=False):
                 sliders, groups = {}, {}
                 for name in filter(_visit.sliders, methods):
                     with gr.Group(visible=name in first) as groups[name]:
-                        gr.Markdown(f"**{_visit.title(name)}**", container=True)
+                        gr.Markdown(f"**{METHODS[name].title}**", container=True)
                         for option, (low, high, step, start, is_open) in _visit.sliders(name).items():
                             info = "0: as the method chooses" if is_open else None
                             sliders[name, option] = gr.Slider(low, high, start, step=step, label=option, info=info)

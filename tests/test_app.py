@@ -19,6 +19,7 @@ from PIL import Image
 import jaxcam
 from jaxcam import _visit, cli
 from jaxcam._visit import Asked, Visit
+from jaxcam.attribution import METHODS
 
 LEFT_OUT = {  # numbers that are no sliders, and why
     "chunk_size": "it changes no map",
@@ -101,7 +102,7 @@ def test_methods_are_those_of_the_model(model):
     assert not {"deep_feature_factorization", "attention_rollout"} & set(names)
     of_tokens = helpers.dataclasses.replace(model, reshape=jaxcam.tokens((4, 4)))
     assert "attention_rollout" in _visit.available(of_tokens)
-    assert len({_visit.title(name) for name in names}) == len(names)
+    assert len({METHODS[name].title for name in names}) == len(names)
 
 
 # --- What is computed -------------------------------------------------------------------------------------------------
@@ -364,8 +365,8 @@ def test_a_visit(visitors, classifier):
     settled(page, len(_visit.FIRST))
 
     for name in _visit.FIRST[1:]:  # other methods
-        page.get_by_role("button", name=f"Remove {_visit.title(name)}").or_(
-            page.locator(".token", has_text=_visit.title(name)).locator(".token-remove")
+        page.get_by_role("button", name=f"Remove {METHODS[name].title}").or_(
+            page.locator(".token", has_text=METHODS[name].title).locator(".token-remove")
         ).first.click()
     settled(page, 1)
     page.get_by_label("Methods").fill("SmoothGrad")
