@@ -127,16 +127,18 @@ class Comparison:
                 f"(`{best}`) on these {n} images; take more of them, or look at what the model has learnt."
             )
         passes = dict(zip(self.methods, self.passes, strict=True))
-        least = SAME_COST * min(passes[each] for each in (best, *others))
-        taken = next(each for each in (best, *others) if passes[each] <= least)
+        # A map that is the same for every class is not taken for being cheap.
+        fit = [best, *(each for each in others if each not in METHODS or METHODS[each].sees_class)]
+        taken = next(each for each in fit if passes[each] <= SAME_COST * min(map(passes.get, fit)))
         cost = f"{passes[taken]:.1f} forward passes"
         if not others:
             return f"Take `{best}`: it is better than every other method on these {n} images, for {cost}."
+        cheaper = "is cheaper" if len(fit) > len(others) else "knows the class and is cheaper"
         if taken == best:
-            return f"Take `{best}`, for {cost}: the best, and none that cannot be told from it ({named}) is cheaper."
+            return f"Take `{best}`, for {cost}: the best, and none that cannot be told from it ({named}) {cheaper}."
         return (
             f"Take `{taken}`, for {cost}: on these {n} images it cannot be told from the best, `{best}`, and of the "
-            f"{len(others) + 1} of which that is so none is cheaper."
+            f"{len(others) + 1} of which that is so none {cheaper}."
         )
 
     def table(self) -> str:

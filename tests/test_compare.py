@@ -66,6 +66,14 @@ CLOSE = np.concatenate([NOISE + 3, NOISE[..., ::-1] + 3.001, NOISE])
         (comparison(CLOSE, passes=[1.2, 1, 9]), "Take `m1`, for 1.0 forward passes: the best, and none that cannot be"),
         (comparison(CLOSE, passes=[1, 1.2, 9]), "Take `m1`, for 1.2 forward passes: the best, and none"),
         (
+            comparison(CLOSE, passes=[1, 9, 9], names=["eigen_cam", "a", "b"]),
+            "Take `a`, for 9.0 forward passes: the best",
+        ),
+        (
+            comparison(CLOSE, passes=[9, 1, 9], names=["a", "eigen_cam", "b"]),
+            "Take `eigen_cam`, for 1.0 forward passes",
+        ),
+        (
             comparison(CLOSE, names=["a", "random_cam", "b"]),
             "The data do not decide: `random_cam`, which knows",
         ),
