@@ -10,6 +10,7 @@ import inspect
 import os
 import re
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import jaxcam
@@ -21,7 +22,7 @@ MODULES = ("score", "segments", "lrp_rules", "regions", "influence", "plot", "da
 CORE = {
     "Any model": ["tap", "Tap", "tokens", "Tokens", "layers"],
     "Several methods": ["explain", "compare", "Comparison", "heatmap"],
-    "Models with weights": ["load", "Classifier", "sample"],
+    "Models with weights": ["load", "Classifier", "image.Preprocess", "sample"],
     "Export": ["export", "exported_weights"],
 }
 
@@ -92,7 +93,7 @@ def core() -> str:
     lines = [title("Taps, models, several methods")]
     for heading, names in CORE.items():
         lines.append(title(heading, "-"))
-        lines += [entry(f"jaxcam.{name}", getattr(jaxcam, name)) for name in names]
+        lines += [entry(f"jaxcam.{name}", attrgetter(name)(jaxcam)) for name in names]
     return "\n".join(lines)
 
 

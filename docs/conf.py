@@ -71,6 +71,7 @@ def read(app, page, source):
 
 
 def setup(app):
+    app.parallel = max(app.parallel, os.cpu_count() or 1)  # a page mostly waits for the compiler, which has one thread
     _pages.write(DOCS / "generated")
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
