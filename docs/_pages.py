@@ -9,6 +9,7 @@ import ast
 import inspect
 import os
 import re
+import textwrap
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -161,8 +162,8 @@ def signature(app, what, name, thing, options, args, returns):
     if what == "class" and not inspect.isfunction(function):
         return None
     try:
-        node = ast.parse(inspect.cleandoc("if 1:\n" + inspect.getsource(function))).body[0].body[0]
-    except (OSError, TypeError, SyntaxError, IndentationError):
+        [node] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, TypeError, SyntaxError):
         return None
     if not isinstance(node, ast.FunctionDef):
         return None
@@ -235,7 +236,13 @@ def gallery() -> str:
     for family, members in groupby(jaxcam.METHODS.values(), key=lambda row: row.family):
         lines.append(f"## {family[0].upper() + family[1:]}\n")
         for row in members:
-            lines += [f"### {row.title}\n", f"{row.summary}\n", formula(row), f"**When.** {row.when}\n", facts(row)]
+            lines += [
+                f"### {row.title}\n",
+                f"{row.summary[0].upper()}{row.summary[1:]}\n",
+                formula(row),
+                f"**When.** {row.when}\n",
+                facts(row),
+            ]
             lines.append(NO_PICTURE.get(row.needs) or NO_PICTURE.get(row.gives) or cell(row))
     return "\n".join(lines)
 
@@ -247,11 +254,11 @@ def formula(row) -> str:
 
 def facts(row) -> str:
     traits = [
-        f"Cost: {row.cost} forward passes",
+        f"Cost in forward passes: {row.cost}",
         "draws random numbers" if row.draws else "",
         "" if row.sees_class else "does not know the class",
         "signed" if row.signed else "",
-        f"[all options](methods.rst#{row.name})",
+        f"{{py:func}}`all options <jaxcam.{row.name}>`",
     ]
     return "; ".join(filter(None, traits)) + ".\n"
 
