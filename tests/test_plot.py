@@ -684,6 +684,12 @@ def test_labels_of_curves_stay_apart_and_inside():
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0.4, 0.9])
 
 
+def test_places_that_are_whole_numbers_have_no_halves_between():
+    [axes] = plot.curves({"a": [0.1, 0.5, 0.2]}, x=range(3)).axes
+    ticks = axes.get_xticks()
+    np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
 PANEL_MISTAKES = [
     ({}, {}, r"There are no heatmaps"),
     ({"grad_cam": heat()[None]}, {}, r"'grad_cam' has shape \(1, 7, 7\); expected \[h, w\], or \[h, w, c\]"),

@@ -64,6 +64,7 @@ def curves(
         ends.append((name, colour, places[-1], each[-1]))
     if x is None:
         axes.set_xlim(1, None)
+    if np.issubdtype(places.dtype, np.integer):
         axes.xaxis.get_major_locator().set_params(integer=True)
     _end_labels(figure, axes, ends)
     return figure
