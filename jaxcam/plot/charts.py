@@ -32,7 +32,7 @@ WIDE, LINE, BESIDE, NUMBER = 5.6, 0.27, 2.5, 1.3  # of intervals: their axes, a 
 def curves(
     values: Mapping[str, Sequence[float]],
     *,
-    x: Sequence[float] | None = None,
+    x: Sequence[float | int] | None = None,
     intervals: Mapping[str, Sequence[float]] | None = None,
     xlabel: str = "",
     ylabel: str = "",
