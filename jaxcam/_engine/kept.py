@@ -93,9 +93,7 @@ def _found(path: Path) -> Callable | None:
 
 def _keep(path: Path, program: jax.stages.Compiled) -> None:
     """Keeps a program if it is of a kind that can be; those that were not used for longest go."""
-    with suppress(
-        OSError, ValueError, TypeError, NotImplementedError, pickle.PicklingError, jax.errors.JaxRuntimeError
-    ):
+    with suppress(*UNKEPT):
         _files.write(path, pickle.dumps(serialize_executable.serialize(program)))
         size = 0
         for each in sorted(folder.glob(f"*{SUFFIX}"), key=lambda each: -each.stat().st_mtime):
