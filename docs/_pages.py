@@ -33,6 +33,7 @@ ELSEWHERE = {
     "engine.md": "jaxcam/_engine/README.md",
     "studies.md": "experiments/README.md",
     "benchmarks.md": "benchmarks/README.md",
+    "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
 
@@ -122,7 +123,10 @@ def types() -> str:
     """What the names in the signatures stand for, as their module spells it."""
     source = inspect.getsource(_typing)
     lines = [title("Types in the signatures"), inspect.getdoc(_typing) + "\n"]
-    for node in ast.parse(source).body:
+    nodes = ast.parse(source).body
+    for node in (
+        each for node in nodes for each in getattr(node, "orelse", [node])
+    ):  # beside what is for type checkers
         if isinstance(node, ast.Assign):
             lines += [f".. py:type:: {node.targets[0].id}\n", "   .. code-block:: python\n"]
             lines += [f"      {line}" for line in ast.get_source_segment(source, node).splitlines()] + [""]
@@ -162,7 +166,7 @@ def signature(app, what, name, thing, options, args, returns):
     if what == "class" and not inspect.isfunction(function):
         return None
     try:
-        [node] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+        node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, TypeError, SyntaxError):
         return None
     if not isinstance(node, ast.FunctionDef):
