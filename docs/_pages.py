@@ -120,13 +120,10 @@ def entry(path: str, thing) -> str:
 
 
 def types() -> str:
-    """What the names in the signatures stand for, as their module spells it."""
+    """What the names in the signatures stand for, as their module spells it, type checkers aside."""
     source = inspect.getsource(_typing)
     lines = [title("Types in the signatures"), inspect.getdoc(_typing) + "\n"]
-    nodes = ast.parse(source).body
-    for node in (
-        each for node in nodes for each in getattr(node, "orelse", [node])
-    ):  # beside what is for type checkers
+    for node in (each for part in ast.parse(source).body for each in getattr(part, "orelse", [part])):
         if isinstance(node, ast.Assign):
             lines += [f".. py:type:: {node.targets[0].id}\n", "   .. code-block:: python\n"]
             lines += [f"      {line}" for line in ast.get_source_segment(source, node).splitlines()] + [""]
