@@ -122,4 +122,5 @@ def _smallest(values, rank: int):
         higher = found | (1 << (30 - index))
         return jnp.where(jnp.sum(bits < higher) <= rank, higher, found)
 
-    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, decide, jnp.int32(0)), values.dtype)
+    none = jnp.zeros_like(bits.ravel()[0])  # varies over a mesh as the values do
+    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, decide, none), values.dtype)
