@@ -18,6 +18,7 @@ SITE_ONLY = {  # run when the site is built, and not here, where they would take
         *("training-data", "ensemble", "in-a-loss"),
     ),
     "it asks a network trained on ImageNet": ("tcav-and-craft",),
+    "it compares methods through metrics, and counts what compiles": ("choosing-a-method", "concepts"),
     "it compiles each method twice": ("bfloat16",),
     "it shuffles all layers of a trained network under five methods": ("trust",),
     "it makes devices of its own, before anything is computed": ("devices",),

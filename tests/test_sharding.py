@@ -177,6 +177,7 @@ def test_arrays_that_span_processes():
         port = str(free.getsockname()[1])
     run = [sys.executable, "-c", program, port]
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "", "JAX_NUM_CPU_DEVICES": "1"}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # as in here
     both = [
         subprocess.Popen([*run, str(index)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for index in range(2)
