@@ -374,9 +374,14 @@ def test_a_visit(visitors, classifier):
     page.keyboard.press("Escape")
     settled(page, 2)
     page.get_by_text("Options of the methods").click()
-    page.get_by_label("number input for num_samples").locator("visible=true").fill("10")
-    page.keyboard.press("Tab")
-    page.get_by_text("num_samples 10", exact=True).wait_for()
+    said = page.get_by_text("num_samples 10", exact=True)
+    for value in ("15", "10") * 10:  # the options are drawn anew when the methods change: an early edit may be lost
+        page.get_by_label("number input for num_samples").locator("visible=true").fill(value)
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(500)
+        if said.is_visible():
+            break
+    said.wait_for()
     settled(page, 2)
 
     stage = page.locator(".stage").first  # a box, a point, a value
