@@ -156,6 +156,7 @@ def test_the_share_of_a_box():
     heat[1, 2], heat[3, 7] = 0.75, 0.25
     assert _visit.share(heat, (0.25, 0.25, 0.375, 0.5)) == {"energy": 0.75, "points": 1, "area": 1 / 32}
     assert _visit.share(heat, (0.3, 0.3, 0.3, 0.3)) == {"energy": 0.75, "points": 1, "area": 1 / 32}  # a point
+    assert _visit.share(heat, (0.25, 0.25, 0.25, 0.25))["area"] == 1 / 32  # between two pixels
     assert _visit.share(heat, (1, 1, 1, 1)) == {"energy": 0.25, "points": 0, "area": 1 / 32}  # at the very edge
     assert _visit.share(heat, (0, 0, 1, 1)) == {"energy": 1, "points": 1, "area": 1}
 

@@ -50,6 +50,15 @@ def test_a_bar_counts_and_goes(monkeypatch):
     assert seen.getvalue().endswith("\x1b[2K"), "the line goes"
 
 
+def test_nobody_who_does_not_look_has_one(monkeypatch):
+    """A pipe, or a notebook that cannot write a line anew: there is not even a thread."""
+    terminal(monkeypatch)
+    monkeypatch.setattr(_progress.threading, "Timer", lambda *_: pytest.fail("a bar would come"))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with _progress.shown("reading", 1) as advance:
+        advance()
+
+
 def test_what_is_quick_shows_nothing(monkeypatch):
     seen = terminal(monkeypatch)
     monkeypatch.setattr(_progress, "PATIENCE", 60)
