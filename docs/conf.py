@@ -6,6 +6,7 @@ folder of its own, and a cell that fails fails the build. Pages under `generated
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -16,10 +17,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(DOCS / "_build" / "programs"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import _pages  # noqa: E402
-from _pages import docstring, relinked, signature  # noqa: E402
-
-import jaxcam  # noqa: E402
+import _pages  # noqa: E402  (the settings above come first: it imports jaxcam)
 
 project = "jaxcam"
 author = "the jaxcam authors"
@@ -47,7 +45,7 @@ add_module_names = False
 python_use_unqualified_type_names = True
 napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
-html_title = f"jaxcam {jaxcam.__version__}" if hasattr(jaxcam, "__version__") else "jaxcam"
+html_title = f"jaxcam {version('jaxcam-xai')}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
@@ -65,7 +63,7 @@ def read(app, page, source):
     path = app.env.doc2path(page)
     if path.parent == DOCS / "generated" and path.stem != "gallery":
         return
-    source[0] = relinked(source[0], path, path)
+    source[0] = _pages.relinked(source[0], path, path)
     if "```python\n" in source[0]:
         source[0] = FRONT + source[0].replace("```python\n", "```{code-cell} ipython3\n")
 
@@ -74,5 +72,5 @@ def setup(app):
     app.parallel = max(app.parallel, os.cpu_count() or 1)  # a page mostly waits for the compiler, which has one thread
     _pages.write(DOCS / "generated")
     app.connect("source-read", read)
-    app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
-    app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-process-docstring", _pages.docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", _pages.signature)
