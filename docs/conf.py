@@ -4,9 +4,9 @@ A page is plain Markdown: its ```python blocks are the cells of one notebook, ru
 folder of its own, and a cell that fails fails the build. Pages under `generated/` are written by `_pages.py`.
 """
 
+import importlib.metadata
 import os
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -20,6 +20,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import _pages  # noqa: E402  (the settings above come first: it imports jaxcam)
 
 project = "jaxcam"
+release = importlib.metadata.version("jaxcam-xai")
 author = "the jaxcam authors"
 copyright = author
 extensions = [
@@ -45,7 +46,7 @@ add_module_names = False
 python_use_unqualified_type_names = True
 napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
-html_title = f"jaxcam {version('jaxcam-xai')}"
+html_title = f"jaxcam {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
