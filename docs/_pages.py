@@ -115,7 +115,8 @@ def public(module) -> list[str]:
 
 def entry(path: str, thing) -> str:
     if inspect.isclass(thing):
-        return f".. autoclass:: {path}\n   :members:\n"
+        described = ", ".join(getattr(thing, "_fields", ()))  # a named tuple's, which its docstring describes
+        return f".. autoclass:: {path}\n   :members:\n   :exclude-members: {described}\n"
     return f".. autofunction:: {path}\n"
 
 
