@@ -8,7 +8,7 @@ interrupted and resumed from its Orbax checkpoint ends in the same weights as on
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from jaxcam import _files
+from jaxcam._engine import repeated
 from jaxcam._progress import can_rewrite
 
 DIGEST = _files.DIGEST  # in each checkpoint's folder; written last, so a checkpoint without it is not complete
@@ -65,16 +66,42 @@ def cosine(peak: float, total_steps: int, warmup: float = 0.1) -> optax.Schedule
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(total_steps, warmup_steps + 1))
 
 
-def random_crop_and_flip(key, images, padding: int = 4):
-    """Each image shifted by up to `padding` pixels (black outside) and mirrored with probability one half."""
-    crop_key, flip_key = jax.random.split(key)
+def triangular(peak: float, total_steps: int, warmup: float = 0.2) -> optax.Schedule:
+    """From zero in a straight line up to the peak, over a fifth of the steps, and in another one down to zero."""
+    top = max(1, int(total_steps * warmup))
+    up, down = optax.linear_schedule(0.0, peak, top), optax.linear_schedule(peak, 0.0, max(1, total_steps - top))
+    return optax.join_schedules([up, down], [top])
+
+
+def random_crop(key, images, padding: int = 4):
+    """Each image shifted by up to `padding` pixels, black outside."""
     n, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    corners = jax.random.randint(crop_key, (n, 2), 0, 2 * padding + 1)
+    corners = jax.random.randint(key, (n, 2), 0, 2 * padding + 1)
     crop = jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (height, width, channels)))
-    cropped = crop(padded, corners)
-    flip = jax.random.bernoulli(flip_key, shape=(n, 1, 1, 1))
-    return jnp.where(flip, cropped[:, :, ::-1], cropped)
+    return crop(padded, corners)
+
+
+def alternating_flip(key, images, indices, epoch):
+    """Images mirrored in every other epoch: those of a random half, by their indices, in the even ones.
+
+    Two epochs in a row show both sides of each (Jordan 2024, arXiv:2404.00498).
+    """
+    first = jax.vmap(lambda index: jax.random.bernoulli(jax.random.fold_in(key, index)))(indices)
+    return jnp.where((first ^ (epoch % 2 == 1))[:, None, None, None], images[:, :, ::-1], images)
+
+
+def progressive(start: int, end: int, num_epochs: int, step: int = 4) -> list[int]:
+    """The side of the images in each epoch, from `start` to `end` by `step` pixels, for equally many epochs each.
+
+    Small images cost less, and large ones need not be seen from the beginning (Howard 2018, Page 2018).
+
+    Example:
+      >>> progressive(20, 32, num_epochs=6)
+      [20, 20, 24, 28, 28, 32]
+    """
+    sizes = [*range(start, end, step), end][-num_epochs:]
+    return [sizes[epoch * len(sizes) // num_epochs] for epoch in range(num_epochs)]
 
 
 def cross_entropy(logits, labels, smoothing: float = 0.0):
@@ -106,23 +133,38 @@ def _init(key, example, *, module):
 
 
 @partial(
-    jax.jit,
-    static_argnames=("module", "optimizer", "normalize", "augment", "label_smoothing"),
+    repeated,
+    static_argnames=("module", "optimizer", "normalize", "augment", "label_smoothing", "size"),
     donate_argnames=("state", "sums"),
 )
 def train_step(
-    state: State, sums, images, labels, batch, key, *, module, optimizer, normalize, augment, label_smoothing=0.0
+    state: State,
+    sums,
+    images,
+    labels,
+    batch,
+    epoch,
+    key,
+    *,
+    module,
+    optimizer,
+    normalize,
+    augment,
+    label_smoothing=0.0,
+    size=None,
 ):
     """One update on the images at the indices `batch`; `sums` gathers loss and correct predictions."""
     x, y = images[batch], labels[batch]
+    flip_key, step_key = jax.random.split(key)
+    step_key = jax.random.fold_in(step_key, state.step)
     if augment:
-        x = random_crop_and_flip(jax.random.fold_in(key, state.step), x)
-
-    dropout = {"dropout": jax.random.fold_in(jax.random.fold_in(key, state.step), 1)}
+        x = random_crop(step_key, alternating_flip(flip_key, x, batch, epoch))
+    x = normalize(x if size is None else _resized(x, size))
+    dropout = {"dropout": jax.random.fold_in(step_key, 1)}
 
     def loss_of(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = module.apply(variables, normalize(x), train=True, rngs=dropout, mutable=["batch_stats"])
+        logits, updates = module.apply(variables, x, train=True, rngs=dropout, mutable=["batch_stats"])
         loss = cross_entropy(logits, y, label_smoothing).mean()
         return loss, (logits, updates.get("batch_stats", {}))
 
@@ -133,7 +175,11 @@ def train_step(
     return State(state.step + 1, params, batch_stats, opt_state), sums
 
 
-@partial(jax.jit, static_argnames=("module", "normalize"))
+def _resized(images, size: int):
+    return jax.image.resize(images.astype(jnp.float32), (len(images), size, size, images.shape[-1]), "linear")
+
+
+@partial(repeated, static_argnames=("module", "normalize"))
 def _logits(variables, images, *, module, normalize):
     return module.apply(variables, normalize(images), train=False)
 
@@ -177,9 +223,10 @@ def measure_batch_stats(module, variables, images, *, normalize, augment: bool =
     return {**variables, "batch_stats": stats}
 
 
-@partial(jax.jit, static_argnames=("module", "normalize", "augment"))
+@partial(repeated, static_argnames=("module", "normalize", "augment"))
 def _running_stats(variables, images, key, *, module, normalize, augment):
-    images = random_crop_and_flip(key, images) if augment else images
+    if augment:
+        images = random_crop(key, alternating_flip(key, images, jnp.arange(len(images)), 0))
     options = {"train": True, "rngs": {"dropout": jax.random.fold_in(key, 1)}, "mutable": ["batch_stats"]}
     return module.apply(variables, normalize(images), **options)[1]["batch_stats"]
 
@@ -202,6 +249,7 @@ def fit(
     batch_size: int = 128,
     augment: bool = True,
     label_smoothing: float = 0.0,
+    image_sizes: Sequence[int] | None = None,
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
     optimizer_settings: Mapping | None = None,
@@ -216,9 +264,11 @@ def fit(
         over the classes for each image, where several objects are in it.
       optimizer: an optax transformation, such as `sgd(cosine(0.1, total_steps))`.
       normalize: mean and standard deviation of the images.
-      augment: random crop and flip.
+      augment: random crop and alternating flip.
       label_smoothing: share of the uniform distribution in the training targets (Szegedy et al. 2016,
         arXiv:1512.00567).
+      image_sizes: the side of the images in each epoch, to which they are resized, such as
+        `progressive(20, 32, num_epochs)`; `None` leaves them as they are.
       checkpoint_dir: where to save after each epoch, and to resume from. Other data or settings than the saved run's
         are an error; so is an altered checkpoint.
       optimizer_settings: what the optimizer was made with, such as `{"learning_rate": 0.1}`, to be compared on resuming
@@ -235,6 +285,8 @@ def fit(
     _check_data(module, "train_data", train_data)
     _check_data(module, "test_data", test_data)
     images, labels = jnp.asarray(train_data[0]), jnp.asarray(train_data[1])
+    if image_sizes is not None and len(image_sizes) < num_epochs:
+        raise ValueError(f"image_sizes has {len(image_sizes)} sizes for {num_epochs} epochs; give one for each.")
     if batch_size > len(images):
         raise ValueError(f"batch_size is {batch_size}, but there are only {len(images)} training images.")
     settings = {
@@ -242,6 +294,7 @@ def fit(
         "batch_size": batch_size,
         "augment": augment,
         "label_smoothing": label_smoothing,
+        "image_sizes": image_sizes and list(image_sizes),
         "seed": seed,
         "normalize": repr(normalize),
         "train_data": _hash(train_data),
@@ -254,7 +307,8 @@ def fit(
     with _Progress(num_epochs, len(images) // batch_size, enabled=progress) as bar:
         for epoch in range(len(history), num_epochs):
             batches = _batches(jax.random.fold_in(order_key, epoch), len(images), batch_size)
-            state, record = _epoch(step, state, images, labels, batches, partial(bar.update, epoch))
+            one = partial(step, epoch=epoch, size=image_sizes and image_sizes[epoch])
+            state, record = _epoch(one, state, images, labels, batches, partial(bar.update, epoch))
             test_loss, test_accuracy = evaluate(module, state.variables, test_data, normalize=normalize)
             history.append({"epoch": epoch + 1, **record, "test_loss": test_loss, "test_accuracy": test_accuracy})
             bar.epoch(history[-1])

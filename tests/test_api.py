@@ -42,11 +42,11 @@ LAYERS = [
 # Inside a folder, files come in an order too.
 INSIDE = {
     "_engine": [
-        ["program", "memory"],
-        ["forms", "kept"],
-        ["convolutions"],
+        ["program", "compiler"],
+        ["forms", "memory"],
+        ["convolutions", "kept"],
         ["compiled"],
-        ["loops", "portable"],
+        ["loops", "portable", "steps"],
         ["windows"],
     ],
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],

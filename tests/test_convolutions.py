@@ -15,7 +15,7 @@ from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxcam
-from jaxcam._engine import program, scan
+from jaxcam._engine import compiler, program, repeated, scan
 from jaxcam._engine.convolutions import fast
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is rewritten")
@@ -392,6 +392,67 @@ def test_the_gradient_of_few_pixels_does_not_transpose_the_kernel(size, padding,
     assert large_transpositions(plain) and not large_transpositions(rewritten)
     expected = plain(images, kernel)
     np.testing.assert_allclose(rewritten(images, kernel), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+
+
+@on_cpu
+def test_the_gradient_of_a_kernel_stays_apart_from_what_makes_its_operands():
+    """Its operands are turned over, and XLA would compute each value again where it takes it from afar."""
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.normal(size=(64, 32, 32, 16)), jnp.float32)
+    kernel = jnp.asarray(random.normal(size=(3, 3, 16, 4)), jnp.float32)
+
+    def gradient(images, kernel):
+        def total(kernel):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            made = nn.relu(images - images.mean((0, 1, 2)))
+            return (jax.lax.conv_general_dilated(made, kernel, (2, 2), "SAME", dimension_numbers=numbers) ** 2).mean()
+
+        return jax.grad(total)(kernel)
+
+    plain, rewritten = (jax.jit(each).lower(images, kernel).compile() for each in (gradient, fast(gradient)))
+    assert " conditional(" in rewritten.as_text()
+    expected = plain(images, kernel)
+    np.testing.assert_allclose(rewritten(images, kernel), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+    spoilt = images.at[0, 0, 0, 0].set(jnp.nan)
+    assert np.isnan(rewritten(spoilt, kernel)).any() and np.isnan(plain(spoilt, kernel)).any()
+
+
+@on_cpu
+def test_the_gradient_of_a_strided_3x3_convolution_that_is_repeated_holds_no_zeros():
+    images, kernel = helpers.images(2, 9, 8), jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 3, 4)))
+
+    def gradient(images, kernel):
+        def total(images):
+            padding, numbers = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
+            return (jax.lax.conv_general_dilated(images, kernel, (2, 2), padding, dimension_numbers=numbers) ** 2).sum()
+
+        return jax.grad(total)(images)
+
+    programs = gradient, fast(gradient), fast(gradient, "cpu", is_repeated=True)
+    plain, once, often = (jax.jit(each).lower(images, kernel).compile() for each in programs)
+    assert ["lhs_dilate" in each.as_text() for each in (plain, once, often)] == [True, True, False]
+    np.testing.assert_allclose(often(images, kernel), plain(images, kernel), rtol=1e-5, atol=1e-4)
+
+
+@on_cpu
+def test_a_step_that_is_repeated(monkeypatch):
+    """Keeps its static and donated arguments; where XLA does not know an option, or it is switched off, it runs too."""
+
+    def step(state, images, *, scale):
+        return state + scale * convolved(images, kernel).sum()
+
+    images, kernel = helpers.images(2, 8, 6), jnp.ones((3, 3, 3, 5))
+    expected = step(1.0, images, scale=2)
+    unknown = {"cpu": {"xla_no_such_option": "1"}}
+    for chosen, rewrite in ((compiler.OPTIONS, True), (unknown, True), (compiler.OPTIONS, False)):
+        monkeypatch.setattr(jaxcam.config, "rewrite", rewrite)
+        monkeypatch.setattr(compiler, "OPTIONS", chosen)
+        compiler.options.cache_clear()
+        run, state = repeated(step, static_argnames="scale", donate_argnames="state"), jnp.ones(())
+        np.testing.assert_allclose(run(state, images, scale=2), expected, rtol=1e-5)
+        assert state.is_deleted()
+        assert compiler.options("cpu") == (None if chosen is unknown else chosen["cpu"])
+    compiler.options.cache_clear()
 
 
 def test_sharded_models():

@@ -136,14 +136,45 @@ def test_cosine_rises_and_falls():
     assert float(schedule(10)) == pytest.approx(0.4) and float(schedule(55)) == pytest.approx(0.2, rel=1e-5)
 
 
-def test_random_crop_and_flip():
+def test_triangular_rises_and_falls_in_straight_lines():
+    schedule = train.triangular(0.4, 100)
+    found = [float(schedule(step)) for step in (0, 10, 20, 60, 100)]
+    np.testing.assert_allclose(found, [0, 0.2, 0.4, 0.2, 0], atol=1e-7)
+
+
+def test_random_crop():
     image = jnp.arange(1, 65, dtype=jnp.uint8).reshape(1, 8, 8, 1)
     padded = jnp.pad(image[0, ..., 0], 4)
-    windows = [padded[i : i + 8, j : j + 8] for i in range(9) for j in range(9)]
-    allowed = {np.asarray(w).tobytes() for w in windows} | {np.asarray(w[:, ::-1]).tobytes() for w in windows}
-    batch = train.random_crop_and_flip(jax.random.key(0), jnp.repeat(image, 200, axis=0))
+    allowed = {np.asarray(padded[i : i + 8, j : j + 8]).tobytes() for i in range(9) for j in range(9)}
+    batch = train.random_crop(jax.random.key(0), jnp.repeat(image, 200, axis=0))
     found = {np.asarray(each[..., 0]).tobytes() for each in batch}
-    assert batch.dtype == jnp.uint8 and found <= allowed and len(found) > 80
+    assert batch.dtype == jnp.uint8 and found <= allowed and len(found) > 60
+
+
+def test_two_epochs_in_a_row_show_both_sides_of_each_image():
+    """Whatever batch an image is in: what counts is its index."""
+    images = jnp.tile(jnp.arange(4, dtype=jnp.uint8)[:, None], (64, 1, 1, 1))
+    images = images.at[:, :, 0].set(9)
+    order = jnp.asarray(np.random.default_rng(0).permutation(64))
+
+    def mirrored(epoch):
+        shown = train.alternating_flip(jax.random.key(0), images[order], order, epoch)
+        return np.asarray(shown[:, 0, 3, 0] == 9)[np.argsort(order)]
+
+    assert 0.3 < mirrored(0).mean() < 0.7
+    np.testing.assert_array_equal(mirrored(1), ~mirrored(0))
+    np.testing.assert_array_equal(mirrored(2), mirrored(0))
+
+
+def test_small_images_come_first(run, tmp_path):
+    assert train.progressive(20, 32, 6) == [20, 20, 24, 28, 28, 32] and train.progressive(20, 32, 2) == [28, 32]
+    with pytest.raises(ValueError, match="image_sizes has 2 sizes for 4 epochs; give one for each"):
+        run(image_sizes=[8, 16])
+    sizes = [8, 8, 16, 16]
+    state, history = run(image_sizes=sizes, checkpoint_dir=tmp_path)
+    assert history[-1]["test_accuracy"] > 0.95
+    with pytest.raises(ValueError, match="other settings \\(image_sizes\\)"):
+        run(image_sizes=[16, 16, 16, 16], checkpoint_dir=tmp_path)
 
 
 def test_predict_pads_the_last_batch(finished, data):

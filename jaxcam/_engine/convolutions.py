@@ -27,11 +27,14 @@ OPENED = TRANSPARENT | WITH_DERIVATIVES | {"cond", "scan", "while"}
 LOOPS = ("scan", "while")
 
 
-def fast(function: Callable, platform: str | None = None, *, is_loop: bool = False) -> Callable:
+def fast(
+    function: Callable, platform: str | None = None, *, is_loop: bool = False, is_repeated: bool = False
+) -> Callable:
     """`function`, its convolutions and what sums them rewritten; for use inside `jit`, unless it is a loop alone.
 
     Of its arguments, those that are no arrays stay as they are. A `platform` is where it will run; `None` leaves that
-    to whoever compiles it. What JAX runs again an operation at a time, to find a NaN, stays as it is too.
+    to whoever compiles it. What is repeated takes the forms of what is inside of a loop. What JAX runs again an
+    operation at a time, to find a NaN, stays as it is too.
     """
     if platform not in (None, *FORMS):
         return function
@@ -52,7 +55,7 @@ def fast(function: Callable, platform: str | None = None, *, is_loop: bool = Fal
         # itself, and what it closes over is then an operand, which keeps its device; in a `jit` it were a constant.
         program = of_arrays if is_loop else jax.jit(of_arrays)
         closed, shape = jax.make_jaxpr(program, return_shape=True)(arrays)
-        program = _rewritten(closed.jaxpr, False, platform)
+        program = _rewritten(closed.jaxpr, is_repeated, platform)
         values = evaluate(program, closed.consts, arrays, bind)
         outputs = [each.val if isinstance(each, Literal) else values[each] for each in program.outvars]
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)

@@ -10,6 +10,7 @@ kernel; and a max-pool's gradient is scattered value by value. Other devices hav
 recognise them by the form that they come in; but a TPU, too, spends its time on the zeros of that strided convolution.
 """
 
+from functools import partial
 from math import prod
 
 import jax
@@ -54,6 +55,9 @@ def _phases(repeated, images, kernel, *, dimension_numbers, **params):
 def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
     """The convolution of operands in any layout, by one of those in `nhwc, hwio -> nhwc`."""
     given, last = kernel, images.ndim - 1
+    if _is_moved_far(images, dimension_numbers):
+        alone = partial(_moved, dimension_numbers=dimension_numbers, **params)
+        return _apart(alone, images, kernel)
     images, kernel, numbers = _laid(images, kernel, dimension_numbers)
     params["dimension_numbers"] = numbers
     spread, sizes = params["lhs_dilation"], kernel.shape[:-2]
@@ -70,11 +74,32 @@ def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
         result = _of_products(images, jnp.moveaxis(given, dimension_numbers.rhs_spec[0], last - 1), params)
     elif not grouped and _overhangs(images, kernel, params):
         result = _of_patches(images, kernel, params)
-    elif _is_of_phases(sizes, params):
+    elif _is_of_phases(sizes, params, 1 if repeated else 2):
         result = _of_phases(images, kernel, params)
     else:
         result = jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
     return jnp.moveaxis(result, numbers.out_spec, dimension_numbers.out_spec)
+
+
+def _moved(images, kernel, *, dimension_numbers, **params):
+    """The convolution itself, its operands brought into the layout `nhwc, hwio` before."""
+    images, kernel, numbers = _laid(images, kernel, dimension_numbers)
+    result = jax.lax.conv_general_dilated_p.bind(images, kernel, **{**params, "dimension_numbers": numbers})
+    return jnp.moveaxis(result, numbers.out_spec, dimension_numbers.out_spec)
+
+
+def _apart(function, images, *others):
+    """`function(images, *others)`, apart from what makes its operands, which XLA would else make again as they move.
+
+    XLA does not look into a branch, and does not know that this one is always taken: where it is not, the result is
+    NaN anyway.
+    """
+
+    def not_a_number(*operands):
+        return jax.tree.map(lambda each: jnp.full(each.shape, jnp.nan, each.dtype), jax.eval_shape(function, *operands))
+
+    first = images[(0,) * images.ndim]
+    return jax.lax.cond(first == first, function, not_a_number, images, *others)
 
 
 def _sum(repeated, values, **params):
@@ -259,15 +284,22 @@ def _is_depthwise(images, kernel, params) -> bool:
     )
 
 
-def _is_of_phases(sizes, params) -> bool:
+def _is_of_phases(sizes, params, several: int = 2) -> bool:
     """Whether it is the gradient of a strided convolution, with a kernel that has weights for several pixels."""
     spread, low = params["lhs_dilation"], min(low for low, _ in params["padding"])
     others = *params["window_strides"], *params["rhs_dilation"], params["feature_group_count"]
     return (
         max(*others, params["batch_group_count"]) == 1 < max(spread)
-        and all(size > 2 * d for size, d in zip(sizes, spread, strict=True))
+        and all(size > several * d for size, d in zip(sizes, spread, strict=True))
         and low >= 0  # XLA computes the cropped one wrongly
     )
+
+
+def _is_moved_far(images, numbers) -> bool:
+    """Whether the channels, of many values, come from an axis that is not the last: the gradient of a kernel."""
+    size = prod(images.shape)
+    is_known = isinstance(size, int)
+    return is_known and size >= 2**20 and numbers.lhs_spec[1] == 0 and jnp.issubdtype(images.dtype, jnp.floating)
 
 
 def _overhangs(images, kernel, params) -> bool:

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+
+from jaxcam._engine.compiler import options
 
 MOST = 256  # images in one pass: more keep no device busier
 
@@ -133,7 +135,12 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
             return function(*args)
 
     with_share.__name__ = getattr(function, "__name__", type(function).__name__)  # what a profile shows
-    compiled = jax.jit(with_share, static_argnums=tuple(range(num_static + 1)))
+    static = tuple(range(num_static + 1))
+
+    @cache
+    def compiled(platform=None):
+        return jax.jit(with_share, static_argnums=static, compiler_options=options(platform))
+
     fits, passes_of = OrderedDict(), OrderedDict()
 
     def shaped(args):
@@ -146,8 +153,8 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         key = share, *shaped(args)
         return result, _kept(passes_of, key, passes or passes_of.get(key, []))
 
-    def needs(args, share):
-        traced, passes = traced_with(share, args, compiled.trace)
+    def needs(platform, args, share):
+        traced, passes = traced_with(share, args, compiled(platform).trace)
         memory = traced.lower().compile().memory_analysis()  # the call that follows finds this program
         return getattr(memory, "temp_size_in_bytes", 0), passes
 
@@ -155,32 +162,32 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         known = key in fits
         if not known:
             limit = budget(jax.local_devices(backend=platform)[0])
-            fit = Fit(1.0, []) if limit is None else suitable(partial(needs, args), limit, platform != "cpu")
+            fit = Fit(1.0, []) if limit is None else suitable(partial(needs, platform, args), limit, platform != "cpu")
             _kept(fits, key, fit)
         return fits[key], not known
 
     def run(platform, *args):
         """On arrays on `platform`, or on arguments that are traced, where that is `None`."""
         if platform is None or jax.config.jax_disable_jit:
-            results, passes = traced_with(_share.get(), args, compiled)
+            results, passes = traced_with(_share.get(), args, compiled())
             for each in passes:  # to the program that this one is a part of
                 note(each)
             return results
         fit, first = found(platform, args, (platform, *shaped(args)))
         while True:
             try:
-                results = compiled(fit.share, *args)
+                results = compiled(platform)(fit.share, *args)
                 return jax.block_until_ready(results) if first and fit.passes else results
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or not fit.passes:
                     raise
-                _halve(fit, partial(needs, args), error)
+                _halve(fit, partial(needs, platform, args), error)
 
     def program(platform, *args):
         """The one that has run on these, which JAX has not forgotten."""
-        return compiled.lower(fits[platform, *shaped(args)].share, *args).compile()
+        return compiled(platform).lower(fits[platform, *shaped(args)].share, *args).compile()
 
-    run.lower, run.program = partial(compiled.lower, 1.0), program
+    run.lower, run.program = partial(compiled().lower, 1.0), program
     return run
 
 
