@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _hlo, attribution, startup
+from benchmarks import _hlo, attribution, startup, training
 from experiments import _study
 
 
@@ -30,6 +30,34 @@ def test_it_writes_times_floors_and_memory(tmp_path, monkeypatch, capsys):
 def test_ratios_are_taken_within_a_round():
     row = {"seconds": {"jaxcam": [1.0, 2.0], "torch": [3.0, 8.0], "torch, compiled": [4.0, 6.0]}}
     np.testing.assert_allclose(attribution.ratios(row), [3, 3])
+
+
+def test_training_is_measured_step_by_step_and_row_by_row(tmp_path, monkeypatch):
+    """A row's seed is trained once: the table of all is written from what lies there."""
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    options = ["--smoke", "--output", str(tmp_path)]
+    training.main(["step", "--widths", "4", "--rounds", "2", "--batch-size", "8", *options])
+    found = json.loads((tmp_path / "training-step.json").read_text())["seconds"]["4"]
+    assert list(found) == list(training.SIDES) and all(len(own) == 2 and min(own) > 0 for own in found.values())
+    rows = ["--width", "4", "--seconds", "0.5", "--rows", "small images only"]
+    training.main(["recipe", *rows, "--seeds", "1", *options])
+    first = json.loads((tmp_path / "training-recipe.json").read_text())["rows"]
+    training.main(["recipe", *rows, "--seeds", "1", *options])
+    assert json.loads((tmp_path / "training-recipe.json").read_text())["rows"] == first
+    [run] = first["small images only"]
+    assert run["epochs"] > 0 and run["accuracy"] >= 0 and run["mirrored"] >= 0 and len(run["milliseconds"]) == 2
+    assert "| small images only | " in (tmp_path / "training-recipe.md").read_text()
+
+
+def test_muon_turns_kernels_alone():
+    """A kernel's step has singular values of about the rate, whatever its gradient's; all else is Adam's."""
+    params = {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}
+    gradients = {"kernel": 1e-3 * jax.random.normal(jax.random.key(0), (3, 3, 4, 8)), "bias": jnp.full(8, 5.0)}
+    optimizer = training.muon(lambda step: 0.1, 0.1)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    values = jnp.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False) / 0.1
+    assert values.min() > 0.5 and values.max() < 1.5
+    assert (updates["bias"] == updates["bias"][0]).all() and -0.006 < updates["bias"][0] < -0.002
 
 
 def test_start_up_is_that_of_a_new_process(tmp_path, monkeypatch, capsys):
