@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax import contrib
 
 from experiments import _study
 from experiments.train_cifar10 import MEAN, STD
@@ -132,18 +131,6 @@ def torch_side(args, width: int, kind: str) -> Callable:
 # --- the recipe
 
 
-def muon(schedule, peak: float):
-    """Muon for kernels, and Adam for all else; its rate follows the same schedule."""
-
-    def of_kernels(params):
-        return jax.tree.map(lambda leaf: contrib.MuonDimensionNumbers((0, 1, 2), 3) if leaf.ndim == 4 else None, params)
-
-    def rest(count):
-        return 0.003 / peak * schedule(count)
-
-    return contrib.muon(schedule, beta=0.9, muon_weight_dimension_numbers=of_kernels, adam_learning_rate=rest)
-
-
 # What each row has of its own: the schedule, the optimizer of a schedule, the sides of the images in equal shares of
 # the steps.
 BEFORE = {"schedule": partial(train.cosine, 0.05), "optimizer": train.sgd, "sizes": (32,)}
@@ -152,10 +139,10 @@ ROWS = {
     "triangular": BEFORE | {"schedule": partial(train.triangular, 0.05)},
     "small images first": BEFORE | {"sizes": (20, 24, 28, 32)},
     "small images only": BEFORE | {"sizes": (20, 20, 24)},
-    "Muon": BEFORE | {"schedule": partial(train.cosine, 0.2), "optimizer": partial(muon, peak=0.2)},
+    "Muon": BEFORE | {"schedule": partial(train.cosine, 0.2), "optimizer": train.muon},
     "Muon, small images first": {
         "schedule": partial(train.triangular, 0.2),
-        "optimizer": partial(muon, peak=0.2),
+        "optimizer": train.muon,
         "sizes": (20, 24, 28, 32),
     },
 }

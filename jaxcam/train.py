@@ -60,6 +60,37 @@ def sgd(learning_rate, *, momentum: float | int = 0.9, nesterov: bool = True, we
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum, nesterov))
 
 
+def muon(learning_rate, *, momentum: float = 0.9, weight_decay: float = 0.0, rest: float = 0.015):
+    """Muon for convolution kernels, and Adam at `rest` of the learning rate for all else.
+
+    A kernel `[h, w, i, o]` is a matrix `[h w i, o]`: `W <- W - learning_rate orthogonal(momentum)`, the orthogonal
+    matrix that is nearest to the averaged gradients, by five steps of Newton and Schulz.
+
+    `learning_rate` is a number or an optax schedule, such as `triangular(0.2, total_steps)`.
+
+    Reference: Jordan et al. 2024, Muon, https://kellerjordan.github.io/posts/muon/.
+
+    Example:
+      >>> optimizer = muon(triangular(0.2, total_steps=1000))
+    """
+    from optax import contrib
+
+    def kernels(params):
+        return jax.tree.map(lambda leaf: contrib.MuonDimensionNumbers((0, 1, 2), 3) if leaf.ndim == 4 else None, params)
+
+    def of_the_rest(count):
+        return rest * (learning_rate(count) if callable(learning_rate) else learning_rate)
+
+    return contrib.muon(
+        learning_rate,
+        beta=momentum,
+        weight_decay=weight_decay,
+        weight_decay_mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim == 4, params),
+        muon_weight_dimension_numbers=kernels,
+        adam_learning_rate=of_the_rest,
+    )
+
+
 def cosine(peak: float, total_steps: int, warmup: float = 0.1) -> optax.Schedule:
     """Linear warm-up over the first tenth of the steps, then a half cosine down to zero."""
     warmup_steps = int(total_steps * warmup)

@@ -49,17 +49,6 @@ def test_training_is_measured_step_by_step_and_row_by_row(tmp_path, monkeypatch)
     assert "| small images only | " in (tmp_path / "training-recipe.md").read_text()
 
 
-def test_muon_turns_kernels_alone():
-    """A kernel's step has singular values of about the rate, whatever its gradient's; all else is Adam's."""
-    params = {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}
-    gradients = {"kernel": 1e-3 * jax.random.normal(jax.random.key(0), (3, 3, 4, 8)), "bias": jnp.full(8, 5.0)}
-    optimizer = training.muon(lambda step: 0.1, 0.1)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
-    values = jnp.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False) / 0.1
-    assert values.min() > 0.5 and values.max() < 1.5
-    assert (updates["bias"] == updates["bias"][0]).all() and -0.006 < updates["bias"][0] < -0.002
-
-
 def test_start_up_is_that_of_a_new_process(tmp_path, monkeypatch, capsys):
     weights = partial(_study.random_weights, tmp_path / "weights" / "resnet18.safetensors", "resnet18", width=8)
     monkeypatch.setattr(startup, "write_weights", lambda args: weights())

@@ -130,6 +130,17 @@ def test_sgd_is_torchs():
     np.testing.assert_allclose(weight, expected, rtol=1e-6)
 
 
+def test_muon_turns_kernels_alone():
+    """A kernel's step has singular values of about the rate, whatever its gradient's; all else is Adam's."""
+    params = {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}
+    gradients = {"kernel": 1e-3 * jax.random.normal(jax.random.key(0), (3, 3, 4, 8)), "bias": jnp.full(8, 5.0)}
+    optimizer = train.muon(lambda step: 0.2)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    values = jnp.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False) / 0.2
+    assert values.min() > 0.5 and values.max() < 1.5
+    assert (updates["bias"] == updates["bias"][0]).all() and -0.006 < updates["bias"][0] < -0.002
+
+
 def test_cosine_rises_and_falls():
     schedule = train.cosine(0.4, 100)
     assert float(schedule(0)) == 0 and float(schedule(100)) == pytest.approx(0, abs=1e-6)
