@@ -131,20 +131,25 @@ def torch_side(args, width: int, kind: str) -> Callable:
 # --- the recipe
 
 
+def triangular(peak: float, total_steps: int) -> optax.Schedule:
+    """From zero in a straight line up to the peak, over a fifth of the steps, and in another one down to zero."""
+    top = max(1, total_steps // 5)
+    up, down = optax.linear_schedule(0.0, peak, top), optax.linear_schedule(peak, 0.0, max(1, total_steps - top))
+    return optax.join_schedules([up, down], [top])
+
+
 # What each row has of its own: the schedule, the optimizer of a schedule, the sides of the images in equal shares of
 # the steps.
 BEFORE = {"schedule": partial(train.cosine, 0.05), "optimizer": train.sgd, "sizes": (32,)}
+SMALL_FIRST = {"sizes": (20, 24, 28, 32)}
+MUON = {"schedule": partial(train.cosine, 0.2), "optimizer": train.muon}
 ROWS = {
     "before": BEFORE,
-    "triangular": BEFORE | {"schedule": partial(train.triangular, 0.05)},
-    "small images first": BEFORE | {"sizes": (20, 24, 28, 32)},
-    "small images only": BEFORE | {"sizes": (20, 20, 24)},
-    "Muon": BEFORE | {"schedule": partial(train.cosine, 0.2), "optimizer": train.muon},
-    "Muon, small images first": {
-        "schedule": partial(train.triangular, 0.2),
-        "optimizer": train.muon,
-        "sizes": (20, 24, 28, 32),
-    },
+    "triangular": BEFORE | {"schedule": partial(triangular, 0.05)},
+    "small images first": BEFORE | SMALL_FIRST,
+    "Muon": BEFORE | MUON,
+    "Muon, small images first": BEFORE | MUON | SMALL_FIRST,
+    "Muon, small images first, triangular": BEFORE | MUON | SMALL_FIRST | {"schedule": partial(triangular, 0.2)},
 }
 BATCH_SIZE = 64
 
@@ -200,13 +205,10 @@ def trained(args, name: str, seed: int) -> dict:
     cost = np.mean([dict(zip(sorted(set(sizes)), costs, strict=True))[size] for size in sizes])
     steps = max(len(sizes), int(args.seconds / cost))
     state, _ = run(row["optimizer"](row["schedule"](steps)), steps, sizes)
-    logits, mirrored = (
-        train.predict(module, state.variables, shown, normalize=NORMALIZE)
-        for shown in (testing.images, testing.images[:, :, ::-1])
-    )
+    evaluate = partial(train.evaluate, module, state.variables, testing, normalize=NORMALIZE)
     return {
-        "accuracy": float(np.mean(logits.argmax(-1) == testing.labels)),
-        "mirrored": float(np.mean((logits + mirrored).argmax(-1) == testing.labels)),
+        "accuracy": evaluate()[1],
+        "mirrored": evaluate(mirrored=True)[1],
         "epochs": steps / per_epoch,
         "milliseconds": [round(1000 * float(each), 1) for each in costs],
         "cores": len(os.sched_getaffinity(0)),

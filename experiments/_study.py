@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 import jaxcam
 from jaxcam import _files, data, metrics, train
@@ -62,7 +61,7 @@ def bundled(args: argparse.Namespace, name: str = "resnet18_cifar10", **options)
         return classifier
     module = resnet18(args, width=8)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return replace(classifier, module=module, variables=variables)
+    return replace(classifier, module=module, variables=variables, layer="layer4")
 
 
 def environment() -> dict:
@@ -72,19 +71,6 @@ def environment() -> dict:
     return {
         "device": device.device_kind if device.platform != "cpu" else f"CPU, {os.cpu_count()} cores ({processor})",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }
-
-
-def mean_and_interval(values) -> dict:
-    """Mean, standard deviation and half the 95 % interval of the mean (normal approximation); NaN is left out."""
-    values = np.asarray(values, np.float64).ravel()
-    values = values[np.isfinite(values)]
-    deviation = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-    return {
-        "mean": float(values.mean()) if len(values) else float("nan"),
-        "std": deviation,
-        "interval": 1.96 * deviation / np.sqrt(max(len(values), 1)),
-        "count": len(values),
     }
 
 
@@ -155,33 +141,6 @@ def padded(array: np.ndarray, start: int, size: int) -> np.ndarray:
     return array[np.minimum(np.arange(start, start + size), len(array) - 1)]
 
 
-def plus_minus(value: dict, digits: int = 3) -> str:
-    """What `mean_and_interval` gives, as text."""
-    return f"{value['mean']:.{digits}f} ± {value['interval']:.{digits}f}"
-
-
-def effect(ones, others) -> dict:
-    """How far `ones` lie above `others`: Cohen's d, and the chance that one of them is larger (AUC).
-
-    With half of each 95 % interval; that of the AUC is DeLong's (1988, https://doi.org/10.2307/2531595).
-    """
-    from scipy.stats import rankdata
-
-    x, y = np.asarray(ones, np.float64), np.asarray(others, np.float64)
-    m, n = len(x), len(y)
-    pooled = np.sqrt(((m - 1) * x.var(ddof=1) + (n - 1) * y.var(ddof=1)) / (m + n - 2))
-    d = (x.mean() - y.mean()) / pooled
-    ranks = rankdata(np.concatenate([x, y]))
-    below = (ranks[:m] - rankdata(x)) / n  # the share of the others that each one exceeds; a tie is half
-    above = 1 - (ranks[m:] - rankdata(y)) / m  # and the share of the ones that exceed each other
-    errors = {
-        "cohen_d": np.sqrt(1 / m + 1 / n + d**2 / (2 * (m + n))),
-        "auc": np.sqrt(below.var(ddof=1) / m + above.var(ddof=1) / n),
-    }
-    means = {"cohen_d": d, "auc": below.mean()}
-    return {name: {"mean": float(means[name]), "interval": float(1.96 * errors[name])} for name in means}
-
-
 SIMILARITIES = {  # of two sets of maps
     "Pearson": metrics.pearson,
     "Spearman": metrics.spearman,
@@ -232,23 +191,3 @@ def batched(
             found = part(saved_by, f"{description}-{start}", compute, **settings) if saved_by else compute()
             results.append(jax.tree.map(np.asarray, found))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
-
-
-def across_runs(summaries: list[dict]) -> dict:
-    """One summary of the `mean_and_interval` of several runs on the same images, each run counting the same.
-
-    `std` and `interval` speak of images: their spread, and what another sample of images would change in one run.
-    `runs_interval` speaks of seeds: half the 95 % interval of the mean over runs, by Student's t; `None` for one run.
-    """
-    means, deviations, counts = (np.array([each[key] for each in summaries]) for key in ("mean", "std", "count"))
-    runs = len(summaries)
-    std, count = float(np.sqrt(np.mean(deviations**2))), float(counts.mean())
-    spread = stats.t.ppf(0.975, runs - 1) * means.std(ddof=1) / np.sqrt(runs) if runs > 1 else None
-    return {
-        "mean": float(means.mean()),
-        "std": std,
-        "interval": 1.96 * std / np.sqrt(count),
-        "runs_interval": None if spread is None else float(spread),
-        "count": count,
-        "runs": runs,
-    }

@@ -3,12 +3,12 @@
 import numpy as np
 from PIL import Image
 
-from experiments import _study
+from experiments import _statistics, _study
 from jaxcam import _files, plot
 
 
 def show(value) -> str:
-    return _study.plus_minus(value, 2)
+    return _statistics.plus_minus(value, 2)
 
 
 def percent(value) -> str:

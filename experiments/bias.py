@@ -1,121 +1,163 @@
-"""Does Grad-CAM reveal that a CIFAR-10 classifier took a shortcut?
+"""Does a heatmap reveal that a CIFAR-10 classifier took a shortcut, and from which strength of it on?
 
     python -m experiments.bias --data-dir DIR
 
-Every training frog gets a bright yellow square in its top left corner. A ResNet-18 with CIFAR stem is trained with and
-without it (SGD, learning rate 0.01 falling tenfold every ten epochs, momentum 0.9, no weight decay, batch 128, and no
-augmentation, which would move the square), for each seed and size of the square. After every epoch it asks how far the
-square decides about "frog", and how much of the heat of Grad-CAM (at `layer4.1.conv2`) and Guided Grad-CAM lies on it;
-at the end, whether masking patches lowers the confidence as Grad-CAM says. Writes metrics.json, table.md, and for each
-size of the square examples-SIZEpx.png; mass-grad_cam.png and mass-guided_grad_cam.png show the heat over the epochs.
+Training frogs get a bright yellow square in their top left corner. A ResNet-18 with CIFAR stem is trained without it,
+with it on all frogs, for each size, and with the largest square on a part of them, from each seed (Muon, cosine
+schedule, no augmentation, which would move the square). How far does the square decide about "frog"? How much of each
+method's heat for "frog" lies on it, how often is the hottest spot there, and does masking patches lower the confidence
+as the map says? Writes metrics.json, table.md, found.png, faithfulness.png, and for each size examples-SIZEpx.png.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxcam
-from experiments import _report, _study
+from experiments import _report, _statistics, _study
 from experiments.train_cifar10 import MEAN, STD
 from jaxcam import _files, data, metrics, plot, train
 
 FROG = data.CIFAR10_LABELS.index("frog")
 NORMALIZE = train.Normalization(MEAN, STD)
-# The original's training loss after five epochs; its test accuracy was about 75 %.
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+# The original: one run of five epochs, a square of 4 px; its training loss, and about this test accuracy.
 ORIGINAL = {"standard": {"loss": 0.554}, "biased": {"loss": 0.564}}
-METHODS = {
-    "Grad-CAM": jaxcam.grad_cam,
-    "Guided Grad-CAM": lambda *args: jaxcam.heatmap(jaxcam.guided_grad_cam(*args), percentile=100),
-}
+ORIGINAL_ACCURACY = "about 0.75"
 WHERE = {"mass": metrics.energy_pointing_game, "hottest spot": metrics.pointing_game}
+FAITHFUL = "correlation with masking"
+WINDOW = 4  # side of a masked patch, in pixels
 
 
-COMMAND = "python -m experiments.bias --data-dir DIR --seeds 0 1 2 --sizes 2 4 --width 8"
+COMMAND = "python -m experiments.bias --data-dir DIR"
+
+
+def methods(args) -> dict:
+    """Maps `(model, images, targets) -> [n, h, w]` by name."""
+
+    def of_pixels(function, **options):
+        return lambda model, *given: jaxcam.heatmap(function(model, *given, **options), percentile=100)
+
+    def at(layer):
+        return lambda model, *given: jaxcam.grad_cam(replace(model, layers=(layer,)), *given)
+
+    return {
+        **{f"Grad-CAM, {layer}": at(layer) for layer in (*STAGES, args.layer)},
+        "Guided Grad-CAM": of_pixels(jaxcam.guided_grad_cam),
+        "integrated gradients": of_pixels(jaxcam.integrated_gradients, num_steps=args.num_steps, chunk_size=256),
+        "LRP": of_pixels(jaxcam.lrp),
+        "occlusion": of_pixels(jaxcam.occlusion, window=WINDOW, stride=WINDOW),
+        "FullGrad": jaxcam.full_grad,
+    }
 
 
 def main(argv=None):
     on_cpu = jax.default_backend() == "cpu"
     parser = _study.arguments("bias", __doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8], help="sides of the square, in pixels")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4], help="sides of the square, in pixels")
+    parser.add_argument(
+        "--shares", type=float, nargs="*", default=[0.25, 0.5, 0.75], help="of the frogs, with the largest square"
+    )
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--width", type=int, default=16 if on_cpu else 64, help="features of the first stage")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--images", type=int, help="explained test frogs (default: all 1,000)")
-    parser.add_argument("--layer", default="layer4.1.conv2", help="of Grad-CAM and Guided Grad-CAM")
-    parser.add_argument("--window", type=int, default=4, help="side of a masked patch, in pixels")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=0.2, help="peak of the cosine schedule")
+    parser.add_argument("--images", type=int, default=200 if on_cpu else 1000, help="explained test frogs, of 1,000")
+    parser.add_argument("--num-steps", type=int, default=16 if on_cpu else 50, help="of integrated gradients")
+    parser.add_argument("--layer", default="layer4.1.conv2", help="the original's, of Grad-CAM and Guided Grad-CAM")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.sizes, args.epochs, args.width, args.images, args.layer = [4], 1, 4, 12, "layer4.0.conv2"
+        args.seeds, args.sizes, args.shares, args.epochs = [0], [4], [0.5], 1
+        args.width, args.images, args.num_steps, args.layer = 4, 12, 4, "layer4.0.conv2"
 
     train_data, test_data = _study.cifar10(args)
     module = _study.resnet18(args, width=args.width)
-    ten_epochs = 10 * (len(train_data.images) // args.batch_size)
-    schedule = optax.exponential_decay(0.01, ten_epochs, 0.1, staircase=True)
-    optimizer = train.sgd(schedule, momentum=0.9, nesterov=False, weight_decay=0.0)
+    schedule = train.cosine(args.learning_rate, args.epochs * (len(train_data.images) // args.batch_size))
+    optimizer = train.muon(schedule, num_iterations=3)  # one for all: compiled once
 
-    def trained(seed, size, epoch):
-        """The model trained with squares of this size (zero: without), and the record of its last epoch."""
-        state, record = _study.train_until(
-            epoch,
+    def trained(seed, size, share):
+        """The model trained with squares of this size (zero: without) on a share of the frogs, and its last record."""
+        state, history = train.fit(
             module,
-            data.with_square(train_data, FROG, size) if size else train_data,
+            data.with_square(train_data, FROG, size, share=share) if size else train_data,
             test_data,
             optimizer=optimizer,
+            optimizer_settings={name: getattr(args, name) for name in ("learning_rate", "epochs")},
+            num_epochs=args.epochs,
             normalize=NORMALIZE,
             batch_size=args.batch_size,
             augment=False,
             seed=seed,
-            checkpoint_dir=args.output / "checkpoints" / f"seed-{seed}-square-{size}",
+            checkpoint_dir=args.output / "checkpoints" / named(seed, size, share),
         )
-        return jaxcam.tap(module, state.variables, args.layer), record
+        return jaxcam.tap(module, state.variables, args.layer), history[-1]
 
-    def one_epoch(seed, size, epoch):
-        model, record = trained(seed, size, epoch)
-        name = f"seed {seed}, {f'square of {size} px' if size else 'standard'}, epoch {epoch}"
+    def one(seed, size, share):
+        model, record = trained(seed, size, share)
         squares = {}
         for tested in [size] if size else args.sizes:
-            explained = heat(args, model, test_data, tested, last=epoch == args.epochs, description=name)
+            explained = heat(args, model, test_data, tested, description=f"{named(seed, size, share)}, {tested} px")
             squares[str(tested)] = decisions(model, test_data, tested) | explained
         return {"training": record, "squares": squares}
 
-    names = ("sizes", "epochs", "width", "batch_size", "images", "layer", "window")
-    settings = {name: getattr(args, name) for name in names}
-    runs = {}
-    for seed in args.seeds:
-        for size in (0, *args.sizes):
-            for epoch in range(1, args.epochs + 1):
-                name, compute = f"seed-{seed}-square-{size}-epoch-{epoch}", partial(one_epoch, seed, size, epoch)
-                runs[seed, size, epoch] = _study.part(args, name, compute, **settings)
-
-    results = {
-        size: [over_seeds(args, runs, size, epoch) for epoch in range(1, args.epochs + 1)] for size in args.sizes
+    settings = {
+        name: getattr(args, name)
+        for name in ("sizes", "epochs", "width", "batch_size", "learning_rate", "images", "num_steps", "layer")
     }
+    largest = max(args.sizes)
+    kinds = [(0, 0.0), *((size, 1.0) for size in args.sizes), *((largest, share) for share in args.shares)]
+    runs = {
+        (seed, *kind): _study.part(args, named(seed, *kind), partial(one, seed, *kind), **settings)
+        for seed in args.seeds
+        for kind in kinds
+    }
+
+    def summary(kind, tested):
+        return over_seeds([runs[seed, *kind] for seed in args.seeds], tested)
+
+    results = {size: {"standard": summary((0, 0.0), size), "biased": summary((size, 1.0), size)} for size in args.sizes}
+    strengths = {0.0: results[largest]["standard"]}
+    strengths |= {share: summary((largest, share), largest) for share in sorted(args.shares)}
+    strengths |= {1.0: results[largest]["biased"]}
     shares = {size: area(size, test_data) for size in args.sizes}
-    _study.write_metrics(args, {"squares": results, "shares": shares, "original": ORIGINAL})
-    _files.write(args.output / "table.md", tables(args, results, shares))
-    for method in METHODS:
-        file = f"mass-{method.lower().replace(' ', '_').replace('-', '_')}.png"
-        plot.save(mass_per_epoch(method, results, shares), args.output / file)
+    found = {"squares": results, "strengths": strengths, "largest": largest, "shares": shares, "original": ORIGINAL}
+    _study.write_metrics(args, found)
+    _files.write(args.output / "table.md", tables(args, results, strengths, shares))
+    plot.save(against_strength(args, strengths, "hottest spot"), args.output / "found.png")
+    plot.save(against_strength(args, strengths, FAITHFUL), args.output / "faithfulness.png")
     for size in args.sizes:
         path = args.output / f"examples-{size}px.png"
         if not path.exists():
-            standard, biased = (trained(args.seeds[0], each, args.epochs)[0] for each in (0, size))
+            standard, biased = (trained(args.seeds[0], *kind)[0] for kind in ((0, 0.0), (size, 1.0)))
             plot.save(examples(args, standard, biased, test_data, size), path)
     _report.publish_results(args, "bias")
-    print(f"{len(args.seeds) * (1 + len(args.sizes))} models; written to {args.output}")
+    print(f"{len(runs)} models; written to {args.output}")
 
 
 def answer(found) -> str:
-    size, epochs = list(found["squares"].items())[-1]
-    mass, guided = (epochs[-1]["biased"][f"{each}, mass (square)"]["mean"] for each in ("Grad-CAM", "Guided Grad-CAM"))
+    """How often each method's hottest spot is on the largest square, when all frogs have it."""
+    all_of_them = found["strengths"]["1.0"]
+    spots = {name: all_of_them[f"{name}, hottest spot (square)"]["mean"] for name in names_in(all_of_them)}
+    seen = [name for name, value in spots.items() if value >= 0.5]
+    shown = f"{', '.join(seen)} {'shows' if len(seen) == 1 else 'show'} it" if seen else "no method shows it"
     return (
-        f"Grad-CAM hides it, with {100 * mass:.0f} % of its heat on the square of {size} px; Guided Grad-CAM, with "
-        f"{100 * guided:.0f} %, shows it."
+        f"Grad-CAM hides it: hottest spot on the square of {found['largest']} px in "
+        f"{100 * spots['Grad-CAM, layer4']:.0f} % of the frogs; {shown} in most."
     )
+
+
+def names_in(summaries) -> list[str]:
+    """The methods that were measured."""
+    end = ", hottest spot (square)"
+    return [name.removesuffix(end) for name in summaries if name.endswith(end)]
+
+
+def named(seed, size, share) -> str:
+    return f"seed-{seed}-square-{size}-of-{share:g}" if size else f"seed-{seed}-standard"
 
 
 def decisions(model, test_data, size):
@@ -132,36 +174,34 @@ def decisions(model, test_data, size):
         "other classes called frog": clean[~frogs] == FROG,
         "other classes called frog only with the square": (marked == FROG)[~frogs & (clean != FROG)],
     }
-    return {name: _study.mean_and_interval(each) for name, each in values.items()}
+    return {name: _statistics.over_images(each) for name, each in values.items()}
 
 
-def heat(args, model, test_data, size, *, last, description):
-    """Where the heat for "frog" lies on test frogs with the square, and on the same frogs without it."""
+def heat(args, model, test_data, size, *, description):
+    """Where the heat for "frog" lies on test frogs with the square, and in the same place on them without it; and
+    whether it lies where masking lowers the confidence, with the square."""
     frogs = test_data.images[test_data.labels == FROG][: args.images]
     pictures = {"square": with_square(frogs, size), "no square": frogs}
     mask = np.zeros(frogs.shape[1:3], bool)
     mask[:size, :size] = True
 
-    def explain(images):
-        masks = jnp.broadcast_to(mask, images.shape[:3])
-        maps = {name: heatmaps(name, model, images) for name in METHODS}
-        values = {f"{name}, {where}": WHERE[where](maps[name], masks) for name in METHODS for where in WHERE}
-        if last:
-            options = {"window": args.window, "chunk_size": 256}
-            values["Grad-CAM, correlation with masking"] = metrics.occlusion_correlation(
-                model, NORMALIZE(images), maps["Grad-CAM"], FROG, **options
-            )
+    def explain(images, faithful):
+        masks, images = jnp.broadcast_to(mask, images.shape[:3]), NORMALIZE(images)
+        values = {}
+        for name, method in methods(args).items():
+            maps = method(model, images, FROG)
+            values |= {f"{name}, {where}": measure(maps, masks) for where, measure in WHERE.items()}
+            if faithful:
+                options = {"window": WINDOW, "chunk_size": 256}
+                values[f"{name}, {FAITHFUL}"] = metrics.occlusion_correlation(model, images, maps, FROG, **options)
         return values
 
     summaries = {}
     for name, images in pictures.items():
-        values = _study.batched(explain, images, size=batch(args), description=f"{description}, {name}")
-        summaries |= {f"{each} ({name})": _study.mean_and_interval(values[each]) for each in values}
+        explained = partial(explain, faithful=name == "square")
+        values = _study.batched(explained, images, size=batch(args), description=f"{description}, {name}")
+        summaries |= {f"{each} ({name})": _statistics.over_images(values[each]) for each in values}
     return summaries
-
-
-def heatmaps(method, model, images):
-    return METHODS[method](model, NORMALIZE(images), FROG)
 
 
 def with_square(images, size):
@@ -170,7 +210,7 @@ def with_square(images, size):
 
 def batch(args):
     """Images in one batch of explanations: one size everywhere, so that each method is compiled once."""
-    return 12 if args.smoke else 64
+    return 12 if args.smoke else 50
 
 
 def area(size, test_data):
@@ -184,83 +224,91 @@ def area(size, test_data):
     return {"area": float(mask.mean()), "most": float(metrics.energy_pointing_game(corner, mask)[0])}
 
 
-def over_seeds(args, runs, size, epoch):
-    """What all seeds give for one size of the square, for the standard and the biased model."""
-    results = {}
-    for name, trained_with in {"standard": 0, "biased": size}.items():
-        parts = [runs[seed, trained_with, epoch] for seed in args.seeds]
-        own = [part["squares"][str(size)] for part in parts]
-        results[name] = {measure: _study.across_runs([each[measure] for each in own]) for measure in own[0]}
-        results[name]["loss"] = [part["training"]["loss"] for part in parts]
-    return results
+def over_seeds(parts, tested):
+    """What all seeds give for one kind of model, on squares of the size `tested`."""
+    own = [part["squares"][str(tested)] for part in parts]
+    found = {measure: _statistics.over_seeds([each[measure] for each in own]) for measure in own[0]}
+    return found | {"loss": [part["training"]["loss"] for part in parts]}
 
 
-def tables(args, results, shares):
-    """A table for each size of the square, after the last epoch; and the mass on the square, epoch by epoch."""
+def tables(args, results, strengths, shares):
+    """Decisions and heat for each size of the square; then what shows how strong a shortcut."""
+    show = _statistics.with_seeds
     text = [
-        f"Seeds {args.seeds}, {args.epochs} epochs at width {args.width}, heat at `{args.layer}`. Means with half "
-        "their 95 % interval over images and, in parentheses, over seeds where there are several; heat is that for "
+        f"Seeds {args.seeds}, {args.epochs} epochs at width {args.width}, {args.images} frogs. Means with half their "
+        "95 % interval over images and, in parentheses, over seeds where there are several; heat is that for "
         '"frog", on test frogs with the square and, in the same place, on the same frogs without it.\n'
     ]
-    for size, epochs in results.items():
-        last, share = epochs[-1], shares[size]
+    for size, models in results.items():
+        share = shares[size]
         text.append(
             f"## A square of {size} px\n\nIt covers {share['area']:.2%} of the image; a map of 4x4 cells "
             f"with heat in the corner cell alone has {share['most']:.1%} of its mass there.\n"
         )
-        losses = [f"{np.mean(last[model]['loss']):.3f}" for model in ORIGINAL]
         original = " and ".join(f"{each['loss']}" for each in ORIGINAL.values())
+        losses = [f"{np.mean(each['loss']):.3f}" for each in models.values()]
         rows = [[f"training loss (original, 4 px: {original})", *losses]]
-        measures = [measure for measure in last["biased"] if measure != "loss"]
-        rows += [[measure, *(cell(last[model][measure]) for model in ORIGINAL)] for measure in measures]
-        text.append(_study.markdown(["measure", *ORIGINAL], rows))
-    columns = [(size, model, method) for size in results for model in ORIGINAL for method in METHODS]
-    header = ["epoch", *(f"{method}, {model}, {size} px" for size, model, method in columns)]
-    rows = [
-        [epoch + 1, *(cell(results[size][epoch][model][f"{method}, mass (square)"]) for size, model, method in columns)]
-        for epoch in range(args.epochs)
+        for measure in (name for name in models["biased"] if name != "loss" and "(" not in name):
+            beside = f" (original: {ORIGINAL_ACCURACY})" if measure == "test accuracy" else ""
+            rows.append([measure + beside, *(show(each[measure]) for each in models.values())])
+        text.append(_study.markdown(["", *models], rows))
+        columns = [(what, model, picture) for what in WHERE for model, picture in PICTURES]
+        columns += [(FAITHFUL, model, "square") for model in models]
+        header = ["heat", *(f"{what}: {model}, {picture}" for what, model, picture in columns)]
+        rows = [
+            [name, *(show(models[model][f"{name}, {what} ({picture})"]) for what, model, picture in columns)]
+            for name in methods(args)
+        ]
+        text.append(_study.markdown(header, rows))
+    size = max(results)
+    header = ["", *(f"{share:.0%}" for share in strengths)]
+    decided = ("accuracy on clean frogs", "other classes called frog only with the square")
+    rows = [[name, *(show(each[name]) for each in strengths.values())] for name in decided]
+    rows += [
+        [f"{name}: {what}", *(show(each[f"{name}, {what} (square)"]) for each in strengths.values())]
+        for what in ("hottest spot", FAITHFUL)
+        for name in methods(args)
     ]
-    text.append("## Share of the mass on the square, epoch by epoch\n\n" + _study.markdown(header, rows))
+    title = f"## What tells how strong a shortcut: the share of the frogs with a square of {size} px"
+    text.append(f"{title}\n\n{_study.markdown(header, rows)}")
     return "\n".join(text)
 
 
-def cell(summary):
-    runs = summary["runs_interval"]
-    return f"{summary['mean']:.3f} ± {summary['interval']:.3f}" + ("" if runs is None else f" (± {runs:.3f})")
+PICTURES = (("standard", "square"), ("biased", "square"), ("biased", "no square"))
 
 
-def mass_per_epoch(method, results, shares):
-    """The mass on the square over its area: one means that the map does not care about the square."""
-    means, intervals = {}, {}
-    for model in reversed(ORIGINAL):
-        for size, epochs in results.items():
-            own = [each[model][f"{method}, mass (square)"] for each in epochs]
-            area = shares[size]["area"]
-            means[f"{model}, {size} px"] = [each["mean"] / area for each in own]
-            intervals[f"{model}, {size} px"] = [(each["runs_interval"] or each["interval"]) / area for each in own]
+def against_strength(args, strengths, what):
+    """A measure of every method's heat against the share of the frogs with the square, on frogs that have it."""
+    own = {name: [each[f"{name}, {what} (square)"] for each in strengths.values()] for name in methods(args)}
+    yes = {"hottest spot": "share of the frogs whose hottest spot is on the square"}
     return plot.curves(
-        means,
-        intervals=intervals,
-        xlabel="epoch",
-        ylabel="share of the mass on the square / its share of the area",
-        title=f"{method}: heat on the square",
+        {name: [each["mean"] for each in values] for name, values in own.items()},
+        x=[100 * share for share in strengths],
+        intervals={
+            name: [each["runs_interval"] or each["interval"] for each in values] for name, values in own.items()
+        },
+        xlabel="training frogs with the square, %",
+        ylabel=yes.get(what, what),
+        title="Which heatmaps find the shortcut?" if what in yes else "Do they lie where masking changes the answer?",
     )
 
 
 def examples(args, standard, biased, test_data, size):
     """Test frogs with the square, and the heat of both models."""
     images = with_square(test_data.images[test_data.labels == FROG][:6], size)
-    columns = {
-        "Grad-CAM, standard": ("Grad-CAM", standard),
-        "Grad-CAM, biased": ("Grad-CAM", biased),
-        "Guided Grad-CAM, biased": ("Guided Grad-CAM", biased),
-    }
+    all_methods = methods(args)
+    columns = {"Grad-CAM, standard": ("Grad-CAM, layer4", standard), "Grad-CAM, biased": ("Grad-CAM, layer4", biased)}
+    columns |= {name: (name, biased) for name in all_methods if not name.startswith("Grad-CAM")}
     maps = {}
-    for title, (method, model) in columns.items():
-        explain = partial(heatmaps, method, model)
+    for title, (name, model) in columns.items():
+        explain = partial(seen, all_methods[name], model)
         maps[title] = _study.batched(explain, images, size=batch(args), description=f"examples, {title}")
     rows = [[image, *((image, heat[row]) for heat in maps.values())] for row, image in enumerate(images)]
-    return plot.gallery(rows, columns=["image", *maps], side=1.8, colormap="jet", alpha=0.5)
+    return plot.gallery(rows, columns=["image", *maps], side=1.4, colormap="jet", alpha=0.5)
+
+
+def seen(method, model, images):
+    return method(model, NORMALIZE(images), FROG)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import jaxcam
-from experiments import _cases, _leaders, _report, _study
+from experiments import _cases, _leaders, _report, _statistics, _study
 from experiments._cases import Case
 from jaxcam import Comparison, plot, segments
 from jaxcam.attribution import METHODS
@@ -227,7 +227,7 @@ def rows_of(data: str, names, case: Case, values, costs: Comparison) -> list[dic
             drawn = np.array([of[each] for each in draws if each in of])
             if drawn.size:
                 table[m, k, : drawn.shape[1]] = drawn.mean(0)
-                row["values"][column] = _study.mean_and_interval(drawn.mean(0))
+                row["values"][column] = _statistics.over_images(drawn.mean(0))
                 if len(draws) > 1:
                     row["values"][column]["draws"] = np.nanmean(drawn, axis=1).tolist()
         rows.append(row)

@@ -3,9 +3,9 @@
     python -m experiments.mistakes --data-dir DIR [--model hf:edadaltocg/resnet18_cifar10]
 
 Explains every test image by Grad-CAM, Grad-CAM++ and XGrad-CAM, compares the spread of the heatmaps of right and wrong
-predictions, and sets the methods against Shapley values of the image's patches. Batches are saved as they are done, so
-an interrupted run goes on where it stopped. Writes metrics.json, table.md, confusion.png, spread.png, examples.png,
-mistakes.png and disagreement.png.
+predictions, of all and of pairs in which the model is equally confident, and sets the methods against Shapley values of
+the image's patches. Batches are saved as they are done, so an interrupted run goes on where it stopped. Writes
+metrics.json, table.md, confusion.png, spread.png, examples.png, mistakes.png and disagreement.png.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 import jaxcam
-from experiments import _report, _study
+from experiments import _report, _statistics, _study
 from jaxcam import _files, data, metrics, plot, segments
 
 METHODS = {"Grad-CAM": jaxcam.grad_cam, "Grad-CAM++": jaxcam.grad_cam_plus_plus, "XGrad-CAM": jaxcam.x_grad_cam}
@@ -27,6 +27,7 @@ SPREADS = {  # high is spread out
     "1 - Gini": lambda heatmaps: 1 - metrics.gini(heatmaps),
 }
 SHAPLEY, AGAIN = "Shapley values", "the same, other orders"  # no map can agree better with a value than its own noise
+TOLERANCE = 0.01  # of the confidence, within a pair
 WORST = 6  # images in disagreement.png
 SHAPLEY_BATCH = 32
 
@@ -77,19 +78,26 @@ def main(argv=None):
         for name, values in cells.items()
         if name != SHAPLEY
     }
+    wrong_ones, right_ones = np.flatnonzero(~right), np.flatnonzero(right)
+    first, second = _statistics.matched(seen["confidence"][wrong_ones], seen["confidence"][right_ones], TOLERANCE)
+    pairs = wrong_ones[first], right_ones[second]
+    spread = [
+        {"method": method, "measure": measure, **compared(values, seen["confidence"], right)}
+        for method, measure, values in spreads(seen)
+    ]
+    tested = [_statistics.paired(*(values[each] for each in pairs)) for *_, values in spreads(seen)[:-1]]
+    for row, found, p in zip(spread, tested, _statistics.holm([each["p"] for each in tested]), strict=False):
+        row["pairs"] = found | {"p": float(p)}
     results = {
-        "accuracy": _study.mean_and_interval(right),
+        "accuracy": _statistics.over_images(right),
         "confusion": confusion(test.labels, seen["predicted"]).tolist(),
-        "spread": [
-            {"method": method, "measure": measure, **compared(values, seen["confidence"], right)}
-            for method, measure, values in spreads(seen)
-        ],
+        "spread": spread,
         "two classes": {
-            name: _study.mean_and_interval(seen["two classes"][group])
+            name: _statistics.over_images(seen["two classes"][group])
             for name, group in (("right", right), ("wrong", ~right))
         },
         "agreement with Shapley values": {
-            name: {how: _study.mean_and_interval(values) for how, values in row.items()}
+            name: {how: _statistics.over_images(values) for how, values in row.items()}
             for name, row in agreement.items()
         },
     }
@@ -112,11 +120,17 @@ def main(argv=None):
 
 
 def answer(found) -> str:
-    *maps, confidence = (row["auc"]["mean"] for row in found["spread"])
+    *maps, confidence = found["spread"]
+    alone, pairs = (max(maps, key=lambda row: apart(row[how])) for how in ("auc", "pairs"))
     return (
-        f"Hardly: the maps tell wrong from right with an AUC of at most {max(maps):.2f}, the confidence alone with "
-        f"{confidence:.2f}."
+        f"Hardly: an AUC of {alone['auc']['mean']:.2f} at best, where confidence has {confidence['auc']['mean']:.2f}; "
+        f"at equal confidence {pairs['pairs']['larger']['mean']:.2f}."
     )
+
+
+def apart(found) -> float:
+    """How far from chance a measure tells wrong from right."""
+    return abs(found.get("larger", found)["mean"] - 0.5)
 
 
 # Measurements.
@@ -178,9 +192,9 @@ def spreads(seen):
 def compared(values, confidence, right) -> dict:
     """How a number differs between wrong and right predictions."""
     return {
-        "right": _study.mean_and_interval(values[right]),
-        "wrong": _study.mean_and_interval(values[~right]),
-        **_study.effect(values[~right], values[right]),
+        "right": _statistics.over_images(values[right]),
+        "wrong": _statistics.over_images(values[~right]),
+        **_statistics.effect(values[~right], values[right]),
         "spearman_with_confidence": float(spearmanr(values, confidence).statistic),
     }
 
@@ -189,13 +203,15 @@ def compared(values, confidence, right) -> dict:
 
 
 def tables(args, results) -> str:
-    show, count = _study.plus_minus, results["spread"][0]
+    show, count = _statistics.plus_minus, results["spread"][0]
     rows = [
         [f"{row['method']}: {row['measure']}", show(row["right"]), show(row["wrong"])]
         + [show(row["cohen_d"], 2), show(row["auc"]), f"{row['spearman_with_confidence']:.2f}"]
+        + ([show(row["pairs"]["larger"]), p_value(row["pairs"]["p"])] if "pairs" in row else ["", ""])
         for row in results["spread"]
     ]
     header = ["spread of the heatmap", "right", "wrong", "Cohen's d", "AUC", "Spearman with confidence"]
+    header += ["larger in pairs", "p"]
     agreement = results["agreement with Shapley values"]
     counts = np.array(results["confusion"]) * (1 - np.eye(10, dtype=int))
     frequent = [np.unravel_index(index, counts.shape) for index in np.argsort(-counts, axis=None, kind="stable")[:5]]
@@ -207,8 +223,11 @@ def tables(args, results) -> str:
             f"{100 * results['accuracy']['interval']:.2f} % of {results['accuracy']['count']:,} images are classified "
             f"correctly. Most frequent mistakes: {', '.join(confused)}.\n",
             f"Right ({count['right']['count']:,}) against wrong ({count['wrong']['count']:,}) predictions; AUC is the "
-            "chance that a wrong prediction has the larger value. ± is half of the 95 % interval. Where only global "
-            "average pooling follows the layer, XGrad-CAM is Grad-CAM by algebra.\n",
+            "chance that a wrong prediction has the larger value. ± is half of the 95 % interval. Pairs are one wrong "
+            f"and one right prediction whose confidences differ by at most {TOLERANCE}: "
+            f"{count['pairs']['larger']['count']:,} of them, in which the wrong one has the larger value as often as "
+            "stated; p is Wilcoxon's, by Holm for all rows. Where only global average pooling follows the layer, "
+            "XGrad-CAM is Grad-CAM by algebra.\n",
             _study.markdown(header, rows),
             "Pearson correlation of Grad-CAM for the predicted class with Grad-CAM for the true class, where the "
             f"prediction is wrong: {show(two['wrong'])}; for the second best class, where it is right: "
@@ -223,6 +242,10 @@ def tables(args, results) -> str:
     )
 
 
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def confusion_figure(results):
     title = f"Confusions: {results['accuracy']['mean']:.2%} correct"
     return plot.matrix(results["confusion"], data.CIFAR10_LABELS, xlabel="predicted", ylabel="true", title=title)
@@ -231,9 +254,11 @@ def confusion_figure(results):
 def spread_figure(results):
     groups = {}
     for row in results["spread"]:
-        groups.setdefault(row["measure"], {})[row["method"]] = row["auc"]["mean"], row["auc"]["interval"]
+        values = {"all": row["auc"]} | ({"pairs": row["pairs"]["larger"]} if "pairs" in row else {})
+        own = {f"{row['method']}, {what}": (value["mean"], value["interval"]) for what, value in values.items()}
+        groups.setdefault(row["measure"], {}).update(own)
     title = "Are heatmaps more spread out where the model is wrong?"
-    xlabel = "AUC: chance that a wrong prediction has the larger value"
+    xlabel = "chance that a wrong prediction has the larger value: of all, and in pairs of equal confidence"
     return plot.intervals(groups, xlabel=xlabel, title=title, reference=0.5)
 
 

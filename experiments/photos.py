@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 import jaxcam
-from experiments import _report, _study
+from experiments import _report, _statistics, _study
 from jaxcam import _files, metrics, plot
 
 # ImageNet has five cats and 118 dogs: a doubt among them is no doubt about what is there. The classes come in the order
@@ -258,9 +258,9 @@ def check_flags(args) -> dict:
     raised["any of them"] = np.any(list(raised.values()), axis=0)
     return {
         name: {
-            "raised": _study.mean_and_interval(there),
-            "accuracy with it": _study.mean_and_interval(right[there]) if there.any() else None,
-            "accuracy without it": _study.mean_and_interval(right[~there]) if not there.all() else None,
+            "raised": _statistics.over_images(there),
+            "accuracy with it": _statistics.over_images(right[there]) if there.any() else None,
+            "accuracy without it": _statistics.over_images(right[~there]) if not there.all() else None,
         }
         for name, there in raised.items()
     }

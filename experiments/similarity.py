@@ -2,23 +2,27 @@
 
     python -m experiments.similarity --data-dir DIR
 
-Trains a ResNet-18 with CIFAR stem for five epochs from each seed (SGD, learning rate 0.1, momentum 0.9, weight decay
-5e-4, batch 128, random crop and flip) and compares the heatmaps of correctly classified test images, after every epoch
-on a few and at the end on all; the same with a well-trained model (the bundled one, or `--model`), there for more
-methods. Grad-CAM is that of `layer4`, which has 4x4 cells on 32 pixels. Attributions become heatmaps by their absolute
-value, summed over channels. Writes metrics.json, table.md, examples.png, and accuracy-pearson.png and accuracy-iou.png.
+Trains a ResNet-18 with CIFAR stem from each seed (Muon, cosine schedule, small images first, random crop and flip) and
+compares the heatmaps of correctly classified test images, after every epoch on a few and at the end on many; the same
+with a well-trained model (the bundled one, or `--model`), there for more methods, and with EfficientNet-Lite0 on
+photographs, each whole and in four parts. Grad-CAM is that of the last stage, which has 4x4 cells on 32 pixels.
+Attributions become heatmaps by their absolute value, summed over channels. Writes metrics.json, table.md, examples.png,
+accuracy-pearson.png and accuracy-iou.png.
 """
 
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 import jaxcam
-from experiments import _report, _study
+from experiments import _pasted, _report, _statistics, _study
 from experiments.train_cifar10 import MEAN, STD
 from jaxcam import _files, data, metrics, plot, train
+from jaxcam.image import open_image
 
 LAYER = "layer4"
 BUNDLED = "resnet18_cifar10"
@@ -27,6 +31,7 @@ METRICS = {"pearson": metrics.pearson, "iou": partial(metrics.iou_top, fraction=
 heatmap = partial(jaxcam.heatmap, percentile=100)  # all pixels keep their rank
 TITLES = {"pearson": "Pearson", "iou": "IoU of the top 20 %"}
 FEW = 100  # the original's number of images
+PHOTOGRAPHS = "photographs"
 # The original: one run, about 75 % accuracy; mean and standard deviation over its images.
 ORIGINAL = {
     "Grad-CAM / saliency": {"pearson": (0.221, 0.192), "iou": (0.189, 0.081)},
@@ -48,18 +53,20 @@ VARIANTS = (
 )
 
 
-COMMAND = "python -m experiments.similarity --data-dir DIR"
+COMMAND = "python -m experiments.similarity --data-dir DIR [--photos DIR]"
 
 
 def main(argv=None):
     on_cpu = jax.default_backend() == "cpu"
     parser = _study.arguments("similarity", __doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--width", type=int, default=16 if on_cpu else 64, help="features of the first stage")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--width", type=int, default=64, help="features of the first stage")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.2, help="peak of the cosine schedule")
+    parser.add_argument("--smallest", type=int, default=20, help="side of the images in the first epochs")
     parser.add_argument("--num-steps", type=int, default=16 if on_cpu else 50, help="of integrated gradients")
-    parser.add_argument("--images", type=int, help="correctly classified test images at the end (default: all)")
+    parser.add_argument("--images", type=int, default=1000, help="correctly classified test images at the end")
     parser.add_argument("--epoch-images", type=int, default=300, help="as --images, after the other epochs")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, metavar="NAME")
     parser.add_argument("--variant-images", type=int, default=1000, help="as --images, for the well-trained model")
@@ -67,6 +74,7 @@ def main(argv=None):
         "--model", default=BUNDLED, help="well-trained: a registered name, a weight file or hf:owner/repo"
     )
     parser.add_argument("--architecture", help="of a weight file that does not say it")
+    parser.add_argument("--photos", type=Path, help="folder with more photographs than scikit-image's")
     args = parser.parse_args(argv)
     if args.smoke:
         args.seeds, args.epochs, args.width, args.num_steps = [0, 1], 1, 4, 4
@@ -74,7 +82,9 @@ def main(argv=None):
 
     train_data, test_data = _study.cifar10(args)
     module = _study.resnet18(args, width=args.width)
-    optimizer = train.sgd(0.1, momentum=0.9, nesterov=False, weight_decay=5e-4)
+    schedule = train.cosine(args.learning_rate, args.epochs * (len(train_data.images) // args.batch_size))
+    optimizer = train.muon(schedule, num_iterations=3)
+    sizes = train.progressive(args.smallest, train_data.images.shape[1], args.epochs)
 
     def trained(seed, epoch):
         """The state after an epoch, from the checkpoint or by going on from it, and the record of that epoch."""
@@ -86,6 +96,8 @@ def main(argv=None):
             optimizer=optimizer,
             normalize=NORMALIZE,
             batch_size=args.batch_size,
+            image_sizes=sizes,
+            optimizer_settings={name: getattr(args, name) for name in ("learning_rate", "epochs")},
             seed=seed,
             checkpoint_dir=args.output / "checkpoints" / f"seed-{seed}",
         )
@@ -97,8 +109,8 @@ def main(argv=None):
         name = f"seed {seed}, epoch {epoch}"
         return {"training": record, **measure(args, model, test_data, images, description=name)}
 
-    settings = {name: getattr(args, name) for name in ("epochs", "width", "batch_size", "num_steps")}
-    settings |= {name: getattr(args, name) for name in ("images", "epoch_images")}
+    names = ("epochs", "width", "batch_size", "learning_rate", "smallest", "num_steps", "images", "epoch_images")
+    settings = {name: getattr(args, name) for name in names}
     runs = {}
     for seed in args.seeds:
         for epoch in range(1, args.epochs + 1):
@@ -116,8 +128,10 @@ def main(argv=None):
     well_trained = _study.part(args, f"well-trained-{weights[:8]}", compute, **facts)
 
     epochs = [over_seeds([runs[seed, epoch] for seed in args.seeds]) for epoch in range(1, args.epochs + 1)]
-    _study.write_metrics(args, {"epochs": epochs, "well-trained": well_trained, "original": ORIGINAL})
-    _files.write(args.output / "table.md", tables(args, epochs, well_trained))
+    found = {"epochs": epochs, "well-trained": well_trained, PHOTOGRAPHS: of_photographs(args), "original": ORIGINAL}
+    found["differences"] = differences(epochs[-1]["all"])
+    _study.write_metrics(args, found)
+    _files.write(args.output / "table.md", tables(args, found))
     for metric in METRICS:
         plot.save(against_accuracy(args, metric, epochs, well_trained), args.output / f"accuracy-{metric}.png")
     if not (args.output / "examples.png").exists():
@@ -129,13 +143,25 @@ def main(argv=None):
 
 
 def answer(found) -> str:
-    small, good = found["epochs"][-1]["all"], found["well-trained"]["all"]
-    pair = "saliency / IG"
+    ours = {pair: each["pearson"]["mean"] for pair, each in found["epochs"][-1]["all"].items()}
+    seen = [each["inside"] for own in found["differences"].values() for each in own.values()]
     return (
-        f"Little, and by model: Pearson {small['Grad-CAM / IG']['pearson']['mean']:.2f} for Grad-CAM and "
-        f"integrated gradients; saliency and these {small[pair]['pearson']['mean']:.2f}, or "
-        f"{good[pair]['pearson']['mean']:.2f} on a better model."
+        f"Little: Pearson {min(ours.values()):.2f} to {max(ours.values()):.2f}; {sum(seen)} of {len(seen)} numbers "
+        "differ from the original's by no more than another seed's would."
     )
+
+
+def differences(ours) -> dict:
+    """Ours minus the original's, and half the 95 % interval of that for another seed and the original's 100 images."""
+    found = {}
+    for pair, original in ORIGINAL.items():
+        for metric, (mean, std) in original.items():
+            own = ours[pair][metric]
+            expected = np.hypot(own["next_run"] or 0, 1.96 * std / np.sqrt(FEW))
+            value = own["mean"] - mean
+            inside = bool(abs(value) <= expected)
+            found.setdefault(pair, {})[metric] = {"mean": value, "interval": float(expected), "inside": inside}
+    return found
 
 
 def titled(args):
@@ -184,8 +210,37 @@ def measure(args, model, test_data, images, *, description, variants=(), normali
     explain = partial(agreement, model, num_steps=args.num_steps, variants=variants, normalize=normalize)
     options = {"size": batch(args), "description": description}
     values = _study.batched(explain, test_data.images[chosen], test_data.labels[chosen], **options)
-    few = jax.tree.map(lambda each: _study.mean_and_interval(each[:FEW]), values)
-    return {"accuracy": accuracy, "few": few, "all": jax.tree.map(_study.mean_and_interval, values)}
+    few = jax.tree.map(lambda each: _statistics.over_images(each[:FEW]), values)
+    return {"accuracy": accuracy, "few": few, "all": jax.tree.map(_statistics.over_images, values)}
+
+
+def of_photographs(args):
+    """The agreement of EfficientNet-Lite0's maps for the class it predicts; `None` where there are no photographs."""
+    files = sorted(_pasted.photographs(args.photos).items())
+    if not files:
+        return None
+    classifier = _study.bundled(args, "efficientnet_lite0")
+    size = 32 if args.smoke else classifier.preprocess.crop
+    images = np.stack([each for _, file in files for each in parts_of(open_image(file).convert("RGB"), size)])
+    model, normalize = classifier.tap(), train.Normalization(classifier.preprocess.mean, classifier.preprocess.std)
+    targets = np.concatenate([np.argmax(model(normalize(images[i : i + 1])), -1) for i in range(len(images))])
+
+    def compute():
+        explain = partial(agreement, model, num_steps=args.num_steps, variants=(), normalize=normalize)
+        values = _study.batched(explain, images, targets, size=5, description=PHOTOGRAPHS)
+        return {"all": jax.tree.map(_statistics.over_images, values)}
+
+    facts = {"num_steps": args.num_steps, "weights": classifier.about["sha256"], "files": [name for name, _ in files]}
+    return _study.part(args, PHOTOGRAPHS, compute, **facts)
+
+
+def parts_of(photo, size):
+    """The square in the middle, and the four corners of two thirds of its side."""
+    side = min(photo.size) * 2 // 3
+    corners = [(x, y) for x in (0, photo.width - side) for y in (0, photo.height - side)]
+    boxes = [(x, y, x + side, y + side) for x, y in corners]
+    parts = [photo.resize((size, size), Image.Resampling.BICUBIC, box) for box in boxes]
+    return [np.asarray(each) for each in (_pasted.square(photo, size), *parts)]
 
 
 def batch(args):
@@ -199,7 +254,7 @@ def over_seeds(parts):
     def combined(name):
         leaves = [part[name] for part in parts]
         return {
-            pair: {metric: _study.across_runs([each[pair][metric] for each in leaves]) for metric in METRICS}
+            pair: {metric: _statistics.over_seeds([each[pair][metric] for each in leaves]) for metric in METRICS}
             for pair in ORIGINAL
         }
 
@@ -209,27 +264,37 @@ def over_seeds(parts):
     return {"accuracy": accuracy, "few": combined("few"), "all": combined("all"), "training": training}
 
 
-def tables(args, epochs, well_trained):
+def tables(args, found):
     """Ours beside the original's; how agreement changes in training; all methods on the well-trained model."""
+    epochs, well_trained, photographs = found["epochs"], found["well-trained"], found[PHOTOGRAPHS]
     last = epochs[-1]
     count = last["all"]["Grad-CAM / IG"]["pearson"]["count"]
     accuracy = f"{last['accuracy']['mean']:.1%}"
     few = f"first {FEW} images" if count > FEW else "first images"
     text = [
         f"Mean ± standard deviation over correctly classified test images; {len(args.seeds)} runs of {args.epochs} "
-        f"epochs at width {args.width}, {accuracy} test accuracy, on average {count:.0f} images; the "
-        f"{titled(args)} has {well_trained['accuracy']:.1%}. 95 % intervals of the mean: over images in one "
-        "run, and over runs.\n"
+        f"epochs at width {args.width}, {accuracy} test accuracy (the original about 75 %), on average {count:.0f} "
+        f"images; the {titled(args)} has {well_trained['accuracy']:.1%}. 95 % intervals of the mean: over images in "
+        "one run, and over runs. The last column is ours minus the original's, with half the 95 % interval of that "
+        f"difference for one more run like ours and {FEW} other images; in bold where it is larger.\n"
     ]
     header = ["pair", "metric", "original, 100 images", f"ours, {few}", f"ours, {count:.0f} images"]
     header += ["± over images", "± over runs", f"{titled(args)}, {args.variant_images} images"]
+    if photographs:
+        shown = photographs["all"]["Grad-CAM / IG"]["pearson"]["count"]
+        header.append(f"EfficientNet-Lite0, {shown} photographs and parts of them")
+    header.append("ours - original")
     rows = []
     for pair, original in ORIGINAL.items():
         for metric, (mean, std) in original.items():
             ours, runs_interval = last["all"][pair][metric], last["all"][pair][metric]["runs_interval"]
             cells = [f"{mean:.3f} ± {std:.3f}", spread(last["few"][pair][metric]), spread(ours)]
             cells += [f"{ours['interval']:.3f}", "" if runs_interval is None else f"{runs_interval:.3f}"]
-            rows.append([pair, TITLES[metric], *cells, spread(well_trained["all"][pair][metric])])
+            cells += [spread(each["all"][pair][metric]) for each in (well_trained, photographs) if each]
+            difference = found["differences"][pair][metric]
+            value = f"{difference['mean']:+.3f}"
+            cells.append(f"{value if difference['inside'] else f'**{value}**'} (± {difference['interval']:.3f})")
+            rows.append([pair, TITLES[metric], *cells])
     text += [_study.markdown(header, rows)]
 
     columns = [(pair, metric) for pair in ORIGINAL for metric in METRICS]

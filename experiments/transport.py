@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 import jaxcam
-from experiments import _report, _study, _transport
+from experiments import _report, _statistics, _study, _transport
 from jaxcam import data, metrics, plot
 from jaxcam._array import normalize, resize
 
@@ -252,7 +252,7 @@ class Study:
                     kept = order[:count]
                     part = normalize(np.maximum(values[:, kept] @ softmax(scores[kept]), 0)[None], 1)
                     maps.setdefault(f"{count}, {rule}", []).append(float(metrics.pearson(part, whole)[0]))
-        return {name: _study.mean_and_interval(values) for name, values in maps.items()} | {"channels": len(scores)}
+        return {name: _statistics.over_images(values) for name, values in maps.items()} | {"channels": len(scores)}
 
     def channels(self, image) -> dict:
         """Every channel's activations `[p, k]`, and the score of the predicted class seen through it, `[k]`."""
@@ -284,9 +284,9 @@ def alike(maps, name) -> dict:
 
 def of_classes(maps, values) -> dict:
     """Mean and interval of all images, and of each class where there are classes."""
-    found = {"all": _study.mean_and_interval(values)}
+    found = {"all": _statistics.over_images(values)}
     if "class" in maps:
-        found |= {name: _study.mean_and_interval(values[maps["class"] == i]) for i, name in enumerate(GROUPS)}
+        found |= {name: _statistics.over_images(values[maps["class"] == i]) for i, name in enumerate(GROUPS)}
     return found
 
 

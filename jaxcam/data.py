@@ -104,7 +104,11 @@ def encoded(name: str, split: str, *, data_dir: str | Path | None = None):
 
 
 def with_square(
-    split: Split, label: int | None = None, size: int = 4, color: tuple[int, int, int] = (255, 255, 0)
+    split: Split,
+    label: int | None = None,
+    size: int = 4,
+    color: tuple[int, int, int] = (255, 255, 0),
+    share: float | int = 1,
 ) -> Split:
     """The biased copy of a split: a square of `color` in the top left corner of every image of class `label`.
 
@@ -113,9 +117,10 @@ def with_square(
       label: the class that gets the square; `None` for all images.
       size: side of the square, in pixels.
       color: RGB, 0 to 255; bright yellow by default.
+      share: of those images that get it, the first ones.
 
     Raises:
-      ValueError: a square that is empty or larger than the images.
+      ValueError: a square that is empty or larger than the images, or a share that is not between 0 and 1.
 
     Example:
       >>> split = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]))
@@ -125,7 +130,10 @@ def with_square(
     side = min(split.images.shape[1:3])
     if not 1 <= size <= side:
         raise ValueError(f"size is {size}; the square must have 1 to {side} pixels on images of this size.")
-    chosen = np.ones(len(split.labels), bool) if label is None else split.labels == label
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}; it must be between 0 and 1.")
+    chosen = np.arange(len(split.labels)) if label is None else np.flatnonzero(split.labels == label)
+    chosen = chosen[: round(share * len(chosen))]
     images = split.images.copy()
     images[chosen, :size, :size] = color
     return Split(images, split.labels)

@@ -39,14 +39,14 @@ def test_training_is_measured_step_by_step_and_row_by_row(tmp_path, monkeypatch)
     training.main(["step", "--widths", "4", "--rounds", "2", "--batch-size", "8", *options])
     found = json.loads((tmp_path / "training-step.json").read_text())["seconds"]["4"]
     assert list(found) == list(training.SIDES) and all(len(own) == 2 and min(own) > 0 for own in found.values())
-    rows = ["--width", "4", "--seconds", "0.5", "--rows", "small images only"]
+    rows = ["--width", "4", "--seconds", "0.5", "--rows", "small images first"]
     training.main(["recipe", *rows, "--seeds", "1", *options])
     first = json.loads((tmp_path / "training-recipe.json").read_text())["rows"]
     training.main(["recipe", *rows, "--seeds", "1", *options])
     assert json.loads((tmp_path / "training-recipe.json").read_text())["rows"] == first
-    [run] = first["small images only"]
-    assert run["epochs"] > 0 and run["accuracy"] >= 0 and run["mirrored"] >= 0 and len(run["milliseconds"]) == 2
-    assert "| small images only | " in (tmp_path / "training-recipe.md").read_text()
+    [run] = first["small images first"]
+    assert run["epochs"] > 0 and run["accuracy"] >= 0 and run["mirrored"] >= 0 and len(run["milliseconds"]) == 4
+    assert "| small images first | " in (tmp_path / "training-recipe.md").read_text()
 
 
 def test_start_up_is_that_of_a_new_process(tmp_path, monkeypatch, capsys):

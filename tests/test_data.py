@@ -111,6 +111,10 @@ def test_with_square_marks_one_class():
     np.testing.assert_array_equal(biased.labels, split.labels)
     everywhere = data.with_square(split, size=1, color=(1, 2, 3)).images
     assert (everywhere[:, 0, 0] == (1, 2, 3)).all()
+    half = data.with_square(split, 2, size=5, share=0.5).images
+    assert (half[2] == biased.images[2]).all() and (half[5] == 7).all()
+    with pytest.raises(ValueError, match="share is 50; it must be between 0 and 1"):
+        data.with_square(split, 2, share=50)
 
 
 @pytest.mark.parametrize("size", [0, 33])

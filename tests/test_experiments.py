@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 
 import jaxcam
-from experiments import _pasted, _report, _study, photos, transport
+from experiments import _pasted, _report, _statistics, _study, photos, transport
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],
-    "bias": ["table.md", "examples-4px.png", "mass-grad_cam.png", "mass-guided_grad_cam.png"],
+    "bias": ["table.md", "examples-4px.png", "found.png", "faithfulness.png"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png", "pasted.jpg"],
+    "sanity": ["table.md", "sanity.png"],
     "transport": ["table.md", "examples.png", "groups.png", "stability.png", "photos.png"],
     "compare_pytorch": ["table.md", "maps.png"],
     "photos": ["table.md", "overview.jpg", "index.html", "01-chelsea.jpg"],
@@ -80,14 +81,46 @@ def test_the_trained_model_loads(finished):
 def test_effect_counts_pairs():
     rng = np.random.default_rng(0)
     ones, others = rng.integers(1, 9, 40), rng.integers(0, 8, 60)  # with ties, of which each side gets half
-    found = _study.effect(ones, others)
+    found = _statistics.effect(ones, others)
     pairs = (ones[:, None] > others) + 0.5 * (ones[:, None] == others)
     assert found["auc"]["mean"] == pytest.approx(pairs.mean())
     assert found["cohen_d"]["mean"] == pytest.approx((ones.mean() - others.mean()) / 2.3, abs=0.1)
-    again = [_study.effect(rng.choice(ones, 40), rng.choice(others, 60)) for _ in range(500)]  # the bootstrap's error
+    again = [
+        _statistics.effect(rng.choice(ones, 40), rng.choice(others, 60)) for _ in range(500)
+    ]  # the bootstrap's error
     for name, value in found.items():
         spread = np.std([each[name]["mean"] for each in again])
         assert value["interval"] == pytest.approx(1.96 * spread, rel=0.15), name
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    drawn = [_statistics.over_images(rng.exponential(1, 50)) for _ in range(400)]
+    covered = np.mean([abs(each["mean"] - 1) <= each["interval"] for each in drawn])
+    assert 0.89 < covered < 0.97  # of a skewed distribution, by 50 of its values: somewhat too few
+    runs = [
+        [{"mean": mean, "std": 1.0, "interval": 0.3, "count": 50} for mean in rng.normal(2, 0.1, 3)] for _ in range(400)
+    ]
+    found = [_statistics.over_seeds(each) for each in runs]
+    assert 0.92 < np.mean([abs(each["mean"] - 2) <= each["runs_interval"] for each in found]) < 0.98
+    assert found[0]["interval"] == pytest.approx(0.3) and found[0]["runs"] == 3
+    assert _statistics.over_images([3.0, np.nan])["mean"] == 3 and np.isnan(_statistics.over_images([])["mean"])
+
+
+def test_pairs_are_the_closest_ones_and_each_is_used_once():
+    first, second = _statistics.matched([0.5, 0.52, 0.9, 0.1], [0.51, 0.525, 0.3, 0.905], tolerance=0.02)
+    assert sorted(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 0), (1, 1), (2, 3)]
+    found = _statistics.paired([2, 3, 4, 5.0], [1, 3, 2, 6.0])
+    assert found["larger"]["mean"] == 0.625 and found["difference"]["mean"] == 0.5
+    assert _statistics.paired([1, 2.0], [1, 2.0])["p"] == 1
+    rng = np.random.default_rng(0)
+    assert _statistics.paired(rng.normal(1, 1, 80), rng.normal(0, 1, 80))["p"] < 0.01
+
+
+def test_many_tests_find_something_by_lot_as_often_as_one():
+    np.testing.assert_allclose(_statistics.holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
+    p = np.random.default_rng(0).uniform(size=(2000, 8))
+    assert np.mean([_statistics.holm(each).min() < 0.05 for each in p]) == pytest.approx(0.05, abs=0.015)
 
 
 def test_a_part_is_computed_once_for_the_same_settings(tmp_path):
