@@ -22,7 +22,13 @@ import numpy as np
 from jaxcam import metrics
 from jaxcam._errors import shown
 from jaxcam.attribution import METHODS, heatmap
+from jaxcam.attribution._masked import PERTURBATIONS
+from jaxcam.attribution.attention import FUSIONS
+from jaxcam.attribution.decomposition import KERNELS
+from jaxcam.attribution.paths import BORDERS
+from jaxcam.attribution.xrai import CHANNELS
 from jaxcam.image import decode_image
+from jaxcam.lrp_rules import COMPOSITES
 from jaxcam.models import Classifier
 from jaxcam.taps import Tap
 
@@ -33,7 +39,7 @@ PREDICTIONS, SIDE_BY_SIDE, PHOTOGRAPHS = 5, 2, 12  # at most
 KEPT = 64  # maps of a visit, and metrics of them; the oldest go first
 LARGEST = 64 * 2**20  # bytes of an uploaded file
 
-# --- Options as sliders -----------------------------------------------------------------------------------------------
+# --- Options as controls ----------------------------------------------------------------------------------------------
 
 # Lowest, highest, step. Steps are wide, because each value is compiled by itself; a count's follow from its default.
 # Zero stands for a default of None, which is "as the method chooses".
@@ -57,6 +63,19 @@ RANGES = {
 }
 
 
+# Those that are words, or yes and no.
+CHOICES: dict[str, tuple] = {
+    "border": tuple(BORDERS),
+    "channels": tuple(CHANNELS),
+    "composite": tuple(COMPOSITES),
+    "fusion": tuple(FUSIONS),
+    "interpolation": ("linear", "nearest"),
+    "kernel": tuple(KERNELS),
+    "multiply_by_inputs": (True, False),
+    "perturbation": tuple(PERTURBATIONS),
+}
+
+
 class Slider(NamedTuple):
     low: float
     high: float
@@ -65,19 +84,26 @@ class Slider(NamedTuple):
     is_open: bool = False  # whether that is for the method to choose, which zero stands for
 
 
-def sliders(method: str) -> dict[str, Slider]:
-    """The options of a method that are numbers, read off its signature.
+class Choice(NamedTuple):
+    values: tuple
+    start: str | bool
+
+
+def controls(method: str) -> dict[str, Slider | Choice]:
+    """The options of a method that are numbers, words or yes and no, read off its signature.
 
     Example:
-      >>> sliders("smooth_grad")["num_samples"]
+      >>> controls("smooth_grad")["num_samples"]
       Slider(low=5, high=100, step=5, start=25, is_open=False)
     """
-    found = {}
+    found: dict[str, Slider | Choice] = {}
     for name, each in inspect.signature(METHODS[method].function).parameters.items():
         if name in RANGES:
             start = each.default or 0
             low, high, step = RANGES[name] or _counts(start)
             found[name] = Slider(low, high, step, start, each.default is None)
+        elif name in CHOICES:
+            found[name] = Choice(CHOICES[name], each.default)
     return found
 
 
@@ -87,30 +113,39 @@ def _counts(start: int) -> tuple[int, int, int]:
     return step, 4 * start, step
 
 
-def changed(method: str, values: Mapping[str, float]) -> dict[str, int | float]:
-    """The options whose sliders were moved; the others are left to the method.
+def changed(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options whose controls were touched; the others are left to the method, as is what is no choice.
 
     Example:
       >>> changed("smooth_grad", {"num_samples": 50, "noise": 0.15, "key": 0})
       {'num_samples': 50}
     """
     options = {}
-    for name, slider in sliders(method).items():
-        value = float(np.clip(values.get(name, slider.start), slider.low, slider.high))
-        if not math.isclose(value, slider.start):
-            options[name] = round(value) if isinstance(slider.step, int) else round(value, 6)
+    for name, control in controls(method).items():
+        value = values.get(name, control.start)
+        if isinstance(control, Choice):
+            if value in control.values and value != control.start:
+                options[name] = value
+            continue
+        value = float(np.clip(value, control.low, control.high))
+        if not math.isclose(value, control.start):
+            options[name] = round(value) if isinstance(control.step, int) else round(value, 6)
     return options
 
 
 class Asked(NamedTuple):
-    """A method with the options whose sliders were moved."""
+    """A method with the options whose controls were touched."""
 
     method: str
-    options: tuple[tuple[str, int | float], ...] = ()
+    options: tuple[tuple[str, int | float | str], ...] = ()
+
+    def said(self) -> list[str]:
+        """The options as a reader sees them."""
+        return [f"{name} {value if isinstance(value, str | bool) else f'{value:g}'}" for name, value in self.options]
 
 
-def asked(methods: Sequence[str], values: Mapping[tuple[str, str], float]) -> list[Asked]:
-    """The chosen methods, with the options that the sliders of all methods say, `{(method, option): value}`.
+def asked(methods: Sequence[str], values: Mapping[tuple[str, str], Any]) -> list[Asked]:
+    """The chosen methods, with the options that the controls of all methods say, `{(method, option): value}`.
 
     Example:
       >>> asked(["saliency", "smooth_grad"], {("smooth_grad", "noise"): 0.3})
@@ -357,7 +392,7 @@ def board(visit: Visit, classifier: Classifier, doing: tuple[int, int, str] | No
             "method": each.method,
             "title": METHODS[each.method].title,
             "about": f"{METHODS[each.method].summary} {METHODS[each.method].reference}",
-            "options": ", ".join(f"{name} {value:g}" for name, value in each.options),
+            "options": ", ".join(each.said()),
             "signed": METHODS[each.method].signed,
             "stages": [_stage(visit, classifier, photo, target, each, names) for target in visit.targets],
         }
@@ -502,4 +537,4 @@ def _whole(visit) -> dict[Asked, list[Map]]:
 
 
 def _called(asked: Asked) -> str:
-    return " ".join([METHODS[asked.method].title, *(f"{name}={value:g}" for name, value in asked.options)])
+    return " ".join([METHODS[asked.method].title, *(each.replace(" ", "=") for each in asked.said())])

@@ -56,8 +56,8 @@ class _Parts(NamedTuple):
     sight: Any
     other: Any
     names: Any  # of the methods
-    sliders: dict[tuple[str, str], Any]  # by method and option
-    groups: dict[str, Any]  # of sliders, by method
+    controls: dict[tuple[str, str], Any]  # by method and option
+    groups: dict[str, Any]  # of controls, by method
     viewer: Any
     judges: Any
     judging: Any
@@ -81,13 +81,12 @@ def _laid_out(gr, classifier, methods) -> _Parts:
             titles = [(METHODS[name].title, name) for name in methods]
             names = gr.Dropdown(titles, value=first, label="Methods", multiselect=True)
             with gr.Accordion("Options of the methods", open=False):
-                sliders, groups = {}, {}
-                for name in filter(_visit.sliders, methods):
+                controls, groups = {}, {}
+                for name in filter(_visit.controls, methods):
                     with gr.Group(visible=name in first) as groups[name]:
                         gr.Markdown(f"**{METHODS[name].title}**", container=True)
-                        for option, (low, high, step, start, is_open) in _visit.sliders(name).items():
-                            info = "0: as the method chooses" if is_open else None
-                            sliders[name, option] = gr.Slider(low, high, start, step=step, label=option, info=info)
+                        for option, control in _visit.controls(name).items():
+                            controls[name, option] = _control(gr, option, control)
         with gr.Column(scale=7, min_width=320):
             viewer = gr.HTML(
                 _visit.board(Visit(), classifier),
@@ -101,8 +100,15 @@ def _laid_out(gr, classifier, methods) -> _Parts:
             with gr.Row():
                 buttons = {kind: gr.Button(f"Download {kind.upper()}", size="sm", min_width=120) for kind in FILES}
     return _Parts(
-        visit, files, cat, shot, sight, other, names, sliders, groups, viewer, judges, judging, buttons, content
+        visit, files, cat, shot, sight, other, names, controls, groups, viewer, judges, judging, buttons, content
     )  # fmt: skip
+
+
+def _control(gr, label, control):
+    if isinstance(control, _visit.Choice):
+        return gr.Dropdown([(str(each), each) for each in control.values], value=control.start, label=label)
+    low, high, step, start, is_open = control
+    return gr.Slider(low, high, start, step=step, label=label, info="0: as the method chooses" if is_open else None)
 
 
 def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
@@ -147,7 +153,7 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
         return seen(visit)
 
     def explain(visit, names, *values):
-        visit.asked = _visit.asked(names, dict(zip(parts.sliders, values, strict=True)))
+        visit.asked = _visit.asked(names, dict(zip(parts.controls, values, strict=True)))
         for doing in _visit.maps_of(model, visit, TURN):
             yield board(visit, doing)
         yield board(visit)
@@ -173,7 +179,7 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
         return {"name": f"jaxcam.{kind}", "content": base64.b64encode(content).decode()}
 
     visit, sight, viewer = parts.visit, parts.sight, parts.viewer
-    inputs = [visit, parts.names, *parts.sliders.values()]
+    inputs = [visit, parts.names, *parts.controls.values()]
     # A new question does not wait for the answer to an old one, which ends by itself.
     explaining = {"fn": explain, "inputs": inputs, "outputs": viewer, "concurrency_limit": None, **QUIET}
     for touched in (
@@ -186,8 +192,8 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
         parts.names.change(options, parts.names, list(parts.groups.values()), **QUIET),
     ):
         touched.then(**explaining)
-    for slider in parts.sliders.values():
-        slider.release(**explaining)
+    for control in parts.controls.values():
+        (control.release if hasattr(control, "release") else control.input)(**explaining)
     viewer.select(mark, visit, viewer, **QUIET)
     parts.judging.click(judge, [visit, parts.judges], viewer, concurrency_limit=None, **QUIET)
     for kind, button in parts.buttons.items():

@@ -9,9 +9,11 @@ import shutil
 import sys
 import threading
 import xml.etree.ElementTree
+from functools import partial
 from pathlib import Path
 
 import helpers
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,10 +84,31 @@ def test_every_number_of_a_method_is_a_slider_or_left_out_for_a_reason():
     assert not set(_visit.RANGES) & set(LEFT_OUT)
 
 
+def test_every_word_of_a_method_is_a_choice_or_left_out_for_a_reason():
+    words = {
+        name
+        for row in jaxcam.METHODS.values()
+        for name, each in inspect.signature(row.function).parameters.items()
+        if each.kind == each.KEYWORD_ONLY and type(each.default) in (str, bool)
+    }
+    assert words - {"raw", "return_delta"} == set(_visit.CHOICES)  # these two give something other than a heatmap
+
+
 @pytest.mark.parametrize("method", jaxcam.METHODS)
-def test_sliders_meet_the_default(method):
+def test_controls_meet_the_default(method, model):
     """Which then is no option at all, so that the program is the one that is compiled already."""
-    for name, slider in _visit.sliders(method).items():
+    takes = inspect.signature(METHODS[method].function).parameters
+    given = {"segments": jaxcam.segments.grid((32, 32), 8)} if "segments" in takes else {}
+    for name, slider in _visit.controls(method).items():
+        if isinstance(slider, _visit.Choice):
+            assert slider.start in slider.values and _visit.changed(method, {name: slider.start}) == {}
+            assert _visit.changed(method, {name: "<b>"}) == {}
+            for value in set(slider.values) - {slider.start}:
+                assert _visit.changed(method, {name: value}) == {name: value}
+                chosen = partial(METHODS[method].function, **given, **{name: value})
+                if method in _visit.available(model):  # the method takes the word
+                    jax.eval_shape(lambda images, chosen=chosen: chosen(model, images, 0), np.zeros((1, 32, 32, 3)))
+            continue
         assert slider.low <= slider.start <= slider.high
         steps = (slider.start - slider.low) / slider.step
         assert abs(steps - round(steps)) < 1e-6, name

@@ -357,7 +357,7 @@ def test_principal_map_gradient(channels):
     "formula",
     [
         decomposition.principal_map,
-        *(partial(decomposition._kpca_cam, kernel=kernel, scale=None) for kernel in decomposition._KERNELS.values()),
+        *(partial(decomposition._kpca_cam, kernel=kernel, scale=None) for kernel in decomposition.KERNELS.values()),
     ],
     ids=["eigen", "sigmoid", "rbf", "linear"],
 )

@@ -186,12 +186,12 @@ def kpca_cam(
     Example:
       >>> heatmaps = jaxcam.kpca_cam(model, images, kernel="rbf")
     """
-    if kernel not in _KERNELS:
-        raise unknown("kernel", kernel, _KERNELS)
+    if kernel not in KERNELS:
+        raise unknown("kernel", kernel, KERNELS)
     number(kernel_scale=kernel_scale)
     if kernel_scale is not None and not kernel_scale > 0:
         raise ValueError(f"kernel_scale is {kernel_scale}; it must be above zero.")
-    options = {"kernel": _KERNELS[kernel], "scale": kernel_scale}
+    options = {"kernel": KERNELS[kernel], "scale": kernel_scale}
     return activation_cam("kpca_cam", _kpca_cam, model, images, targets, raw, **options)
 
 
@@ -208,7 +208,7 @@ def _linear(inner, scale):
     return inner
 
 
-_KERNELS = {"sigmoid": _sigmoid, "rbf": _rbf, "linear": _linear}
+KERNELS = {"sigmoid": _sigmoid, "rbf": _rbf, "linear": _linear}
 
 
 def _kpca_cam(A, kernel, scale):
