@@ -44,6 +44,8 @@ def methods(args) -> dict:
     def at(layer):
         return lambda model, *given: jaxcam.grad_cam(replace(model, layers=(layer,)), *given)
 
+    if args.smoke:
+        return {"Grad-CAM, layer4": at("layer4"), "occlusion": of_pixels(jaxcam.occlusion, window=16, stride=16)}
     return {
         **{f"Grad-CAM, {layer}": at(layer) for layer in (*STAGES, args.layer)},
         "Guided Grad-CAM": of_pixels(jaxcam.guided_grad_cam),
@@ -71,7 +73,7 @@ def main(argv=None):
     parser.add_argument("--layer", default="layer4.1.conv2", help="the original's, of Grad-CAM and Guided Grad-CAM")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.seeds, args.sizes, args.shares, args.epochs = [0], [4], [0.5], 1
+        args.seeds, args.sizes, args.shares, args.epochs = [0, 1], [4], [], 1
         args.width, args.images, args.num_steps, args.layer = 4, 12, 4, "layer4.0.conv2"
 
     train_data, test_data = _study.cifar10(args)

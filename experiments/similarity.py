@@ -227,7 +227,8 @@ def of_photographs(args):
 
     def compute():
         explain = partial(agreement, model, num_steps=args.num_steps, variants=(), normalize=normalize)
-        values = _study.batched(explain, images, targets, size=5, description=PHOTOGRAPHS)
+        at_once = batch(args) if args.smoke else 5
+        values = _study.batched(explain, images, targets, size=at_once, description=PHOTOGRAPHS)
         return {"all": jax.tree.map(_statistics.over_images, values)}
 
     facts = {"num_steps": args.num_steps, "weights": classifier.about["sha256"], "files": [name for name, _ in files]}
