@@ -39,7 +39,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.smoke:
-        args.width, args.epochs = 4, 2
+        args.width, args.epochs = 4, 1
 
     train_data, test_data = _study.cifar10(args)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

@@ -432,6 +432,23 @@ def test_a_visit(visitors, classifier):
 
 @in_a_browser
 @foreign
+def test_an_option_that_is_a_word(visitors):
+    page = visitors()
+    show(page, ("photo.png", picture(1)))
+    settled(page, len(_visit.FIRST))
+    page.get_by_text("Options of the methods").click()
+    page.get_by_label("Methods").fill("LRP")
+    page.get_by_role("option", name="LRP", exact=True).click()
+    page.keyboard.press("Escape")
+    settled(page, len(_visit.FIRST) + 1)
+    page.get_by_label("composite").locator("visible=true").first.click()
+    page.get_by_role("option", name="epsilon_plus_flat", exact=True).click()
+    page.get_by_text("composite epsilon_plus_flat", exact=True).wait_for()
+    settled(page, len(_visit.FIRST) + 1)
+
+
+@in_a_browser
+@foreign
 def test_a_broken_file_is_a_sentence(visitors):
     """Beside it what is whole is shown; and a name is text, whatever it says."""
     page = visitors()
