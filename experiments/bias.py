@@ -6,7 +6,8 @@ Training frogs get a bright yellow square in their top left corner. A ResNet-18 
 with it on all frogs, for each size, and with the largest square on a part of them, from each seed (Muon, cosine
 schedule, no augmentation, which would move the square). How far does the square decide about "frog"? How much of each
 method's heat for "frog" lies on it, how often is the hottest spot there, and does masking patches lower the confidence
-as the map says? Writes metrics.json, table.md, found.png, faithfulness.png, and for each size examples-SIZEpx.png.
+as the map says? Writes metrics.json, table.md, found-*.png and faithful-*.png for Grad-CAM and for the other methods,
+and for each size examples-SIZEpx.png.
 """
 
 from dataclasses import replace
@@ -129,8 +130,15 @@ def main(argv=None):
     found = {"squares": results, "strengths": strengths, "largest": largest, "shares": shares, "original": ORIGINAL}
     _study.write_metrics(args, found)
     _files.write(args.output / "table.md", tables(args, results, strengths, shares))
-    plot.save(against_strength(args, strengths, "hottest spot"), args.output / "found.png")
-    plot.save(against_strength(args, strengths, FAITHFUL), args.output / "faithfulness.png")
+    names = list(methods(args))
+    cams = [name for name in names if name.startswith("Grad-CAM")]
+    for group, own in {
+        "Grad-CAM by layer": cams,
+        "Other methods": [each for each in names if each not in cams],
+    }.items():
+        for what, file in (("hottest spot", "found"), (FAITHFUL, "faithful")):
+            figure = against_strength(strengths, own, what, group)
+            plot.save(figure, args.output / f"{file}-{'grad_cam' if own == cams else 'others'}.png")
     for size in args.sizes:
         path = args.output / f"examples-{size}px.png"
         if not path.exists():
@@ -279,20 +287,19 @@ def tables(args, results, strengths, shares):
 PICTURES = (("standard", "square"), ("biased", "square"), ("biased", "no square"))
 
 
-def against_strength(args, strengths, what):
-    """A measure of every method's heat against the share of the frogs with the square, on frogs that have it."""
-    own = {name: [each[f"{name}, {what} (square)"] for each in strengths.values()] for name in methods(args)}
-    yes = {"hottest spot": "share of the frogs whose hottest spot is on the square"}
-    return plot.curves(
-        {name: [each["mean"] for each in values] for name, values in own.items()},
-        x=[100 * share for share in strengths],
-        intervals={
-            name: [each["runs_interval"] or each["interval"] for each in values] for name, values in own.items()
-        },
-        xlabel="training frogs with the square, %",
-        ylabel=yes.get(what, what),
-        title="Which heatmaps find the shortcut?" if what in yes else "Do they lie where masking changes the answer?",
-    )
+def against_strength(strengths, names, what, group):
+    """A measure of these methods' heat against the share of the frogs with the square, on frogs that have it."""
+    question, ylabel = {
+        "hottest spot": ("is the hottest spot on the square?", "share of frogs whose hottest spot is on the square"),
+        FAITHFUL: ("hot where masking changes the answer?", FAITHFUL),
+    }[what]
+    means, intervals = {}, {}
+    for name in names:
+        own = [each[f"{name}, {what} (square)"] for each in strengths.values()]
+        means[name] = [each["mean"] for each in own]
+        intervals[name] = [each["runs_interval"] or each["interval"] for each in own]
+    x, xlabel = [100 * share for share in strengths], "training frogs with the square, %"
+    return plot.curves(means, x=x, intervals=intervals, xlabel=xlabel, ylabel=ylabel, title=f"{group}: {question}")
 
 
 def examples(args, standard, biased, test_data, size):

@@ -88,14 +88,13 @@ def table(rows, count) -> str:
 
 
 def figure(rows):
-    """What a method keeps without the labels against what it keeps without the weights."""
-    points = {
-        name: (row[WEIGHTS]["mean"], row[LABELS]["mean"])
-        + tuple(row[LABELS]["mean"] + sign * row[LABELS]["interval"] for sign in (-1, 1))
-        for name, row in rows.items()
-    }
-    xlabel, ylabel = (f"correlation, {each}" for each in (WEIGHTS, LABELS))
-    return plot.scatter({"Which maps survive without the knowledge?": points}, xlabel=xlabel, ylabel=ylabel)
+    """How far a map changes with the labels, against what it keeps without the weights."""
+    points = {}
+    for name, row in rows.items():
+        changed, half = 1 - row[LABELS]["mean"], row[LABELS]["interval"]
+        points[name] = row[WEIGHTS]["mean"], changed, changed - half, changed + half
+    title = "Which maps change with what the model has learned?"
+    return plot.scatter({title: points}, xlabel=f"correlation, {WEIGHTS}", ylabel=f"1 - correlation, {LABELS}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from experiments import _pasted, _report, _statistics, _study, photos, transport
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
     "similarity": ["table.md", "examples.png", "accuracy-pearson.png", "accuracy-iou.png"],
-    "bias": ["table.md", "examples-4px.png", "found.png", "faithfulness.png"],
+    "bias": ["table.md", "examples-4px.png", "found-grad_cam.png", "faithful-others.png"],
     "leaderboard": ["table.md", "table.csv", "quality-against-cost.png", "pasted.jpg"],
     "sanity": ["table.md", "sanity.png"],
     "transport": ["table.md", "examples.png", "groups.png", "stability.png", "photos.png"],
