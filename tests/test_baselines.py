@@ -1,4 +1,4 @@
-"""Several baselines, attributions without the factor of the image, and what attributions miss."""
+"""Several baselines, attributions without the factor of the image, what attributions miss; and Captum's noise."""
 
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,21 @@ def test_captum(name, method):
     assert np.abs(attributions - multipliers).max() > 0.1 * np.abs(attributions).max()
     np.testing.assert_allclose(deltas, GOLDEN[f"{name}_delta"], atol=5e-6)
     np.testing.assert_array_equal(deltas, same)
+
+
+NOISE = {"deviation": 0.3, "num_samples": 9, "key": jax.random.key(3)}
+GRADIENTS = {
+    "input_x_gradient": jaxcam.input_x_gradient,
+    "smooth_grad": partial(jaxcam.smooth_grad, **NOISE),
+    "smooth_grad_squared": partial(jaxcam.smooth_grad_squared, **NOISE),
+    "var_grad": partial(jaxcam.var_grad, **NOISE),
+}
+
+
+@pytest.mark.parametrize(("name", "method"), GRADIENTS.items(), ids=GRADIENTS)
+def test_captum_of_gradients(name, method):
+    found = method(golden_model(), IMAGES, TARGETS)
+    np.testing.assert_allclose(found, GOLDEN[name], atol=2e-5 * np.abs(GOLDEN[name]).max())
 
 
 FIRST, SECOND = np.split(np.random.default_rng(9).normal(size=(6 * 8 * 3 + 4, 20)).astype(np.float32), [6 * 8 * 3])

@@ -1,10 +1,10 @@
-"""Computes DeepLIFT, integrated gradients and gradient SHAP with several baselines by Captum: `baselines.npz`.
+"""Computes by Captum what has several baselines or noise, and the gradient times the input: `baselines.npz`.
 
     python -m pip install -e ".[torch]"
     python -m tests.golden.make_baselines          # from the root of the repository; seconds
 
 The network and the images are those of `make_rules.py`, whose file holds them. Gradient SHAP is given the baselines and
-the places between them and the image that jaxcam draws.
+the places between them and the image that jaxcam draws, and NoiseTunnel its noise.
 """
 
 from importlib.metadata import version
@@ -14,15 +14,17 @@ from unittest import mock
 import jax
 import numpy as np
 import torch
-from captum.attr import DeepLift, DeepLiftShap, IntegratedGradients
+from captum.attr import DeepLift, DeepLiftShap, InputXGradient, IntegratedGradients, NoiseTunnel, Saliency
 from captum.attr._core.gradient_shap import InputBaselineXGradient
 
+from jaxcam._noise import noisy_copies
 from jaxcam.attribution import paths
 
 from .make_rules import TARGETS, network
 
 FOLDER = Path(__file__).parent
-COUNT, NUM_SAMPLES, NUM_STEPS = 4, 9, 20
+COUNT, NUM_SAMPLES, NUM_STEPS, DEVIATION = 4, 9, 20, 0.3
+TUNNELS = {"smooth_grad": "smoothgrad", "smooth_grad_squared": "smoothgrad_sq", "var_grad": "vargrad"}
 
 
 def gradient_shap(images, baselines, multiply: bool):
@@ -38,6 +40,18 @@ def gradient_shap(images, baselines, multiply: bool):
             one = method.attribute(copies, baselines[picks], target=target, return_convergence_delta=True)
         found.append((one[0].mean(0), one[1]))
     return [torch.stack(each) for each in zip(*found, strict=True)]
+
+
+def of_noise(images, kind: str):
+    """Captum's `NoiseTunnel` of the signed gradient, with jaxcam's draws."""
+    flat = np.zeros((len(images), *images.permute(0, 2, 3, 1).shape[1:]), np.float32)
+    deviation = np.full((len(images), 1, 1, 1), DEVIATION, np.float32)
+    noise = np.array(noisy_copies(jax.numpy.asarray(flat), deviation, jax.random.key(3), np.arange(NUM_SAMPLES)))
+    noise = torch.from_numpy(noise.transpose(0, 1, 4, 2, 3).reshape(-1, *images.shape[1:]))
+    with mock.patch("torch.normal", lambda *_: noise):
+        method = NoiseTunnel(Saliency(network()))
+        options = {"nt_type": kind, "nt_samples": NUM_SAMPLES, "stdevs": DEVIATION, "abs": False}
+        return method.attribute(images, target=TARGETS, **options)
 
 
 def main():
@@ -58,6 +72,8 @@ def main():
             results[name + end], results[f"{name}_delta{end}"] = found
         name = "gradient_shap"
         results[name + end], results[f"{name}_delta{end}"] = gradient_shap(images, baselines, multiply)
+    results |= {name: of_noise(images, kind) for name, kind in TUNNELS.items()}
+    results["input_x_gradient"] = InputXGradient(network()).attribute(images, target=TARGETS)
     results = {name: each for name, each in results.items() if not name.endswith("_delta_multipliers")}
     arrays = {name: each.detach().numpy() for name, each in results.items()}
     arrays = {name: each.transpose(0, 2, 3, 1) if each.ndim == 4 else each for name, each in arrays.items()}
