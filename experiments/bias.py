@@ -57,7 +57,7 @@ def methods(args) -> dict:
     }
 
 
-def main(argv=None):
+def arguments(argv):
     on_cpu = jax.default_backend() == "cpu"
     parser = _study.arguments("bias", __doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -76,7 +76,11 @@ def main(argv=None):
     if args.smoke:
         args.seeds, args.sizes, args.shares, args.epochs = [0, 1], [4], [], 1
         args.width, args.images, args.num_steps, args.layer = 4, 12, 4, "layer4.0.conv2"
+    return args
 
+
+def main(argv=None):
+    args = arguments(argv)
     train_data, test_data = _study.cifar10(args)
     module = _study.resnet18(args, width=args.width)
     schedule = train.cosine(args.learning_rate, args.epochs * (len(train_data.images) // args.batch_size))
@@ -130,15 +134,10 @@ def main(argv=None):
     found = {"squares": results, "strengths": strengths, "largest": largest, "shares": shares, "original": ORIGINAL}
     _study.write_metrics(args, found)
     _files.write(args.output / "table.md", tables(args, results, strengths, shares))
-    names = list(methods(args))
-    cams = [name for name in names if name.startswith("Grad-CAM")]
-    for group, own in {
-        "Grad-CAM by layer": cams,
-        "Other methods": [each for each in names if each not in cams],
-    }.items():
-        for what, file in (("hottest spot", "found"), (FAITHFUL, "faithful")):
-            figure = against_strength(strengths, own, what, group)
-            plot.save(figure, args.output / f"{file}-{'grad_cam' if own == cams else 'others'}.png")
+    for file, what in (("found", "hottest spot"), ("faithful", FAITHFUL)):
+        for kind, group in (("grad_cam", "Grad-CAM by layer"), ("others", "Other methods")):
+            own = [name for name in methods(args) if name.startswith("Grad-CAM") == (kind == "grad_cam")]
+            plot.save(against_strength(strengths, own, what, group), args.output / f"{file}-{kind}.png")
     for size in args.sizes:
         path = args.output / f"examples-{size}px.png"
         if not path.exists():

@@ -35,7 +35,7 @@ SHAPLEY_BATCH = 32
 COMMAND = "python -m experiments.mistakes --data-dir DIR"
 
 
-def main(argv=None):
+def arguments(argv):
     parser = _study.arguments("mistakes", __doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet18_cifar10", help="a registered name, a weight file or hf:owner/repo")
     parser.add_argument("--architecture", help="of a weight file that does not say it")
@@ -51,7 +51,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.smoke:
         args.shapley_images, args.orders, args.batch_size = 8, 2, 16
+    return args
 
+
+def main(argv=None):
+    args = arguments(argv)
     classifier = _study.bundled(args, args.model, architecture=args.architecture, num_classes=10)
     model = classifier.tap(args.layer)
     test = data.Split(*(each[: args.images] for each in _study.cifar10(args)[1]))
@@ -121,16 +125,16 @@ def main(argv=None):
 
 def answer(found) -> str:
     *maps, confidence = found["spread"]
-    alone, pairs = (max(maps, key=lambda row: apart(row[how])) for how in ("auc", "pairs"))
+    alone, pairs = max(apart(row["auc"]) for row in maps), max(apart(row["pairs"]["larger"]) for row in maps)
     return (
-        f"Hardly: an AUC of {alone['auc']['mean']:.2f} at best, where confidence has {confidence['auc']['mean']:.2f}; "
-        f"at equal confidence {pairs['pairs']['larger']['mean']:.2f}."
+        f"Hardly: an AUC of {alone:.2f} at best, where confidence has {confidence['auc']['mean']:.2f}; "
+        f"at equal confidence {pairs:.2f}."
     )
 
 
-def apart(found) -> float:
-    """How far from chance a measure tells wrong from right."""
-    return abs(found.get("larger", found)["mean"] - 0.5)
+def apart(chance) -> float:
+    """How well a measure tells wrong from right, whichever of the two has the larger value."""
+    return max(chance["mean"], 1 - chance["mean"])
 
 
 # Measurements.

@@ -56,7 +56,7 @@ VARIANTS = (
 COMMAND = "python -m experiments.similarity --data-dir DIR [--photos DIR]"
 
 
-def main(argv=None):
+def arguments(argv):
     on_cpu = jax.default_backend() == "cpu"
     parser = _study.arguments("similarity", __doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -79,7 +79,11 @@ def main(argv=None):
     if args.smoke:
         args.seeds, args.epochs, args.width, args.num_steps = [0, 1], 1, 4, 4
         args.images, args.epoch_images, args.variant_images, args.variants = 24, 12, 12, VARIANTS[1:2]
+    return args
 
+
+def main(argv=None):
+    args = arguments(argv)
     train_data, test_data = _study.cifar10(args)
     module = _study.resnet18(args, width=args.width)
     schedule = train.cosine(args.learning_rate, args.epochs * (len(train_data.images) // args.batch_size))
@@ -220,16 +224,15 @@ def of_photographs(args):
     if not files:
         return None
     classifier = _study.bundled(args, "efficientnet_lite0")
-    size = 32 if args.smoke else classifier.preprocess.crop
-    images = np.stack([each for _, file in files for each in parts_of(open_image(file).convert("RGB"), size)])
     model, normalize = classifier.tap(), train.Normalization(classifier.preprocess.mean, classifier.preprocess.std)
-    targets = np.concatenate([np.argmax(model(normalize(images[i : i + 1])), -1) for i in range(len(images))])
+    options = {"size": batch(args) if args.smoke else 5, "description": PHOTOGRAPHS}
 
     def compute():
+        size = 32 if args.smoke else classifier.preprocess.crop
+        images = np.stack([each for _, file in files for each in parts_of(open_image(file).convert("RGB"), size)])
+        targets = _study.batched(lambda each: np.argmax(model(normalize(each)), -1), images, **options)
         explain = partial(agreement, model, num_steps=args.num_steps, variants=(), normalize=normalize)
-        at_once = batch(args) if args.smoke else 5
-        values = _study.batched(explain, images, targets, size=at_once, description=PHOTOGRAPHS)
-        return {"all": jax.tree.map(_statistics.over_images, values)}
+        return {"all": jax.tree.map(_statistics.over_images, _study.batched(explain, images, targets, **options))}
 
     facts = {"num_steps": args.num_steps, "weights": classifier.about["sha256"], "files": [name for name, _ in files]}
     return _study.part(args, PHOTOGRAPHS, compute, **facts)
@@ -283,7 +286,7 @@ def tables(args, found):
     header += ["± over images", "± over runs", f"{titled(args)}, {args.variant_images} images"]
     if photographs:
         shown = photographs["all"]["Grad-CAM / IG"]["pearson"]["count"]
-        header.append(f"EfficientNet-Lite0, {shown} photographs and parts of them")
+        header.append(f"EfficientNet-Lite0, {shown} parts of photographs")
     header.append("ours - original")
     rows = []
     for pair, original in ORIGINAL.items():

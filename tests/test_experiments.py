@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import jaxcam
-from experiments import _pasted, _report, _statistics, _study, photos, transport
+from experiments import _pasted, _report, _statistics, _study, photos, sanity, similarity, transport
 
 STUDIES = {
     "train_cifar10": ["table.md", "curves.png", "resnet18_cifar10.safetensors", "resnet18_cifar10.json"],
@@ -85,9 +85,8 @@ def test_effect_counts_pairs():
     pairs = (ones[:, None] > others) + 0.5 * (ones[:, None] == others)
     assert found["auc"]["mean"] == pytest.approx(pairs.mean())
     assert found["cohen_d"]["mean"] == pytest.approx((ones.mean() - others.mean()) / 2.3, abs=0.1)
-    again = [
-        _statistics.effect(rng.choice(ones, 40), rng.choice(others, 60)) for _ in range(500)
-    ]  # the bootstrap's error
+    resampled = ((rng.choice(ones, 40), rng.choice(others, 60)) for _ in range(500))  # the bootstrap's error
+    again = [_statistics.effect(*each) for each in resampled]
     for name, value in found.items():
         spread = np.std([each[name]["mean"] for each in again])
         assert value["interval"] == pytest.approx(1.96 * spread, rel=0.15), name
@@ -98,11 +97,15 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     drawn = [_statistics.over_images(rng.exponential(1, 50)) for _ in range(400)]
     covered = np.mean([abs(each["mean"] - 1) <= each["interval"] for each in drawn])
     assert 0.89 < covered < 0.97  # of a skewed distribution, by 50 of its values: somewhat too few
-    runs = [
-        [{"mean": mean, "std": 1.0, "interval": 0.3, "count": 50} for mean in rng.normal(2, 0.1, 3)] for _ in range(400)
-    ]
-    found = [_statistics.over_seeds(each) for each in runs]
+    rest = {"std": 1.0, "interval": 0.3, "count": 50}
+    found = [_statistics.over_seeds([{"mean": each, **rest} for each in rng.normal(2, 0.1, 3)]) for _ in range(400)]
     assert 0.92 < np.mean([abs(each["mean"] - 2) <= each["runs_interval"] for each in found]) < 0.98
+    others = rng.normal(2, 0.1, 400)  # one more run
+    assert (
+        0.92
+        < np.mean([abs(each["mean"] - o) <= each["next_run"] for each, o in zip(found, others, strict=True)])
+        < 0.98
+    )
     assert found[0]["interval"] == pytest.approx(0.3) and found[0]["runs"] == 3
     assert _statistics.over_images([3.0, np.nan])["mean"] == 3 and np.isnan(_statistics.over_images([])["mean"])
 
@@ -121,6 +124,28 @@ def test_many_tests_find_something_by_lot_as_often_as_one():
     np.testing.assert_allclose(_statistics.holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
     p = np.random.default_rng(0).uniform(size=(2000, 8))
     assert np.mean([_statistics.holm(each).min() < 0.05 for each in p]) == pytest.approx(0.05, abs=0.015)
+
+
+def test_a_difference_is_inside_of_what_another_seed_and_other_images_would_make():
+    mean, std = similarity.ORIGINAL["Grad-CAM / IG"]["pearson"]
+    sampling = 1.96 * std / np.sqrt(similarity.FEW)
+    for away, inside in ((0.9, True), (1.1, False)):
+        ours = {
+            pair: {each: {"mean": 0.0, "next_run": 0.05} for each in of} for pair, of in similarity.ORIGINAL.items()
+        }
+        ours["Grad-CAM / IG"]["pearson"]["mean"] = mean + away * np.hypot(0.05, sampling)
+        assert similarity.differences(ours)["Grad-CAM / IG"]["pearson"]["inside"] is inside
+
+
+def test_a_method_is_sane_if_its_map_changes_with_each_kind_of_knowledge():
+    row = dict.fromkeys(sanity.COLUMNS, {"mean": 0.1, "interval": 0.1})
+    assert sanity.passes(row)
+    for column in (sanity.WEIGHTS, sanity.LABELS, sanity.CLASS):
+        assert not sanity.passes(row | {column: {"mean": 0.9, "interval": 0.1}})
+    blind = row | {sanity.CLASS: {"mean": 0.9, "interval": 0.1}}
+    found = {"methods": {"one": row, "other": row | {sanity.SHIFTED: blind[sanity.CLASS]}, "blind": blind}}
+    assert sanity.answer(found).startswith("2 of 3 methods") and "1 hardly see the class" in sanity.answer(found)
+    assert sanity.table(found["methods"], 16).index("`one`") < sanity.table(found["methods"], 16).index("`blind`")
 
 
 def test_a_part_is_computed_once_for_the_same_settings(tmp_path):

@@ -139,6 +139,18 @@ def test_muon_turns_kernels_alone():
     values = jnp.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False) / 0.2
     assert values.min() > 0.5 and values.max() < 1.5
     assert (updates["bias"] == updates["bias"][0]).all() and -0.006 < updates["bias"][0] < -0.002
+    fewer = train.muon(0.2, num_iterations=1)  # farther from orthogonal
+    updates, _ = fewer.update(gradients, fewer.init(params), params)
+    assert jnp.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False).min() < 0.9 * 0.2 * values.min()
+
+    def step(params, **options):
+        optimizer = train.muon(0.2, **options)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+    ones = jax.tree.map(jnp.ones_like, params)
+    decayed = jax.tree.map(jnp.subtract, step(ones, weight_decay=0.1), step(ones))
+    np.testing.assert_allclose(decayed["kernel"], -0.2 * 0.1, rtol=1e-3)  # times the rate, of the kernels alone
+    np.testing.assert_array_equal(decayed["bias"], 0)
 
 
 def test_cosine_rises_and_falls():
