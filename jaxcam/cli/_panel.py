@@ -1,4 +1,4 @@
-"""The panel that `jaxcam explain` writes: what is drawn of each method, and what its cost is in words."""
+"""The figures that `jaxcam explain` writes: what is drawn of each method, and what its cost is in words."""
 
 import inspect
 import re
@@ -37,6 +37,15 @@ def drawn(method: str, found, heatmaps):
     if found.ndim > heatmaps.ndim:
         return found
     return found[..., None] if METHODS[method].signed else heatmaps
+
+
+def overlay(view, drawn, method: str, label: str, look: Look):
+    """One method for one class, with the pixels of the photograph."""
+    from jaxcam import plot
+    from jaxcam.attribution import METHODS
+
+    title = f"{METHODS[method].title}: {label}"
+    return plot.overlay(view[None], drawn[None], titles=[title], colormap=look.colormap, theme=look.theme)
 
 
 def panel(view, maps: Mapping[str, Any], report: dict, title: str, channels: int | None, look: Look):

@@ -1,6 +1,5 @@
 """The files that `jaxcam explain` writes: names that do not collide, nothing of anybody else's lost."""
 
-import io
 import json
 import os
 import tempfile
@@ -86,22 +85,14 @@ def _report(path: Path) -> dict | None:
     return content if is_one else None
 
 
-def write(folder: Path, name: str, view, heatmaps: dict, panel, report: dict, look) -> None:
+def write(folder: Path, name: str, overlays: dict, panel, report: dict, look) -> None:
     """The overlay of each map, the panel, and last the report, which names them."""
     from jaxcam import plot
 
-    own = files(name, list(heatmaps), look.format)
-    for each, heat in heatmaps.items():
-        _files.write(folder / own[each], _png(plot.blend(view[None], heat[None], colormap=look.colormap)[0]))
+    own = files(name, list(overlays), look.format)
+    for each, figure in overlays.items():
+        plot.save(figure, folder / own[each])
     if panel is not None:
         plot.save(panel, folder / own["panel"], scale=look.scale)
     place = folder / own.pop("report")
     _files.write(place, (json.dumps({**report, "files": own}, indent=2) + "\n").encode())
-
-
-def _png(pixels) -> bytes:
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
-    return content.getvalue()

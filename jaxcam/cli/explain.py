@@ -49,7 +49,7 @@ def add(commands) -> None:
     pixels = "most pixels of an image that is decoded (default: 89 million)"
     parser.add_argument("--max-pixels", type=count, metavar="N", help=pixels)
     parser.add_argument("--colormap", default="inferno", metavar="NAME", help="any of matplotlib's, such as jet")
-    parser.add_argument("--theme", choices=["light", "dark"], default="light", help="of the panel (default: light)")
+    parser.add_argument("--theme", choices=["light", "dark"], default="light", help="of the pictures (default: light)")
     parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="of the panel (default: png)")
     scale = "of the panel's resolution: 1 is 1800 pixels across a slide, 2 is 3600 (default: 1)"
     parser.add_argument("--scale", type=float, default=1, metavar="NUMBER", help=scale)
@@ -372,15 +372,19 @@ def _remarks(job: Job, batch: Batch, name: str, found: Explained) -> list[str]:
 
 def _written(job: Job, batch: Batch, found: dict[str, Explained], channels: int | None):
     """Writes the files of each image, and gives its report."""
+    labels = job.classifier.labels
     for index, name in enumerate(batch.names):
         report, view = _report(job, batch, index), batch.views[index]
-        own = {}
-        for method, each in found.items():
-            files = _files_of(method, batch.targets[index], job.classifier.labels)
-            own |= zip(files, each.heatmaps[index], strict=True)
-        maps = {method: each.drawn[index] for method, each in found.items()}
+        targets, maps, overlays = (
+            batch.targets[index],
+            {method: each.drawn[index] for method, each in found.items()},
+            {},
+        )
+        for method, of_classes in maps.items():
+            for file, target, each in zip(_files_of(method, targets, labels), targets, of_classes, strict=True):
+                overlays[file] = _panel.overlay(view, each, method, labels[target], job.look)
         panel = _panel.panel(view, maps, report, printable(name), channels, job.look) if job.look.format else None
-        _results.write(job.output, name, view, own, panel, report, job.look)
+        _results.write(job.output, name, overlays, panel, report, job.look)
         yield report
 
 

