@@ -194,11 +194,9 @@ GALLERY_OPTIONS = {
     "shapley_sampling": "num_samples=2",
     "sobol": "num_samples=2",
     "hsic": "num_samples=100",
+    "deep_feature_factorization": "num_components=3",
 }
-NO_PICTURE = {
-    "tokens": "It needs a vision transformer, and none with trained weights is installed along.",
-    "parts": "It gives parts with scores, not one heatmap.",
-}
+ON_TOKENS = "It needs a vision transformer: [that page](../vit.md) has its picture.\n"
 GALLERY = """# Gallery
 
 Every method on one photograph, half cat and half cup, for the two classes that EfficientNet-Lite0 sees in it. A method
@@ -233,6 +231,14 @@ def show(heatmaps):
 """
 
 
+PARTS = """```python
+parts, scores = {call}
+named = [" · ".join(f"{{name}} {{score:.1f}}" for name, score in zip(classes, each)) for each in scores[0].T]
+jaxcam.plot.gallery([[view, *((view, each) for each in parts[0, 0])]], columns=["", *named], side=2.2)
+```
+"""
+
+
 def gallery() -> str:
     lines = [GALLERY]
     for family, members in groupby(jaxcam.METHODS.values(), key=lambda row: row.family):
@@ -245,7 +251,7 @@ def gallery() -> str:
                 f"**When.** {row.when}\n",
                 facts(row),
             ]
-            lines.append(NO_PICTURE.get(row.needs) or NO_PICTURE.get(row.gives) or cell(row))
+            lines.append(ON_TOKENS if row.needs == "tokens" else cell(row))
     return "\n".join(lines)
 
 
@@ -268,6 +274,8 @@ def facts(row) -> str:
 def cell(row) -> str:
     options = GALLERY_OPTIONS.get(row.name)
     call = f"jaxcam.{row.name}(model, images, targets{options and f', {options}' or ''})"
+    if row.gives == "parts":
+        return PARTS.format(call=call)
     if row.gives == "attributions":
         call = f"jaxcam.heatmap({call}, images)"
     return f"```python\nshow({call})\n```\n"
