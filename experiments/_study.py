@@ -34,6 +34,16 @@ def arguments(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The option of studies that train; what is explained and shipped computes in float32."""
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32" if jax.default_backend() == "cpu" else "bfloat16",
+        help="what the network computes in while it is trained; half is faster where the device has instructions",
+    )
+
+
 def cifar10(args: argparse.Namespace) -> tuple[data.Split, data.Split]:
     """The training and the test split; in smoke mode, images whose hue tells the class."""
     if not args.smoke:

@@ -68,6 +68,7 @@ def arguments(argv):
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--width", type=int, default=16 if on_cpu else 64, help="features of the first stage")
     parser.add_argument("--batch-size", type=int, default=64)
+    _study.add_dtype(parser)
     parser.add_argument("--learning-rate", type=float, default=0.2, help="peak of the cosine schedule")
     parser.add_argument("--images", type=int, default=200 if on_cpu else 1000, help="explained test frogs, of 1,000")
     parser.add_argument("--num-steps", type=int, default=16 if on_cpu else 50, help="of integrated gradients")
@@ -82,7 +83,7 @@ def arguments(argv):
 def main(argv=None):
     args = arguments(argv)
     train_data, test_data = _study.cifar10(args)
-    module = _study.resnet18(args, width=args.width)
+    module = _study.resnet18(args, width=args.width, dtype=jnp.dtype(args.dtype))
     schedule = train.cosine(args.learning_rate, args.epochs * (len(train_data.images) // args.batch_size))
     optimizer = train.muon(schedule, num_iterations=3)  # one for all: compiled once
 
@@ -101,7 +102,7 @@ def main(argv=None):
             seed=seed,
             checkpoint_dir=args.output / "checkpoints" / named(seed, size, share),
         )
-        return jaxcam.tap(module, state.variables, args.layer), history[-1]
+        return jaxcam.tap(module.clone(dtype=jnp.float32), state.variables, args.layer), history[-1]
 
     def one(seed, size, share):
         model, record = trained(seed, size, share)
@@ -113,7 +114,7 @@ def main(argv=None):
 
     settings = {
         name: getattr(args, name)
-        for name in ("sizes", "epochs", "width", "batch_size", "learning_rate", "images", "num_steps", "layer")
+        for name in ("sizes", "epochs", "width", "batch_size", "dtype", "learning_rate", "images", "num_steps", "layer")
     }
     largest = max(args.sizes)
     kinds = [(0, 0.0), *((size, 1.0) for size in args.sizes), *((largest, share) for share in args.shares)]

@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -63,6 +64,7 @@ def arguments(argv):
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--width", type=int, default=64, help="features of the first stage")
     parser.add_argument("--batch-size", type=int, default=128)
+    _study.add_dtype(parser)
     parser.add_argument("--learning-rate", type=float, default=0.2, help="peak of the cosine schedule")
     parser.add_argument("--smallest", type=int, default=20, help="side of the images in the first epochs")
     parser.add_argument("--num-steps", type=int, default=16 if on_cpu else 50, help="of integrated gradients")
@@ -85,7 +87,7 @@ def arguments(argv):
 def main(argv=None):
     args = arguments(argv)
     train_data, test_data = _study.cifar10(args)
-    module = _study.resnet18(args, width=args.width)
+    module = _study.resnet18(args, width=args.width, dtype=jnp.dtype(args.dtype))
     schedule = train.cosine(args.learning_rate, args.epochs * (len(train_data.images) // args.batch_size))
     optimizer = train.muon(schedule, num_iterations=3)
     sizes = train.progressive(args.smallest, train_data.images.shape[1], args.epochs)
@@ -109,12 +111,12 @@ def main(argv=None):
     def one_epoch(seed, epoch):
         state, record = trained(seed, epoch)
         images = args.images if epoch == args.epochs else args.epoch_images
-        model = jaxcam.tap(module, state.variables, LAYER)
+        model = jaxcam.tap(module.clone(dtype=jnp.float32), state.variables, LAYER)
         name = f"seed {seed}, epoch {epoch}"
         return {"training": record, **measure(args, model, test_data, images, description=name)}
 
-    names = ("epochs", "width", "batch_size", "learning_rate", "smallest", "num_steps", "images", "epoch_images")
-    settings = {name: getattr(args, name) for name in names}
+    names = ("epochs", "width", "batch_size", "dtype", "learning_rate", "smallest", "num_steps")
+    settings = {name: getattr(args, name) for name in (*names, "images", "epoch_images")}
     runs = {}
     for seed in args.seeds:
         for epoch in range(1, args.epochs + 1):

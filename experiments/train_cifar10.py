@@ -36,14 +36,15 @@ def main(argv=None):
     parser.add_argument("--learning-rate", type=float, default=0.2, help="peak of the cosine schedule")
     parser.add_argument("--weight-decay", type=float, default=2e-3, help="times the learning rate, of the kernels")
     parser.add_argument("--label-smoothing", type=float, default=0.1)
+    _study.add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.smoke:
         args.width, args.epochs = 4, 1
 
     train_data, test_data = _study.cifar10(args)
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    module = ARCHITECTURES[args.architecture](num_classes=10, width=args.width, stem="cifar", dtype=dtype)
+    options = {"num_classes": 10, "width": args.width, "stem": "cifar", "dtype": jnp.dtype(args.dtype)}
+    module = ARCHITECTURES[args.architecture](**options)
     normalize = train.Normalization(MEAN, STD)
     schedule = train.cosine(args.learning_rate, args.epochs * (len(train_data.images) // args.batch_size))
     state, history = train.fit(
@@ -61,7 +62,8 @@ def main(argv=None):
         optimizer_settings={name: getattr(args, name) for name in ("learning_rate", "weight_decay", "epochs")},
     )
 
-    # What ships is float16, so that is what is measured.
+    # What ships is float16 and computes in float32, so that is what is measured.
+    module = module.clone(dtype=jnp.float32)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), state.variables)
     loss, accuracy = train.evaluate(module, rounded, test_data, normalize=normalize)
     _, mirrored = train.evaluate(module, rounded, test_data, normalize=normalize, mirrored=True)
@@ -81,7 +83,7 @@ def main(argv=None):
         f"Muon, cosine schedule with a tenth of warm-up, peak learning rate {args.learning_rate}, "
         f"weight decay {args.weight_decay}, batch {args.batch_size}, label smoothing {args.label_smoothing}, "
         f"random crop and alternating flip, seed {args.seed}",
-        "dtype": jnp.dtype(dtype).name,
+        "dtype": args.dtype,
         "training_seconds": round(sum(record["seconds"] for record in history)),
         **_study.environment(),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),

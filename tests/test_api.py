@@ -42,9 +42,10 @@ LAYERS = [
 # Inside a folder, files come in an order too.
 INSIDE = {
     "_engine": [
-        ["program", "compiler"],
-        ["forms", "memory"],
-        ["convolutions", "kept"],
+        ["program"],
+        ["compiler", "forms"],
+        ["convolutions", "memory"],
+        ["kept"],
         ["compiled"],
         ["loops", "portable", "steps"],
         ["windows"],

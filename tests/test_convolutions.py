@@ -15,7 +15,7 @@ from jax import export
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxcam
-from jaxcam._engine import compiler, program, repeated, scan
+from jaxcam._engine import compiler, engine, memory, program, repeated, scan, steps
 from jaxcam._engine.convolutions import fast
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is rewritten")
@@ -443,7 +443,7 @@ def test_a_step_that_is_repeated(monkeypatch):
 
     images, kernel = helpers.images(2, 8, 6), jnp.ones((3, 3, 3, 5))
     expected = step(1.0, images, scale=2)
-    unknown = {"cpu": {"xla_no_such_option": "1"}}
+    unknown = {"cpu": ({"xla_no_such_option": "1"},) * 2}
     for chosen, rewrite in ((compiler.OPTIONS, True), (unknown, True), (compiler.OPTIONS, False)):
         monkeypatch.setattr(jaxcam.config, "rewrite", rewrite)
         monkeypatch.setattr(compiler, "OPTIONS", chosen)
@@ -451,8 +451,46 @@ def test_a_step_that_is_repeated(monkeypatch):
         run, state = repeated(step, static_argnames="scale", donate_argnames="state"), jnp.ones(())
         np.testing.assert_allclose(run(state, images, scale=2), expected, rtol=1e-5)
         assert state.is_deleted()
-        assert compiler.options("cpu") == (None if chosen is unknown else chosen["cpu"])
+        assert [compiler.options("cpu", half) for half in (False, True)] == (
+            [None, None] if chosen is unknown else list(chosen["cpu"])
+        )
     compiler.options.cache_clear()
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_half_precision_is_left_to_its_own_library(monkeypatch, dtype):
+    """A program that multiplies in half precision, anywhere in it, has options of its own, and is not written."""
+
+    def loop(model, images, targets):
+        def step(total, _):
+            return total + convolved(images.astype(dtype), kernel.astype(dtype)).astype(jnp.float32).mean((1, 2, 3)), ()
+
+        return jax.lax.scan(step, jnp.zeros(len(images)), length=2)[0]
+
+    images, kernel, asked, said = helpers.images(2, 8, 6), jnp.ones((3, 3, 3, 5)), [], []
+    monkeypatch.setattr(compiler, "OPTIONS", {"cpu": (compiler.SUMS, {"xla_cpu_enable_fast_math": False})})
+    compiler.options.cache_clear()
+    for module in (memory, steps):
+        monkeypatch.setattr(module, "options", lambda *key: asked.append(key) or compiler.options(*key))
+        monkeypatch.setattr(module, "unwritten", lambda never: said.append(never) or compiler.unwritten(never))
+    model = jaxcam.tap(lambda weights, images: images.mean((1, 2)), {"weight": kernel})
+    expected = loop(model, images, None)
+    for run in (engine(loop), repeated(loop)):
+        asked.clear(), said.clear()
+        np.testing.assert_allclose(run(model, images, None), expected, rtol=2e-2)
+        assert asked[-1] == ("cpu", dtype == jnp.bfloat16) and set(said) == {dtype == jnp.bfloat16}
+    compiler.options.cache_clear()
+
+
+def test_what_is_unwritten():
+    """JAX's cache takes what takes at least so long to compile."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    usual = jax.config.values[name]
+    for never in (True, False):
+        with compiler.unwritten(never):
+            assert jax.config.values[name] == (float("inf") if never else usual)
+        assert jax.config.values[name] == usual
 
 
 def test_sharded_models():

@@ -8,11 +8,12 @@ from dataclasses import replace
 import flax.linen as nn
 import helpers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxcam
-from jaxcam._engine import kept
+from jaxcam._engine import compiler, kept
 from jaxcam.taps import Tap
 
 
@@ -70,6 +71,19 @@ def test_what_a_program_is_made_of(folder, monkeypatch):
     jaxcam.grad_cam(first, helpers.images(2, 17, 19))
     kept._sources.cache_clear()
     assert len(programs(folder)) == len(parts) + 3
+
+
+def test_half_precision_is_not_written(folder, monkeypatch):
+    """XLA cannot write what it leaves to oneDNN."""
+    monkeypatch.setattr(compiler, "OPTIONS", {"cpu": (compiler.SUMS, {"xla_cpu_enable_fast_math": False})})
+    compiler.options.cache_clear()
+    tiny = helpers.tiny_classifier()
+    half = replace(tiny, module=tiny.module.clone(dtype=jnp.bfloat16)).tap()
+    jaxcam.grad_cam(half, helpers.images(2, 17, 19))
+    assert not programs(folder)
+    jaxcam.grad_cam(tiny.tap(), helpers.images(2, 17, 19))
+    assert len(programs(folder)) == 1
+    compiler.options.cache_clear()
 
 
 class Theirs(nn.Module):

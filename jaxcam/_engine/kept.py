@@ -12,7 +12,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from jaxcam import _files
+from jaxcam._engine.compiler import unwritten
 from jaxcam._engine.memory import budget
 
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "ml_dtypes")
@@ -44,23 +45,12 @@ def run(compiled: Callable, name: str, platform: str | None, static: tuple, arra
             return jax.block_until_ready(program(arrays))
     if path is None or path in _kept:
         return compiled(platform, *static, arrays)
-    with _new():
+    with unwritten():  # XLA's CPU programs that were read from a file lose parts when they are written
         results = compiled(platform, *static, arrays)
-        _keep(path, compiled.program(platform, *static, arrays))
+        if (program := compiled.program(platform, *static, arrays)) is not None:
+            _keep(path, program)
     _kept.add(path)
     return results
-
-
-@contextmanager
-def _new():
-    """JAX's cache takes no program: XLA's CPU programs that were read from a file lose parts when they are written."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[name]
-    jax.config.update(name, float("inf"))
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def _place(name, static, arrays) -> Path | None:

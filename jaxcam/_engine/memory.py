@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxcam._engine.compiler import options
+from jaxcam._engine.compiler import is_half, options, unwritten
 
 MOST = 256  # images in one pass: more keep no device busier
 
@@ -91,10 +91,11 @@ def _container() -> int | None:
 
 @dataclass
 class Fit:
-    """The share of the usual chunk with which a program fits, and the passes that it then has."""
+    """The share of the usual chunk with which a program fits, the passes that it then has, and its precision."""
 
     share: float
     passes: list[Pass]
+    half: bool = False
 
     @property
     def largest(self) -> int:
@@ -138,8 +139,8 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
     static = tuple(range(num_static + 1))
 
     @cache
-    def compiled(platform=None):
-        return jax.jit(with_share, static_argnums=static, compiler_options=options(platform))
+    def compiled(platform=None, half=False):
+        return jax.jit(with_share, static_argnums=static, compiler_options=options(platform, half))
 
     fits, passes_of = OrderedDict(), OrderedDict()
 
@@ -153,16 +154,20 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         key = share, *shaped(args)
         return result, _kept(passes_of, key, passes or passes_of.get(key, []))
 
-    def needs(platform, args, share):
-        traced, passes = traced_with(share, args, compiled(platform).trace)
-        memory = traced.lower().compile().memory_analysis()  # the call that follows finds this program
+    def needs(platform, half, args, share):
+        traced, passes = traced_with(share, args, compiled(platform, half).trace)
+        with unwritten(half):
+            memory = traced.lower().compile().memory_analysis()  # the call that follows finds this program
         return getattr(memory, "temp_size_in_bytes", 0), passes
 
     def found(platform, args, key) -> tuple[Fit, bool]:
         known = key in fits
         if not known:
             limit = budget(jax.local_devices(backend=platform)[0])
-            fit = Fit(1.0, []) if limit is None else suitable(partial(needs, platform, args), limit, platform != "cpu")
+            half = is_half(platform, lambda: traced_with(1.0, args, compiled(platform, False).trace)[0])
+            need = partial(needs, platform, half, args)
+            fit = Fit(1.0, []) if limit is None else suitable(need, limit, platform != "cpu")
+            fit.half = half
             _kept(fits, key, fit)
         return fits[key], not known
 
@@ -176,16 +181,18 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         fit, first = found(platform, args, (platform, *shaped(args)))
         while True:
             try:
-                results = compiled(platform)(fit.share, *args)
+                with unwritten(fit.half):
+                    results = compiled(platform, fit.half)(fit.share, *args)
                 return jax.block_until_ready(results) if first and fit.passes else results
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or not fit.passes:
                     raise
-                _halve(fit, partial(needs, platform, args), error)
+                _halve(fit, partial(needs, platform, fit.half, args), error)
 
     def program(platform, *args):
-        """The one that has run on these, which JAX has not forgotten."""
-        return compiled(platform).lower(fits[platform, *shaped(args)].share, *args).compile()
+        """The one that has run on these, which JAX has not forgotten, if it can be written to a file."""
+        fit = fits[platform, *shaped(args)]
+        return None if fit.half else compiled(platform, False).lower(fit.share, *args).compile()
 
     run.lower, run.program = partial(compiled().lower, 1.0), program
     return run
