@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import _hlo, attribution, startup, training
+from benchmarks import _hlo, attribution, precision, startup, training
 from experiments import _study
 
 
@@ -47,6 +47,16 @@ def test_training_is_measured_step_by_step_and_row_by_row(tmp_path, monkeypatch)
     [run] = first["small images first"]
     assert run["epochs"] > 0 and run["accuracy"] >= 0 and run["mirrored"] >= 0 and len(run["milliseconds"]) == 4
     assert "| small images first | " in (tmp_path / "training-recipe.md").read_text()
+
+
+def test_precisions_are_measured_in_turns(tmp_path):
+    options = ["--models", "resnet18_cifar10", "--batch", "2", "--rounds", "2", "--output", str(tmp_path)]
+    precision.main(["--methods", "forward", "grad_cam", *options])
+    found = json.loads((tmp_path / "precision.json").read_text())["models"]["resnet18_cifar10"]
+    for method in ("forward", "grad_cam"):
+        assert [len(found[method]["seconds"][each]) for each in ("float32", "bfloat16")] == [2, 2]
+        assert 0.9 < found[method]["alike"] <= 1
+    assert "| resnet18_cifar10, grad_cam | " in (tmp_path / "precision.md").read_text()
 
 
 def test_start_up_is_that_of_a_new_process(tmp_path, monkeypatch, capsys):
