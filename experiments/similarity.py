@@ -61,8 +61,8 @@ def arguments(argv):
     on_cpu = jax.default_backend() == "cpu"
     parser = _study.arguments("similarity", __doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--width", type=int, default=64, help="features of the first stage")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--width", type=int, default=32 if on_cpu else 64, help="features of the first stage")
     parser.add_argument("--batch-size", type=int, default=128)
     _study.add_dtype(parser)
     parser.add_argument("--learning-rate", type=float, default=0.2, help="peak of the cosine schedule")
