@@ -10,6 +10,7 @@ you told the compiler counts.
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +52,24 @@ def _multiplies_halves(equation) -> bool:
     return equation.primitive.name in PRODUCTS and equation.invars[0].aval.dtype in (jnp.bfloat16, jnp.float16)
 
 
+_lock, _before = Lock(), []
+
+
 @contextmanager
 def unwritten(never: bool = True):
-    """JAX's cache takes no program that is compiled in this block."""
+    """JAX's cache takes no program that is compiled in this block, nor in another thread meanwhile; else it would."""
+    if not never:
+        yield
+        return
     name = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[name]
-    jax.config.update(name, float("inf") if never else before)
+    with _lock:
+        _before.append(jax.config.values[name])
+        jax.config.update(name, float("inf"))
     try:
         yield
     finally:
-        jax.config.update(name, before)
+        with _lock:
+            usual = _before[0]  # the blocks that began later found what this one set
+            _before.pop()
+            if not _before:
+                jax.config.update(name, usual)
