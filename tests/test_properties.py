@@ -5,6 +5,7 @@ What is wrong is found before anything is compiled, so that a hundred mistakes t
 
 import inspect
 import math
+from dataclasses import replace
 
 import helpers
 import jax
@@ -177,3 +178,47 @@ def test_bad_arguments_of_metrics(as_user, metric, data):
             bad.append(st.tuples(st.just(each.name), values))
     name, value = data.draw(st.one_of(bad))
     said(lambda: metric.function(**{**good, name: value}))
+
+
+# --- What chance does not find ----------------------------------------------------------------------------------------
+
+MAPS, MASKS = np.full(GOOD.shape[:-1], 0.5, np.float32), np.ones(GOOD.shape[:-1], bool)
+
+
+def tiny():
+    return helpers.tiny_classifier().tap()
+
+
+def attention_of(*shapes):
+    model = replace(tiny(), reshape=jaxcam.tokens((3, 4)))
+    return jaxcam.attention_rollout(model, GOOD, attention=lambda model, images: [np.ones(shape) for shape in shapes])
+
+
+def one_number():
+    """A model of one number for each image."""
+    return jaxcam.tap((lambda weight, x: x * weight, lambda weight, a: a.mean((1, 2, 3))), np.ones(3, np.float32))
+
+
+RARE = {
+    "is a share of the largest distance": lambda: jaxcam.metrics.sufficiency(tiny(), GOOD, MAPS, threshold=2),
+    "must be above 0 and at most 1": lambda: jaxcam.metrics.max_box_acc(MAPS, MASKS, threshold=0),
+    "negligible is -1": lambda: jaxcam.metrics.non_sensitivity(tiny(), GOOD, MAPS, negligible=-1),
+    "which does not fit images": lambda: jaxcam.metrics.completeness(tiny(), GOOD, GOOD[:1], 1),
+    "at most three axes of space": lambda: jaxcam.metrics.energy_pointing_game(
+        np.ones((1,) * 5), np.ones((1,) * 5, bool)
+    ),
+    "does not weigh channels": lambda: jaxcam.eigen_cam(tiny(), GOOD, raw="channels"),
+    "alpha is -1": lambda: jaxcam.lime(tiny(), GOOD, 1, alpha=-1.0),
+    "one for each image": lambda: jaxcam.influence.tracin(tiny(), GOOD, training=(GOOD, np.ones((2, 2), int))),
+    "which gives no layers": lambda: attention_of(),
+    "weights are [n, heads, queries, keys]": lambda: attention_of((2, 3)),
+    "follows one token sequence": lambda: attention_of((2, 1, 3, 3), (2, 1, 4, 4)),
+    "finer_cam compares classes": lambda: jaxcam.finer_cam(one_number(), GOOD),
+    "at least one curve": lambda: jaxcam.plot.curves({}),
+    "at least one point for each chart": lambda: jaxcam.plot.scatter({}),
+}
+
+
+@pytest.mark.parametrize("words", RARE)
+def test_rare_mistakes(as_user, words):
+    assert words in said(RARE[words])
