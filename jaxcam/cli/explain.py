@@ -375,11 +375,8 @@ def _written(job: Job, batch: Batch, found: dict[str, Explained], channels: int 
     labels = job.classifier.labels
     for index, name in enumerate(batch.names):
         report, view = _report(job, batch, index), batch.views[index]
-        targets, maps, overlays = (
-            batch.targets[index],
-            {method: each.drawn[index] for method, each in found.items()},
-            {},
-        )
+        targets, overlays = batch.targets[index], {}
+        maps = {method: each.drawn[index] for method, each in found.items()}
         for method, of_classes in maps.items():
             for file, target, each in zip(_files_of(method, targets, labels), targets, of_classes, strict=True):
                 overlays[file] = _panel.overlay(view, each, method, labels[target], job.look)
