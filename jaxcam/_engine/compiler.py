@@ -57,7 +57,7 @@ _lock, _before = Lock(), []
 
 @contextmanager
 def unwritten(never: bool = True):
-    """JAX's cache takes no program that is compiled in this block, in other threads neither; unless `never` is false."""
+    """JAX's cache takes no program that is compiled in this block, nor in another thread meanwhile, if `never`."""
     if not never:
         yield
         return
