@@ -6,10 +6,14 @@ from importlib.metadata import version
 
 # Most programs of the tests compile longer than they run: XLA's older emitter of loops takes a quarter of the time, and
 # small programs are not worth splitting. A flag that XLA does not know ends the process: the emitter went after 0.10.
-os.environ["XLA_FLAGS"] = (
-    f"{'--xla_cpu_use_fusion_emitters=false' if version('jaxlib').startswith('0.10.') else ''} "
-    "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1 "
-) + os.environ.get("XLA_FLAGS", "")
+# Each once, as a worker has them from its parent already, and JAX's cache goes by the words.
+os.environ["XLA_FLAGS"] = " ".join(
+    dict.fromkeys(
+        ["--xla_cpu_use_fusion_emitters=false"] * version("jaxlib").startswith("0.10.")
+        + ["--xla_force_host_platform_device_count=8", "--xla_cpu_parallel_codegen_split_count=1"]
+        + os.environ.get("XLA_FLAGS", "").split()
+    )
+)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
