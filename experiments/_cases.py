@@ -21,7 +21,7 @@ OPTIONS = {  # where the defaults take a thousand forward passes and more
     "sobol": {"num_samples": 16},
     "hsic": {"num_samples": 256},
 }
-FEW_PASSES = {  # at 224 pixels on two cores: at most about a hundred forward passes
+FEW_PASSES = {  # about a hundred forward passes a map at most: at 224 pixels, or where a method is run forty times
     "score_cam": {"max_channels": 64},
     "ss_cam": {"num_samples": 4, "max_channels": 16},
     "is_cam": {"num_samples": 4, "max_channels": 16},
@@ -29,7 +29,6 @@ FEW_PASSES = {  # at 224 pixels on two cores: at most about a hundred forward pa
     **{name: {"num_steps": 16} for name in ("integrated_gradients", "blur_integrated_gradients", "xrai")},
     "guided_integrated_gradients": {"num_steps": 32},
     "expected_gradients": {"num_samples": 16},
-    "occlusion": {"window": 64, "stride": 32},
     "rise": {"num_samples": 96},
     "lime": {"num_samples": 96},
     "kernel_shap": {"num_samples": 96},
@@ -37,6 +36,7 @@ FEW_PASSES = {  # at 224 pixels on two cores: at most about a hundred forward pa
     "sobol": {"num_samples": 2},
     "hsic": {"num_samples": 96},
 }
+LARGE = FEW_PASSES | {"occlusion": {"window": 64, "stride": 32}}  # of 224 pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ def photographs_case(args) -> Case:
         rerun=False,
         large=True,
         layers=("blocks.4",),
-        options=FEW_PASSES,
+        options=LARGE,
         views=pasted.images[chosen],
         labels=[classifier.labels[target] for target in targets[chosen]],
         draws=4,

@@ -22,7 +22,7 @@ import numpy as np
 
 import jaxcam
 from experiments import _cases, _leaders, _report, _statistics, _study
-from experiments._cases import Case
+from experiments._cases import FEW_PASSES, Case
 from jaxcam import Comparison, plot, segments
 from jaxcam.attribution import METHODS
 from jaxcam.metrics import METRICS
@@ -30,7 +30,7 @@ from jaxcam.metrics import METRICS
 # A row is a method, by default at the last stage, or "method@layer".
 NAMES = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "parts"]
 EARLIER = ("grad_cam", "hires_cam", "layer_cam")
-FEW = 8  # images for the metrics that run the method many times
+FEW = 8  # images for the metrics that run the method many times, with few forward passes each time
 CASES = {"shapes": _cases.shapes_case, "cifar10": _cases.cifar10_case, "photographs": _cases.photographs_case}
 PICTURED = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "integrated_gradients", "saliency"]
 DRAWN = "random_cam"  # measured for several draws of its weights
@@ -109,7 +109,7 @@ def main(argv=None):
         nargs="*",
         default=["shapes", "cifar10"],
         choices=["shapes", "cifar10"],
-        help="data sets on which to measure sanity and max-sensitivity, which run a method some twenty times",
+        help="data sets on which to measure sanity and max-sensitivity, which run a method some forty times",
     )
     args = parser.parse_args(argv)
     if args.smoke:
@@ -149,7 +149,7 @@ def kept(args) -> tuple[list, dict]:
 def measure_all(args, name: str, case: Case) -> list[dict]:
     """A row for each method, and for some at earlier layers: twice `jaxcam.compare`.
 
-    Once on all images; and on few, with what runs a method some twenty times.
+    Once on all images; and on few, by methods of few forward passes, with what runs a method some forty times.
     """
     names = list(args.methods)
     names += [f"{each}@{layer}" for each in EARLIER if each in names for layer in case.layers]
@@ -158,10 +158,13 @@ def measure_all(args, name: str, case: Case) -> list[dict]:
     folder = args.output / "parts" / name
     columns = [each for each in COLUMNS if each in SMOKE or not args.smoke]
     again = [each for each in columns if METRICS[COLUMNS[each][0]].needs in ("explain", "method", "twin")]
-    whole = compared(case, names, folder, slice(None), [each for each in columns if each not in again])
+    whole = compared(case, names, folder, [each for each in columns if each not in again])
     parts = [whole]
     if case.rerun:
-        parts.append(compared(case, names, folder / "again", slice(FEW), again))
+        given = {"images": case.images, "targets": case.targets, "masks": case.masks}
+        given = {key: None if each is None else each[:FEW] for key, each in given.items()}
+        few = replace(case, options=case.options | FEW_PASSES, **given)
+        parts.append(compared(few, names, folder / "again", again))
     values = {column: {} for column in COLUMNS}
     for part in parts:
         for k, metric in enumerate(part.metrics):
@@ -170,9 +173,9 @@ def measure_all(args, name: str, case: Case) -> list[dict]:
     return rows_of(name, names, case, {column: each for column, each in values.items() if each}, whole)
 
 
-def compared(case: Case, names, folder: Path, few: slice, columns) -> Comparison:
-    """The methods on some of the images, through the metrics of these columns."""
-    images, targets = case.images[few], case.targets[few]
+def compared(case: Case, names, folder: Path, columns) -> Comparison:
+    """The methods on the images, through the metrics of these columns."""
+    images, targets = case.images, case.targets
     reference = jaxcam.explain(case.model, images, targets, methods=["grad_cam"], percentile=100)["grad_cam"]
     chosen = {}
     for metric, options, large in map(COLUMNS.get, columns):
@@ -181,10 +184,9 @@ def compared(case: Case, names, folder: Path, few: slice, columns) -> Comparison
         if options is None or unknown:
             continue
         chosen[metric] = ("describes", partial(alike, metric, reference)) if needs == "maps" else options
-    masks = None if case.masks is None else case.masks[few]
     shown = partial(print, flush=True)
     methods = {each: function for name in names for each, function in functions(name, case, images).items()}
-    more = {"masks": masks, "twin": case.twin, "batch_size": len(images), "output": folder, "progress": shown}
+    more = {"masks": case.masks, "twin": case.twin, "batch_size": len(images), "output": folder, "progress": shown}
     found = jaxcam.compare(case.model, images, targets, methods=methods, metrics=chosen, **more)
     for name, error in found.errors.items():
         print(f"{name} is left out: {error}")

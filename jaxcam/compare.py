@@ -36,6 +36,7 @@ USUAL_METRICS = ("deletion", "insertion", "road", "average_gain")
 WITH_MASKS = ("pointing_game", "energy_pointing_game")
 RESAMPLES, LEVEL = 2000, (2.5, 97.5)
 SAME_COST = 1.25  # what is measured within a quarter is the same
+TOGETHER = 8  # methods whose maps are judged at once where the forward passes are the same for all of them
 FEWEST = 5  # images of which a bootstrap says something
 GOOD = {"high": lambda mean: mean, "low": lambda mean: -mean, "near zero": lambda mean: -abs(mean)}
 
@@ -44,7 +45,7 @@ class Judge(NamedTuple):
     """A metric with its options.
 
     Attributes:
-      function, needs: as in the registry.
+      function, needs, shares: as in the registry.
       better: `"high"`, `"low"`, `"near zero"`, or `"describes"` for what has no part in the ranks.
     """
 
@@ -52,6 +53,7 @@ class Judge(NamedTuple):
     needs: str
     better: str
     options: Mapping[str, Any]
+    shares: bool = False
 
 
 class Seen(NamedTuple):
@@ -238,19 +240,44 @@ def compare(
         )
     folder = None if output is None else Path(output)
     about = {"model": _digest(model), "images": plain((images, targets, masks)), "twin": _digest(twin)}
-    found, errors = {}, {}
+    several = {key: _of_several(judge) for key, judge in judges.items() if judge.shares and isinstance(model, Tap)}
+    alone = {key: judge for key, judge in judges.items() if key not in several}
+    together = min(TOGETHER, len(methods)) if several else 1
+    found, errors, settings, waiting = {}, {}, {}, {}
+
+    def finish():
+        """What judges the maps of several methods at once; then these methods' files."""
+        for key, judge in several.items() if waiting else ():
+            # Always as many maps, so that nothing is compiled for the last ones alone.
+            rows = np.minimum(np.arange(together), len(waiting) - 1)
+            maps = np.stack(list(waiting.values()), 1)[:, rows]
+            values = _batched(partial(judge, model), batch_size, images, targets, maps)
+            for name, own in zip(waiting, values.T, strict=False):
+                found[name].values[key] = np.asarray(own, np.float64)
+        for name in waiting if folder is not None else ():
+            _write(folder / f"{name}.parquet", found[name], settings[name])
+        waiting.clear()
+
     for name, method in methods.items():
-        settings = {**about, "method": plain(method), "metrics": {key: plain(each) for key, each in judges.items()}}
-        known = None if folder is None else _read(folder / f"{name}.parquet", settings)
+        settings[name] = {
+            **about,
+            "method": plain(method),
+            "metrics": {key: plain(each) for key, each in judges.items()},
+        }
+        known = None if folder is None else _read(folder / f"{name}.parquet", settings[name])
         if progress is not None:
             progress(name)
+        if known is not None:
+            found[name] = known
+            continue
         try:
-            found[name] = known or _measure(name, method, judges, model, twin, images, targets, masks, batch_size)
+            found[name], waiting[name] = _measure(name, method, alone, model, twin, images, targets, masks, batch_size)
         except (ValueError, TypeError, MemoryError, NotImplementedError) as error:
             errors[name] = " ".join(str(error).split())
             continue
-        if folder is not None and known is None:
-            _write(folder / f"{name}.parquet", found[name], settings)
+        if len(waiting) == together:
+            finish()
+    finish()
     if not found:
         raise ValueError(f"None of the methods could be run: {'; '.join(f'{k}: {v}' for k, v in errors.items())}")
     return Comparison(
@@ -272,7 +299,19 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def _measure(name, method, judges, model, twin, images, targets, masks, batch_size) -> Measured:
+def _of_several(judge: Judge) -> Callable:
+    """The judge of `m` maps of each image at once, `[n, m, *space] -> [n, m]`, whose forward passes are run once."""
+
+    @jax.jit
+    def values(model, images, targets, maps):
+        return jax.vmap(lambda each: _value(judge, Seen(model, None, images, targets, None, each, None)), 1, 1)(maps)
+
+    return values
+
+
+def _measure(name, method, judges, model, twin, images, targets, masks, batch_size) -> tuple[Measured, np.ndarray]:
+    """What the judges say of the method's maps, each by itself, what it costs, and the maps."""
+
     def heatmaps(model, images, targets, **options):
         wanted = partial(method, **options) if options else method
         return explain(model, images, targets, methods={name: wanted}, percentile=100)[name]
@@ -289,7 +328,7 @@ def _measure(name, method, judges, model, twin, images, targets, masks, batch_si
     few = slice(0, batch_size)
     seconds = _seconds(model, heatmaps, images[few], targets[few])
     numbers = {key: np.asarray(each, np.float64) for key, each in found.items()}
-    return Measured(numbers, seconds[1] / seconds[0], seconds[1] / len(images[few]))
+    return Measured(numbers, seconds[1] / seconds[0], seconds[1] / len(images[few])), maps
 
 
 def _value(judge: Judge, seen: Seen):
@@ -375,7 +414,7 @@ def _judge(name, given) -> Judge:
     if name not in METRICS:
         raise unknown("metric", name, METRICS, "`jaxcam metrics` lists them all.")
     row = METRICS[name]
-    return Judge(row.function, row.needs, row.better, given)
+    return Judge(row.function, row.needs, row.better, given, row.shares)
 
 
 # --- Chance -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from jaxcam.compare import Comparison
 IMAGES = helpers.images(6)
 MODEL = helpers.small()
 METHODS = ["grad_cam", "saliency", "random_cam"]
+ROWS = np.array([0, 1, 2, 3]), np.array([4, 5, 5, 5])  # of batches of four
 CHEAP = {"methods": METHODS, "metrics": {"average_gain": {}, "deletion": {"num_steps": 4}}}
 
 
@@ -108,6 +109,28 @@ def test_values_are_those_of_the_metrics(found):
         np.testing.assert_allclose(found[0].values[index, 1], deletion, atol=1e-6)
     assert found[0].methods == CHEAP["methods"] and found[0].better == ["high", "low"]
     assert (found[0].passes > 0).all() and (found[0].seconds > 0).all() and not found[0].errors
+
+
+def test_what_judges_several_maps_at_once(tmp_path, monkeypatch):
+    """Three methods, two at a time, the last of which are filled up: the numbers of one at a time, and files of all."""
+    monkeypatch.setitem(compare.__globals__, "TOGETHER", 2)
+    chosen = {"methods": METHODS, "metrics": {"mu_fidelity": {"num_samples": 4}, "average_gain": {}}}
+    found = compare(MODEL, IMAGES, batch_size=4, output=tmp_path, **chosen)
+    targets = MODEL(IMAGES).argmax(-1)
+    maps = jaxcam.explain(MODEL, IMAGES, targets, methods=METHODS, percentile=100)
+    for values, heatmaps in zip(found.values[:, 0], maps.values(), strict=True):
+        # Sets are drawn for each place in a batch, so the images stand where they stood.
+        halves = [
+            metrics.mu_fidelity(MODEL, IMAGES[rows], heatmaps[rows], targets[rows], num_samples=4) for rows in ROWS
+        ]
+        np.testing.assert_allclose(values, np.concatenate(halves)[:6], atol=1e-5)
+    assert parquet.read_table(tmp_path / "saliency.parquet").column_names == ["image", "average_gain", "mu_fidelity"]
+    again = compare(MODEL, IMAGES, batch_size=4, output=tmp_path, **chosen)
+    np.testing.assert_array_equal(again.values, found.values)
+    bare = compare(lambda images: MODEL(images), IMAGES, batch_size=4, **{**chosen, "methods": ["saliency"]})
+    np.testing.assert_allclose(bare.values[0], found.values[1], atol=1e-4)
+    with pytest.raises(ValueError, match="num_samples"):
+        compare(MODEL, IMAGES, methods=METHODS, metrics={"mu_fidelity": {"num_samples": 0}, "average_gain": {}})
 
 
 def test_the_table_names_everything(found):

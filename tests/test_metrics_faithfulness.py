@@ -512,6 +512,22 @@ def test_every_device_does_its_own_images(metric, model):
 
 
 @every_metric
+def test_several_maps_share_the_passes_that_do_not_depend_on_them(metric, model, images, heatmaps, targets):
+    """Under `vmap`, as the registry says of the metric; `jaxcam.compare` and the docs go by that."""
+    maps = jnp.stack([heatmaps, heatmaps[::-1], 1 - heatmaps, heatmaps**2])
+
+    def run(model, images, targets, maps):
+        return metric(model, images, maps, targets, **ALTERING[metric])
+
+    several, given = jax.jit(jax.vmap(run, (None, None, None, 0))), (model, images, targets)
+    one, four = (
+        each.lower(*given, of).cost_analysis()["flops"] for each, of in ((jax.jit(run), heatmaps), (several, maps))
+    )
+    assert four < 1.5 * one if metrics.METRICS[metric.__name__].shares else four > 2 * one
+    np.testing.assert_allclose(several(*given, maps)[1], run(*given, maps[1]), rtol=1e-4, atol=1e-5)
+
+
+@every_metric
 def test_nothing_is_moved_between_host_and_device_in_secret(metric, model, images, heatmaps, targets):
     with jax.transfer_guard("disallow"):
         metric(model, images, heatmaps, targets, **ALTERING[metric])

@@ -63,6 +63,7 @@ class Metric(NamedTuple):
       draws: whether it draws random numbers for its default options, by `key`.
       gives: `"values"` `float32[n]`, or `"layers"`, a dict with such an array for each layer.
       on_host: whether it must see the values of its arrays, and so cannot be called inside of `jit`.
+      shares: whether its forward passes are the same for every map, so that `jax.vmap` over maps computes them once.
     """
 
     function: Callable
@@ -73,6 +74,7 @@ class Metric(NamedTuple):
     draws: bool = False
     gives: str = "values"
     on_host: bool = False
+    shares: bool = False
 
     @property
     def name(self) -> str:
@@ -109,13 +111,13 @@ ROWS = [
     Metric(average_drop, FAITHFULNESS, "model", "low", "2"),
     Metric(average_increase, FAITHFULNESS, "model", "high", "2"),
     Metric(average_gain, FAITHFULNESS, "model", "high", "2"),
-    Metric(infidelity, FAITHFULNESS, "model", "low", "1 + num_samples", draws=True),
-    Metric(mu_fidelity, FAITHFULNESS, "model", "high", "1 + num_samples", draws=True),
-    Metric(sensitivity_n, FAITHFULNESS, "model", "high", "1 + 8 num_samples", draws=True),
-    Metric(occlusion_correlation, FAITHFULNESS, "model", "high", "1 + windows"),
+    Metric(infidelity, FAITHFULNESS, "model", "low", "1 + num_samples", draws=True, shares=True),
+    Metric(mu_fidelity, FAITHFULNESS, "model", "high", "1 + num_samples", draws=True, shares=True),
+    Metric(sensitivity_n, FAITHFULNESS, "model", "high", "1 + 8 num_samples", draws=True, shares=True),
+    Metric(occlusion_correlation, FAITHFULNESS, "model", "high", "1 + windows", shares=True),
     Metric(monotonicity_correlation, FAITHFULNESS, "model", "high", "1 + num_steps num_samples", draws=True),
-    Metric(completeness, FAITHFULNESS, "model", "low", "2"),
-    Metric(non_sensitivity, FAITHFULNESS, "model", "low", "1 + patches"),
+    Metric(completeness, FAITHFULNESS, "model", "low", "2", shares=True),
+    Metric(non_sensitivity, FAITHFULNESS, "model", "low", "1 + patches", shares=True),
     Metric(sufficiency, FAITHFULNESS, "batch", "high", "1"),
     Metric(consistency, FAITHFULNESS, "batch", "high", "1"),
     Metric(coherency, FAITHFULNESS, "method", "high", "2 explanations"),
