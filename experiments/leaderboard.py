@@ -30,6 +30,7 @@ from jaxcam.metrics import METRICS
 # A row is a method, by default at the last stage, or "method@layer".
 NAMES = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "parts"]
 EARLIER = ("grad_cam", "hires_cam", "layer_cam")
+PART = 8  # methods that a process compiles before it forgets their programs
 FEW = 8  # images for the metrics that run the method many times, with few forward passes each time
 CASES = {"shapes": _cases.shapes_case, "cifar10": _cases.cifar10_case, "photographs": _cases.photographs_case}
 PICTURED = ["grad_cam", "guided_grad_cam", "rise", "eigen_cam", "integrated_gradients", "saliency"]
@@ -174,7 +175,19 @@ def measure_all(args, name: str, case: Case) -> list[dict]:
 
 
 def compared(case: Case, names, folder: Path, columns) -> Comparison:
-    """The methods on the images, through the metrics of these columns."""
+    """The methods on the images, through the metrics of these columns; a part of them at a time.
+
+    Each compiled program takes memory mappings, of which a process may have 65,530: all of these are more.
+    """
+    for start in range(0, len(names), PART):
+        found = compared_at_once(case, names[start : start + PART], folder, columns, partial(print, flush=True))
+        for name, error in found.errors.items():
+            print(f"{name} is left out: {error}")
+        jax.clear_caches()
+    return compared_at_once(case, names, folder, columns)  # from the files
+
+
+def compared_at_once(case: Case, names, folder: Path, columns, progress=None) -> Comparison:
     images, targets = case.images, case.targets
     reference = jaxcam.explain(case.model, images, targets, methods=["grad_cam"], percentile=100)["grad_cam"]
     chosen = {}
@@ -184,13 +197,9 @@ def compared(case: Case, names, folder: Path, columns) -> Comparison:
         if options is None or unknown:
             continue
         chosen[metric] = ("describes", partial(alike, metric, reference)) if needs == "maps" else options
-    shown = partial(print, flush=True)
     methods = {each: function for name in names for each, function in functions(name, case, images).items()}
-    more = {"masks": case.masks, "twin": case.twin, "batch_size": len(images), "output": folder, "progress": shown}
-    found = jaxcam.compare(case.model, images, targets, methods=methods, metrics=chosen, **more)
-    for name, error in found.errors.items():
-        print(f"{name} is left out: {error}")
-    return found
+    more = {"masks": case.masks, "twin": case.twin, "batch_size": len(images), "output": folder, "progress": progress}
+    return jaxcam.compare(case.model, images, targets, methods=methods, metrics=chosen, **more)
 
 
 def alike(metric, reference, model, images, heatmaps, targets):
