@@ -40,7 +40,7 @@ def main(argv=None):
     args.rerun_on = ["cifar10"]
 
     case = replace(_cases.cifar10_case(args), large=False)
-    found = leaderboard.compared(case, args.methods, args.output / "parts", slice(None), list(COLUMNS.values()))
+    found = leaderboard.compared(case, args.methods, args.output / "parts", list(COLUMNS.values()))
     metrics = [leaderboard.COLUMNS[column][0] for column in COLUMNS.values()]
     places = [found.metrics.index(name) for name in metrics]
     rows = {name: {} for name in args.methods}
