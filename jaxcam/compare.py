@@ -204,7 +204,8 @@ def compare(
       twin: the same network with other weights, for `label_randomization`.
       batch_size: images at once.
       output: a folder, in which `METHOD.parquet` holds a row for each image. A method whose file is there, with the
-        same model, images and settings (functions of your own by their names), is not measured again.
+        same model, images and settings (functions of your own by their names), is not measured again. Where a metric
+        shares forward passes (`shares` in `jaxcam.METRICS`), files are written for eight methods at a time.
       progress: is called with what comes next.
 
     Returns:
@@ -247,15 +248,16 @@ def compare(
 
     def finish():
         """What judges the maps of several methods at once; then these methods' files."""
-        for key, judge in several.items() if waiting else ():
+        for key, judge in several.items():
             # Always as many maps, so that nothing is compiled for the last ones alone.
             rows = np.minimum(np.arange(together), len(waiting) - 1)
             maps = np.stack(list(waiting.values()), 1)[:, rows]
             values = _batched(partial(judge, model), batch_size, images, targets, maps)
             for name, own in zip(waiting, values.T, strict=False):
                 found[name].values[key] = np.asarray(own, np.float64)
-        for name in waiting if folder is not None else ():
-            _write(folder / f"{name}.parquet", found[name], settings[name])
+        if folder is not None:
+            for name in waiting:
+                _write(folder / f"{name}.parquet", found[name], settings[name])
         waiting.clear()
 
     for name, method in methods.items():
@@ -277,7 +279,8 @@ def compare(
             continue
         if len(waiting) == together:
             finish()
-    finish()
+    if waiting:
+        finish()
     if not found:
         raise ValueError(f"None of the methods could be run: {'; '.join(f'{k}: {v}' for k, v in errors.items())}")
     return Comparison(
