@@ -66,7 +66,7 @@ def python(program: str, *arguments, **variables) -> subprocess.Popen:
     environment = {**os.environ, **variables, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     environment |= {"RAY_AUTH_MODE": "disabled", "RAY_memory_monitor_refresh_ms": "0"}  # whatever else the machine does
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {**dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE), "text": True}
     command = [sys.executable, "-W", "ignore", "-c", COMMON + program, *map(str, arguments)]
     RUNNING.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
     return RUNNING[-1]
@@ -168,6 +168,7 @@ done = []
 explain(source, output, progress=done.append)
 print(done[-1].done, done[-1].new, flush=True)
 if "SECONDS" in os.environ:
+    sys.stdin.read()  # the other lives as long as this one, whichever is the faster, and is killed before that
     os._exit(0)  # without waiting for the other, which is dead
 """
 
