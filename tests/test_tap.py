@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import flax.errors
 import flax.linen as nn
 import helpers
 import jax
@@ -360,6 +361,31 @@ def test_what_a_checkpoint_holds_instead_of_variables():
         jaxcam.tap(Trained(), variables["params"], "conv", train=False)
     with pytest.raises(ValueError, match="variables holds 'params' alone, and the module needs more: .*batch_stats"):
         jaxcam.tap(Trained(), {"params": variables["params"]}, "conv", train=False)(images)
+
+
+def test_initializers_are_traced_once_and_shapes_still_compared():
+    """Flax traces them at every call; one that closes over what is traced is not kept."""
+    traced = []
+
+    def ones(key, shape, dtype):
+        traced.append(shape)
+        return jnp.ones(shape, dtype)
+
+    class Shifted(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            shift = self.param("shift", lambda key: jnp.zeros(images.shape[-1:]))
+            return nn.Dense(3, kernel_init=ones)((images + shift).mean((1, 2)))
+
+    variables = Shifted().init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))
+    traced.clear()
+    with jax.checking_leaks():
+        for side in (4, 5):
+            jax.eval_shape(jaxcam.tap(Shifted(), variables, "Dense_0"), jnp.ones((1, side, side, 2)))
+    assert traced == [(2, 3)]
+    variables["params"]["Dense_0"]["kernel"] = jnp.ones((1, 3))  # as broadcasting would hide
+    with pytest.raises(flax.errors.ScopeParamShapeError, match=r'"kernel" in "/Dense_0".*\(2, 3\).*\(1, 3\)'):
+        jaxcam.tap(Shifted(), variables, "Dense_0")(jnp.ones((1, 4, 4, 2)))
 
 
 def test_dropout_without_its_random_numbers():
