@@ -4,7 +4,7 @@
 
 looks at so many cases of each kind and says what became of them: read, or refused in a sentence; no traceback, no
 warning, nothing run, at most 10 CPU seconds and 2 GB a case. It goes on where the file of an earlier run ends, and
-fails if one of the cases does. The default suite looks at 300 of each (`test_fuzz.py`), at what reads a file alone, not
+fails if one of the cases does. The default suite looks at 150 of each (`test_fuzz.py`), at what reads a file alone, not
 at the network that is built of it.
 """
 

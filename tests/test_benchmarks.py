@@ -1,4 +1,4 @@
-"""The benchmarks run without the PyTorch libraries, and writes what it promises."""
+"""The benchmarks run without the PyTorch libraries, and write what they promise."""
 
 import json
 from functools import partial

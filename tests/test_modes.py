@@ -150,7 +150,7 @@ ENGINES = ["grad_cam", "score_cam", "saliency", "integrated_gradients", "lrp", "
 TOKENS = ["attention_rollout", "attention_relevance", "le_grad"]
 
 
-@every(["grad_cam", "kernel_shap"])
+@every(["grad_cam", "rise"])
 def test_nothing_leaks(function, model):
     with jax.checking_leaks():
         jax.eval_shape(function, model(), images_for(model), TARGETS)
