@@ -203,16 +203,18 @@ def _label_apart(figure, axes, point, place, text, taken):
     style = {"textcoords": "offset points", "va": "center", "fontsize": 7.5, "color": INK, **FONT}
     words = axes.annotate(text, point, xytext=(0, 0), **style)
     extent = words.get_window_extent(figure.canvas.get_renderer())
+    wide, high = 1.1 * extent.width, extent.height  # letters are somewhat wider at the resolution of a file
     words.remove()
     for shift, side in [(shift, side) for shift in sorted(range(-200, 201, 4), key=abs) for side in ("left", "right")]:
         across = 7 if side == "left" else -7
-        left = place[0] + across * unit - (0 if side == "left" else extent.width)
-        below = place[1] + shift * unit - extent.height / 2
-        box = left, below, left + extent.width, below + extent.height
+        left = place[0] + across * unit - (0 if side == "left" else wide)
+        below = place[1] + shift * unit - high / 2
+        box = left, below, left + wide, below + high
         inside = axes.bbox.x0 <= box[0] and box[2] <= axes.bbox.x1 + 30 * unit and axes.bbox.y0 <= below
         if inside and not any(_overlap(box, other) for other in taken):
             taken.append(box)
-            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkB": 3} if abs(shift) > 8 else None
+            line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkB": 3, "relpos": (side == "right", 0.5)}
+            line = line if abs(shift) > 8 else None
             axes.annotate(text, point, xytext=(across, shift), ha=side, arrowprops=line, **style)
             return
 
