@@ -1,5 +1,6 @@
 """The benchmarks run without the PyTorch libraries, and write what they promise."""
 
+import argparse
 import json
 from functools import partial
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import _hlo, attribution, precision, startup, training
 from experiments import _study
@@ -23,8 +25,13 @@ def test_it_writes_times_floors_and_memory(tmp_path, monkeypatch, capsys):
     for row in found["rows"].values():
         assert len(row["seconds"]["jaxcam"]) == 2 and 0 < row["floor"] < min(row["seconds"]["jaxcam"])
         assert row["peak bytes"]["jaxcam"] > 1e5  # the images alone, as activations, are more
-    assert "| `grad_cam` |" in path.with_suffix(".md").read_text()
+    assert "| `grad_cam` |" in path.with_suffix(".md").read_text() and not path.with_suffix(".png").exists()
     assert "this package runs alone" in capsys.readouterr().err
+    for row in found["rows"].values():  # as where they are
+        row["seconds"]["torch"] = [40.0, 5.0]
+    args = argparse.Namespace(output=tmp_path, compiled=False, **found["settings"])
+    attribution.write(args, 1, found["rows"], found)
+    assert np.ptp(np.asarray(Image.open(path.with_suffix(".png")))) > 100
 
 
 def test_ratios_are_taken_within_a_round():

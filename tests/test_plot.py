@@ -895,6 +895,7 @@ STUDY_MISTAKES = [
     (lambda: plot.gallery([[2 * heat()]]), r"The heatmap ranges from .*; expected \[0, 1\]"),
     (lambda: plot.matrix([[1, 2]], ["a"]), r"shape \(1, 2\); expected 1 labels"),
     (lambda: plot.intervals({"a": {}}), "nothing to draw"),
+    (lambda: plot.intervals({"a": {"b": (0.0, 1.0)}}, log_x=True), "no place on a logarithmic axis; leave log_x out"),
 ]
 
 

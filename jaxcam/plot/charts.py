@@ -140,19 +140,23 @@ def intervals(
     xlabel: str = "",
     title: str | None = None,
     reference: float | int | None = None,
+    log_x: bool = False,
 ) -> "matplotlib.figure.Figure":
     """Named numbers with their intervals, `(value, half of the interval)`, one under the other and in groups.
 
     `reference` is marked by a line, such as zero for a difference or one half for a coin's chance.
 
     Raises:
-      ValueError: there are no numbers.
+      ValueError: there are no numbers, or one of them is not above zero on a logarithmic axis.
 
     Example:
       >>> figure = intervals({"right": {"grad_cam": (0.4, 0.02)}, "wrong": {"grad_cam": (0.5, 0.05)}}, xlabel="area")
     """
     if not values or not all(values.values()):
         raise ValueError("There is nothing to draw: give at least one number for each group.")
+    least = min(value for group in values.values() for value, _ in group.values())
+    if log_x and least <= 0:
+        raise ValueError(f"{least} has no place on a logarithmic axis; leave log_x out.")
     top = MARGIN + (HEADING if title else 0)
     high = LINE * (len(values) + sum(map(len, values.values())))
     figure = blank(2 * MARGIN + BESIDE + WIDE + NUMBER, top + high + 0.45 + MARGIN)
@@ -160,6 +164,11 @@ def intervals(
     axes = axes_at(figure, (MARGIN + BESIDE, top, WIDE, high), "intervals")
     _dress(axes, xlabel, "")
     axes.spines["left"].set_visible(False)
+    if log_x:
+        axes.set_xscale("log", subs=())
+        ticks: Any = axes.xaxis.get_major_locator()
+        ticks.set_params(subs=(1, 2, 5))
+        axes.xaxis.set_major_formatter("{x:g}")
     if reference is not None:
         axes.axvline(reference, color=GREY, linewidth=1)
     _rows_of_intervals(figure, axes, top, values)
