@@ -170,15 +170,15 @@ def test_importing_loads_nothing_heavy():
     """In a fresh process; what Flax itself imports does not count."""
     program = """
 import sys
-import flax.linen, flax.nnx
+import flax.linen
 before = set(sys.modules)
 import jaxcam, jaxcam.dataset
 heavy = ["torch", "tensorflow", "tensorflow_datasets", "matplotlib", "orbax", "optax", "huggingface_hub", "safetensors"]
 heavy += ["gradio", "ray", "grain", "tensorstore", "pyarrow", "zarr", "array_record"]
-print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(heavy)))
+print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & set(heavy)), "flax.nnx" in sys.modules)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[] False"
 
 
 # One meaning, one annotation and one default everywhere; where a default differs there is a reason, given here.

@@ -1,5 +1,6 @@
 """Taps: one file for each kind of model, behind the one protocol of `taps.tap`; nobody else knows a framework."""
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -8,11 +9,9 @@ import numpy as np
 
 from jaxcam._array import Rows
 from jaxcam._checks import as_array
-from jaxcam.taps import equinox, functions, keras, linen, nnx
+from jaxcam.taps import equinox, functions, keras, linen
 from jaxcam.taps.tap import Head, Network, Tap, is_array
 from jaxcam.taps.tokens import Tokens, tokens
-
-KINDS = (linen, nnx, keras, equinox, functions)  # the first that matches has it: an Equinox module is callable, too
 
 
 def tap(
@@ -120,12 +119,22 @@ def layers(model, images, variables=None, *, context=None, **apply_kwargs) -> di
     given = (None, None, context, apply_kwargs)
     if kind is linen and variables is None:
         return linen.layers_of_init(model, images, _tap(kind, model, {"params": {}}, (), *given))
-    model = kind.in_evaluation(model) if kind in (nnx, equinox) else model
+    model = kind.in_evaluation(model) if hasattr(kind, "in_evaluation") else model
     return _tap(kind, model, variables, (), *given).shapes(images)
 
 
+def _kinds():
+    """The first that matches has it: an Equinox module is callable, too."""
+    yield linen
+    if "flax.nnx" in sys.modules:  # who has an NNX model has imported it, which takes a fifth of a second
+        from jaxcam.taps import nnx
+
+        yield nnx
+    yield from (keras, equinox, functions)
+
+
 def _kind(model):
-    for kind in KINDS:
+    for kind in _kinds():
         if kind.matches(model):
             return kind
     if all(callable(getattr(model, name, None)) for name in ("init", "apply")):
