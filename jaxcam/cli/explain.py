@@ -357,7 +357,11 @@ def _channels(job: Job, model, batch: Batch) -> int | None:
 
     if not any(re.search(r"\bk\b", METHODS[name].cost) for name in job.methods):
         return None
-    return jax.eval_shape(model.features, batch.images).shape[-1]
+    return jax.eval_shape(_features, model, batch.images).shape[-1]
+
+
+def _features(model, images):  # one function, so that its trace is remembered for the next batch
+    return model.features(images)
 
 
 def _remarks(job: Job, batch: Batch, name: str, found: Explained) -> list[str]:
