@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import matplotlib.style
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image, ImageShow
 
 from jaxcam import plot
@@ -684,6 +685,20 @@ def test_labels_of_curves_stay_apart_and_inside():
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0.4, 0.9])
 
 
+@pytest.mark.parametrize("seed", [0, 2])  # by the width on the screen two labels would meet, and two leave the chart
+def test_labels_of_points_stay_apart_and_inside_at_a_files_resolution(seed):
+    rng = np.random.default_rng(seed)
+    points = {f"method_number_{k}": (10 ** rng.uniform(0, 3), rng.uniform(0.2, 0.8)) for k in range(40)}
+    figure = plot.scatter({"": points}, log_x=True)
+    figure.set_dpi(200)  # where letters are wider
+    figure.canvas.draw()
+    [axes] = figure.axes
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines that lead to them
+    assert len(boxes) == len(points)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 + 30 * 200 / 72 for box in boxes)
+
+
 def test_places_that_are_whole_numbers_have_no_halves_between():
     [axes] = plot.curves({"a": [0.1, 0.5, 0.2]}, x=range(3)).axes
     ticks = axes.get_xticks()
@@ -752,6 +767,8 @@ def test_intervals_are_drawn_where_they_are():
     [axes] = figure.axes
     assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.25, -1.0]
     assert {"first", "second", "a", "b", "0.500 ± 0.100"} < set(texts(figure))
+    [ratios] = plot.intervals({"": {"a": (0.5, 0.1), "b": (500.0, 1.0)}}, log_x=True).axes
+    assert ratios.get_xscale() == "log"
 
 
 # Signals.
