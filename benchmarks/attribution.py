@@ -317,7 +317,7 @@ def write(args, batch, rows, facts) -> None:
     _files.write(path.with_suffix(".md"), f"{title}\n\n{passes}\n\n{markdown(args, rows)}")
     found = {name: ratios(row) for name, row in rows.items()}
     bars = {
-        name: (float(np.median(each)), float(np.ptp(np.percentile(each, [25, 75])) / 2))
+        name: (float(np.median(each)), np.ptp(np.percentile(each, [25, 75])) / 2 if len(each) > 1 else np.nan)
         for name, each in found.items()
         if each
     }

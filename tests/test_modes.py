@@ -1,5 +1,6 @@
 """Every row of the registries in the modes that JAX can be in, and with the rewriting switched off."""
 
+import gc
 import inspect
 from dataclasses import replace
 from functools import cache, partial
@@ -110,31 +111,35 @@ def images_for(model):
     return helpers.images(2) if model is transformer else IMAGES
 
 
+OTHER = jax.devices()[3]
+
+
 @cache
+def elsewhere(function, model):
+    """The result of arrays that lie on another device than the default one."""
+    return function(*jax.device_put((model(), images_for(model), TARGETS), OTHER))
+
+
 def as_it_is(function, model):
-    return jax.tree.map(np.asarray, function(model(), images_for(model), TARGETS))
+    return jax.tree.map(np.asarray, elsewhere(function, model))
 
 
 # --- Modes ------------------------------------------------------------------------------------------------------------
 
 
 @every(CALLS)
-def test_modes_on_another_device(function, model):
-    """No implicit transfers; and, on another device, where the result stays, no implicit promotions and no NaN.
+def test_modes_and_another_device(function, model):
+    """On another device, where the result stays; and with no implicit promotion, transfer or NaN.
 
     Not all at once: a key that is made of a seed is on no device in particular, so JAX moves it to the images.
     """
-    given, device = (model(), images_for(model), TARGETS), jax.devices()[3]
-    expected = as_it_is(function, model)
-    with jax.transfer_guard("disallow"):
-        again = function(*given)
-    there = jax.device_put(given, device)
-    with jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
-        found = function(*there)
-    for each in jax.tree.leaves(found):
-        assert each.devices() == {device} and each.committed
-    for each in (again, found):
-        jax.tree.map(np.testing.assert_array_equal, each, expected)
+    expected = elsewhere(function, model)
+    for each in jax.tree.leaves(expected):
+        assert each.devices() == {OTHER} and each.committed
+    given = model(), images_for(model), TARGETS
+    with jax.transfer_guard("disallow"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True):
+        found = function(*given)
+    jax.tree.map(np.testing.assert_array_equal, found, as_it_is(function, model))
 
 
 @every([name for name in CALLS if name not in MEASURED] + ["metrics.deletion", "metrics.max_sensitivity"])
@@ -150,8 +155,9 @@ ENGINES = ["grad_cam", "score_cam", "saliency", "integrated_gradients", "lrp", "
 TOKENS = ["attention_rollout", "attention_relevance", "le_grad"]
 
 
-@every(["grad_cam", "rise"])
+@every(["grad_cam", "integrated_gradients", "lrp", "rise"])
 def test_nothing_leaks(function, model):
+    gc.freeze()  # JAX looks through all there is after each function: not through what is there already
     with jax.checking_leaks():
         jax.eval_shape(function, model(), images_for(model), TARGETS)
 

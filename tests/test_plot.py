@@ -762,11 +762,11 @@ def test_matrix_writes_every_count():
 
 
 def test_intervals_are_drawn_where_they_are():
-    values = {"first": {"a": (0.5, 0.1), "b": (0.25, 0.0)}, "second": {"a": (-1.0, 2.0)}}
+    values = {"first": {"a": (0.5, 0.1), "b": (0.25, 0.0)}, "second": {"a": (-1.0, 2.0), "once": (0.75, np.nan)}}
     figure = plot.intervals(values, xlabel="share", title="Shares", reference=0)
     [axes] = figure.axes
-    assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.25, -1.0]
-    assert {"first", "second", "a", "b", "0.500 ± 0.100"} < set(texts(figure))
+    assert [container.lines[0].get_xdata()[0] for container in axes.containers] == [0.5, 0.25, -1.0, 0.75]
+    assert {"first", "second", "a", "b", "0.500 ± 0.100", "0.750"} < set(texts(figure))
     [ratios] = plot.intervals({"": {"a": (0.5, 0.1), "b": (500.0, 1.0)}}, log_x=True).axes
     assert ratios.get_xscale() == "log"
 

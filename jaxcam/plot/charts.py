@@ -144,7 +144,8 @@ def intervals(
 ) -> "matplotlib.figure.Figure":
     """Named numbers with their intervals, `(value, half of the interval)`, one under the other and in groups.
 
-    `reference` is marked by a line, such as zero for a difference or one half for a coin's chance.
+    `reference` is marked by a line, such as zero for a difference or one half for a coin's chance. An interval of NaN,
+    as of a single measurement, is not drawn.
 
     Raises:
       ValueError: there are no numbers, or one of them is not above zero on a logarithmic axis.
@@ -179,14 +180,16 @@ def intervals(
 def _rows_of_intervals(figure, axes, top, values):
     """A line for each group's name, then one for each of its numbers: name, interval, number in words."""
     y, names = top, []
+    point = {"color": ACCENT, "marker": "o", "markersize": 5, "capsize": 3, "linewidth": 1.5}
     for name, group in values.items():
         fit([write(figure, MARGIN, y + 0.6 * LINE, name, fontsize=10, fontweight="bold")], BESIDE, 7)
         for row, (value, half) in group.items():
             y += LINE
             place = (y - top) / LINE + 0.5
-            axes.errorbar(value, place, xerr=half, color=ACCENT, marker="o", markersize=5, capsize=3, linewidth=1.5)
+            known = not np.isnan(half)
+            axes.errorbar(value, place, xerr=half if known else None, **point)
             names.append(write(figure, MARGIN + GAP, y + 0.6 * LINE, row, fontsize=9.5))
-            number = f"{value:.3f} ± {half:.3f}"
+            number = f"{value:.3f} ± {half:.3f}" if known else f"{value:.3f}"
             write(figure, MARGIN + BESIDE + WIDE + GAP, y + 0.6 * LINE, number, fontsize=9.5, color=GREY)
         y += LINE
     fit(names, BESIDE - 2 * GAP, 7)
