@@ -149,21 +149,16 @@ def main(argv=None):
 
 
 def answer(found) -> str:
-    """How often each method's hottest spot is on the largest square, when all frogs have it."""
-    all_of_them = found["strengths"]["1.0"]
-    spots = {name: all_of_them[f"{name}, hottest spot (square)"]["mean"] for name in names_in(all_of_them)}
-    seen = [name for name, value in spots.items() if value >= 0.5]
-    shown = f"{', '.join(seen)} {'shows' if len(seen) == 1 else 'show'} it" if seen else "no method shows it"
-    return (
-        f"Grad-CAM hides it: hottest spot on the square of {found['largest']} px in "
-        f"{100 * spots['Grad-CAM, layer4']:.0f} % of the frogs; {shown} in most."
+    """How often some methods' hottest spot is on the largest square, when all frogs have it."""
+    layer, everywhere = found["settings"]["layer"], found["strengths"]["1.0"]
+    inside, whole, lrp = (
+        f"{100 * everywhere[f'{name}, hottest spot (square)']['mean']:.0f} %"
+        for name in (f"Grad-CAM, {layer}", "Grad-CAM, layer4", "LRP")
     )
-
-
-def names_in(summaries) -> list[str]:
-    """The methods that were measured."""
-    end = ", hottest spot (square)"
-    return [name.removesuffix(end) for name in summaries if name.endswith(end)]
+    return (
+        f"Hottest spot on a square of {found['largest']} px: Grad-CAM at {layer} {inside} of the frogs, at layer4 "
+        f"{whole}; LRP {lrp}."
+    )
 
 
 def named(seed, size, share) -> str:
@@ -299,14 +294,17 @@ def against_strength(strengths, names, what, group):
         means[name] = [each["mean"] for each in own]
         intervals[name] = [each["runs_interval"] or each["interval"] for each in own]
     x, xlabel = [100 * share for share in strengths], "training frogs with the square, %"
-    return plot.curves(means, x=x, intervals=intervals, xlabel=xlabel, ylabel=ylabel, title=f"{group}: {question}")
+    limits = (0.0, 1.0) if what == "hottest spot" else (-1.0, 1.0)
+    labels = {"xlabel": xlabel, "ylabel": ylabel, "title": f"{group}: {question}"}
+    return plot.curves(means, x=x, intervals=intervals, limits=limits, **labels)
 
 
 def examples(args, standard, biased, test_data, size):
-    """Test frogs with the square, and the heat of both models."""
+    """Test frogs with the square, and the heat of both models; the second Grad-CAM is that of the original's layer."""
     images = with_square(test_data.images[test_data.labels == FROG][:6], size)
     all_methods = methods(args)
     columns = {"Grad-CAM, standard": ("Grad-CAM, layer4", standard), "Grad-CAM, biased": ("Grad-CAM, layer4", biased)}
+    columns |= {"Grad-CAM, inside": (f"Grad-CAM, {args.layer}", biased)} if not args.smoke else {}
     columns |= {name: (name, biased) for name in all_methods if not name.startswith("Grad-CAM")}
     maps = {}
     for title, (name, model) in columns.items():

@@ -23,7 +23,8 @@ COLUMNS = {
     "shifted image and model": "input invariance",
 }
 WEIGHTS, LABELS, CLASS, SHIFTED = (list(COLUMNS)[i] for i in (0, 2, 3, 4))
-PASSED = 0.5  # a rank correlation: a map and its like without the knowledge share a quarter of their ranks' variance
+KNOWLEDGE = WEIGHTS, LABELS, CLASS
+PASSED = 0.5  # of either sign: a map and its like without the knowledge share a quarter of their ranks' variance
 
 
 COMMAND = "python -m experiments.sanity --data-dir DIR"
@@ -65,24 +66,29 @@ def answer(found) -> str:
     passed = [name for name, row in rows.items() if passes(row)]
     return (
         f"{len(passed)} of {len(rows)} methods change with the weights, the labels and the class alike; "
-        f"{sum(row[CLASS]['mean'] > PASSED for row in rows.values())} hardly see the class."
+        f"{sum(kept(row, CLASS) > PASSED for row in rows.values())} hardly see the class."
     )
+
+
+def kept(row, *columns) -> float:
+    """How much of the picture stays, at most, without this knowledge; one that comes back inverted is there too."""
+    return max(abs(row[column]["mean"]) for column in columns)
 
 
 def passes(row) -> bool:
     """Whether a method loses its picture with each of the three kinds of knowledge."""
-    return all(row[column]["mean"] <= PASSED for column in (WEIGHTS, LABELS, CLASS))
+    return kept(row, *KNOWLEDGE) <= PASSED
 
 
 def table(rows, count) -> str:
     show = _statistics.plus_minus
-    order = sorted(rows, key=lambda name: max(rows[name][column]["mean"] for column in (WEIGHTS, LABELS, CLASS)))
+    order = sorted(rows, key=lambda name: kept(rows[name], *KNOWLEDGE))
     lines = [[f"`{name}`", *(show(rows[name][column], 2) for column in COLUMNS)] for name in order]
     text = (
         f"Spearman correlation of the maps with those for the model as it is, {count} images; ± is half of the 95 % "
-        "interval over images. Of the first four columns low is good (the mean over layers, of random weights), of the "
-        "last one high. Sorted by the highest of the weights from the output down, the labels and the class: a method "
-        f"passes where all three are at most {PASSED}.\n"
+        "interval over images. Of the first four columns zero is best (the mean over layers, of random weights), of "
+        "the last one 1. Sorted by the largest, of either sign, of the weights from the output down, the labels and "
+        f"the class: a method passes where it is at most {PASSED}.\n"
     )
     return f"{text}\n{_study.markdown(['method', *COLUMNS], lines)}"
 
@@ -91,10 +97,10 @@ def figure(rows):
     """How far a map changes with the labels, against what it keeps without the weights."""
     points = {}
     for name, row in rows.items():
-        changed, half = 1 - row[LABELS]["mean"], row[LABELS]["interval"]
-        points[name] = row[WEIGHTS]["mean"], changed, changed - half, changed + half
+        changed, half = 1 - kept(row, LABELS), row[LABELS]["interval"]
+        points[name] = kept(row, WEIGHTS), changed, changed - half, changed + half
     title = "Which maps change with what the model has learned?"
-    return plot.scatter({title: points}, xlabel=f"correlation, {WEIGHTS}", ylabel=f"1 - correlation, {LABELS}")
+    return plot.scatter({title: points}, xlabel=f"|correlation|, {WEIGHTS}", ylabel=f"1 - |correlation|, {LABELS}")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,8 @@ def test_a_method_is_sane_if_its_map_changes_with_each_kind_of_knowledge():
     row = dict.fromkeys(sanity.COLUMNS, {"mean": 0.1, "interval": 0.1})
     assert sanity.passes(row)
     for column in (sanity.WEIGHTS, sanity.LABELS, sanity.CLASS):
-        assert not sanity.passes(row | {column: {"mean": 0.9, "interval": 0.1}})
+        for all_of_it in (0.9, -0.9):  # an inverted map is the same picture
+            assert not sanity.passes(row | {column: {"mean": all_of_it, "interval": 0.1}})
     blind = row | {sanity.CLASS: {"mean": 0.9, "interval": 0.1}}
     found = {"methods": {"one": row, "other": row | {sanity.SHIFTED: blind[sanity.CLASS]}, "blind": blind}}
     assert sanity.answer(found).startswith("2 of 3 methods") and "1 hardly see the class" in sanity.answer(found)

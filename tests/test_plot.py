@@ -675,11 +675,12 @@ def test_wrong_number_of_titles():
 
 def test_labels_of_curves_stay_apart_and_inside():
     values = {"integrated gradients / saliency": [0.1, 0.5], "b": [0.3, 0.5], "c": [0.2, 0.501]}
-    figure = plot.curves(values, x=[0.4, 0.9], intervals={"b": [0.1, 0.1]}, xlabel="accuracy")
+    figure = plot.curves(values, x=[0.4, 0.9], intervals={"b": [0.1, 0.1]}, limits=(0.25, 1), xlabel="accuracy")
     [axes] = figure.axes
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 3 and len(axes.collections) == 1  # the band
+    [band] = axes.collections
+    assert len(boxes) == 3 and np.ptp(band.get_paths()[0].vertices[:, 1]) == pytest.approx(0.6 - 0.25)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [0.4, 0.9])

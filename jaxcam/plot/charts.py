@@ -34,6 +34,7 @@ def curves(
     *,
     x: Sequence[float | int] | None = None,
     intervals: Mapping[str, Sequence[float]] | None = None,
+    limits: tuple[float | int, float | int] = (-np.inf, np.inf),
     xlabel: str = "",
     ylabel: str = "",
     title: str | None = None,
@@ -44,6 +45,7 @@ def curves(
       values: by name, the height of each point.
       x: the place of each point, for all curves; `None` is 1, 2, 3, ...
       intervals: by name, half the width of the band around each point; curves without one have no band.
+      limits: the least and the largest that a value can be, such as 0 and 1 for a share: there a band ends.
 
     Raises:
       ValueError: there are no curves, or one of them has no points.
@@ -60,7 +62,8 @@ def curves(
         axes.plot(places, each, color=colour, linewidth=1.8, marker="o", markersize=3, clip_on=False)
         if intervals and name in intervals:
             half = np.asarray(intervals[name])
-            axes.fill_between(places, each - half, each + half, color=colour, alpha=0.15, linewidth=0)
+            low, high = np.clip([each - half, each + half], *limits)
+            axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
         ends.append((name, colour, places[-1], each[-1]))
     if x is None:
         axes.set_xlim(1, None)
