@@ -700,6 +700,12 @@ def test_labels_of_points_stay_apart_and_inside_at_a_files_resolution(seed):
     assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 + 30 * 200 / 72 for box in boxes)
 
 
+def test_points_in_one_place_share_a_label_however_many():
+    names = [f"method_number_{k}" for k in range(12)]  # in one line they would be wider than the chart
+    [axes] = plot.scatter({"": {**dict.fromkeys(names, (1.0, 2.0)), "other": (3.0, 4.0)}}).axes
+    assert sorted(text.get_text().replace("\n", " ") for text in axes.texts) == [", ".join(names), "other"]
+
+
 def test_places_that_are_whole_numbers_have_no_halves_between():
     [axes] = plot.curves({"a": [0.1, 0.5, 0.2]}, x=range(3)).axes
     ticks = axes.get_xticks()

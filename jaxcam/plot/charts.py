@@ -1,5 +1,6 @@
 """Charts: curves, points, a matrix of counts, and numbers with their intervals."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +210,8 @@ def _labels_apart(figure, axes, group):
         shared[0].append(name) if shared else labels.append((point, place, [name]))
     taken = [(*(place - 3 * unit), *(place + 3 * unit)) for _, place, _ in labels]  # left, below, right, above
     for point, place, names in labels:
-        _label_apart(figure, axes, point, place, ", ".join(names), taken)
+        text = textwrap.fill(", ".join(names), 40, break_long_words=False)  # a line as wide as the chart has no place
+        _label_apart(figure, axes, point, place, text, taken)
 
 
 def _label_apart(figure, axes, point, place, text, taken):
