@@ -150,15 +150,11 @@ def main(argv=None):
 
 def answer(found) -> str:
     """How often some methods' hottest spot is on the largest square, when all frogs have it."""
-    layer, everywhere = found["settings"]["layer"], found["strengths"]["1.0"]
-    inside, whole, lrp = (
-        f"{100 * everywhere[f'{name}, hottest spot (square)']['mean']:.0f} %"
-        for name in (f"Grad-CAM, {layer}", "Grad-CAM, layer4", "LRP")
-    )
-    return (
-        f"Hottest spot on a square of {found['largest']} px: Grad-CAM at {layer} {inside} of the frogs, at layer4 "
-        f"{whole}; LRP {lrp}."
-    )
+    means = {name: each["mean"] for name, each in found["strengths"]["1.0"].items() if name != "loss"}
+    names = (f"Grad-CAM, {found['settings']['layer']}", "Grad-CAM, layer4", "LRP")
+    spots = {name: f"{name}, hottest spot (square)" for name in names}
+    shares = ", ".join(f"{name} {100 * means[spot]:.0f} %" for name, spot in spots.items() if spot in means)
+    return f"Frogs with the hottest spot on a square of {found['largest']} px: {shares}."
 
 
 def named(seed, size, share) -> str:
