@@ -215,14 +215,14 @@ def batch(args):
 
 
 def area(size, test_data):
-    """The square's share of the image; and of the mass of a map whose only heat is in the corner cell, the most that
-    a map of 4x4 cells (for 32 pixels) can put on it."""
+    """The square's share of the image; and of the mass and the hottest pixels of a map whose only heat is in the corner
+    cell, the most that a map of 4x4 cells (for 32 pixels) can put on it."""
     shape = test_data.images.shape[1:3]
     mask = np.zeros((1, *shape), bool)
     mask[:, :size, :size] = True
     cells = jnp.zeros((1, shape[0] // 8, shape[1] // 8)).at[:, 0, 0].set(1)
     corner = jax.image.resize(cells, mask.shape, "linear")
-    return {"area": float(mask.mean()), "most": float(metrics.energy_pointing_game(corner, mask)[0])}
+    return {"area": float(mask.mean())} | {what: float(measure(corner, mask)[0]) for what, measure in WHERE.items()}
 
 
 def over_seeds(parts, tested):
@@ -244,7 +244,8 @@ def tables(args, results, strengths, shares):
         share = shares[size]
         text.append(
             f"## A square of {size} px\n\nIt covers {share['area']:.2%} of the image; a map of 4x4 cells "
-            f"with heat in the corner cell alone has {share['most']:.1%} of its mass there.\n"
+            f"with heat in the corner cell alone has {share['mass']:.1%} of its mass there, and "
+            f"{share['hottest spot']:.0%} of its hottest spot.\n"
         )
         original = " and ".join(f"{each['loss']}" for each in ORIGINAL.values())
         losses = [f"{np.mean(each['loss']):.3f}" for each in models.values()]

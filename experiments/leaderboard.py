@@ -116,7 +116,6 @@ def main(argv=None):
     if args.smoke:
         args.images, args.epochs, args.twin_epochs, args.methods = 4, 1, 1, ["saliency"]
         args.rerun_on = ["shapes"]
-        args.data = [name for name in args.data if name != "cifar10"]  # `sanity --smoke` measures on it
     if "photographs" in args.data and not _cases.can_paste(args.photos):
         print("Without scikit-image there are no photographs to paste; that data set is left out.")
         args.data = [name for name in args.data if name != "photographs"]

@@ -37,11 +37,12 @@ def photo_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=STUDIES)
 def finished(request, tmp_path_factory, photo_folder):
+    """Each study; the leaderboard without CIFAR-10, on which `sanity` calls the same functions."""
     if not all(map(importlib.util.find_spec, NEEDS.get(request.param, ()))):
         pytest.skip('needs the PyTorch libraries: pip install -e ".[torch]"')
     output = tmp_path_factory.mktemp(request.param)
-    given = ["--photos", str(photo_folder)] if request.param == "transport" else []
-    main = partial(run, request.param, ["--smoke", "--output", str(output), *given])
+    given = {"transport": ["--photos", str(photo_folder)], "leaderboard": ["--data", "shapes", "photographs"]}
+    main = partial(run, request.param, ["--smoke", "--output", str(output), *given.get(request.param, [])])
     main()
     return request.param, main, output
 

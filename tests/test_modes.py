@@ -191,10 +191,9 @@ def test_a_bare_function_stays_on_its_device(method):
     `jax.transfer_guard` is not for these: they run as they are, an operation at a time, and JAX moves the 2 of `2 * x`
     to the device each time.
     """
-    device = jax.devices()[3]
-    model, images = jax.device_put((tapped(False), IMAGES), device)
+    model, images = jax.device_put((tapped(False), IMAGES), OTHER)
     found = method(lambda images: model(images), images, 1, chunk_size=4)
-    assert found.devices() == {device}
+    assert found.devices() == {OTHER}
 
 
 # --- A NaN that is none, and one that is ------------------------------------------------------------------------------

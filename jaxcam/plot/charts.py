@@ -210,7 +210,8 @@ def _labels_apart(figure, axes, group):
         shared[0].append(name) if shared else labels.append((point, place, [name]))
     taken = [(*(place - 3 * unit), *(place + 3 * unit)) for _, place, _ in labels]  # left, below, right, above
     for point, place, names in labels:
-        text = textwrap.fill(", ".join(names), 40, break_long_words=False)  # a line as wide as the chart has no place
+        # A line as wide as the chart would find no place.
+        text = textwrap.fill(", ".join(names), 40, break_long_words=False, break_on_hyphens=False)
         _label_apart(figure, axes, point, place, text, taken)
 
 
