@@ -701,7 +701,7 @@ def test_labels_of_points_stay_apart_and_inside_at_a_files_resolution(seed):
 
 
 def test_points_in_one_place_share_a_label_however_many():
-    names = [f"method-number-{k}" for k in range(12)]  # in one line they would be wider than the chart
+    names = [f"Grad-CAM{k}" for k in range(30)]  # in one line they would be wider than the chart
     [axes] = plot.scatter({"": {**dict.fromkeys(names, (1.0, 2.0)), "other": (3.0, 4.0)}}).axes
     assert sorted(text.get_text().replace("\n", " ") for text in axes.texts) == [", ".join(names), "other"]
 
