@@ -139,8 +139,8 @@ def triangular(peak: float, total_steps: int) -> optax.Schedule:
 
 
 # What each row has of its own: the schedule, the optimizer of a schedule, the sides of the images in equal shares of
-# the steps.
-BEFORE = {"schedule": partial(train.cosine, 0.05), "optimizer": train.sgd, "sizes": (32,)}
+# the steps, and what the network computes in.
+BEFORE = {"schedule": partial(train.cosine, 0.05), "optimizer": train.sgd, "sizes": (32,), "dtype": jnp.float32}
 SMALL_FIRST = {"sizes": (20, 24, 28, 32)}
 MUON = {"schedule": partial(train.cosine, 0.2), "optimizer": train.muon}
 ROWS = {
@@ -149,6 +149,7 @@ ROWS = {
     "small images first": BEFORE | SMALL_FIRST,
     "Muon": BEFORE | MUON,
     "Muon, small images first": BEFORE | MUON | SMALL_FIRST,
+    "Muon, small images first, bfloat16": BEFORE | MUON | SMALL_FIRST | {"dtype": jnp.bfloat16},
     "Muon, small images first, triangular": BEFORE | MUON | SMALL_FIRST | {"schedule": partial(triangular, 0.2)},
 }
 BATCH_SIZE = 64
@@ -177,7 +178,7 @@ def recipe(args):
 def trained(args, name: str, seed: int) -> dict:
     """Trains for `args.seconds` by the measured cost of a step, and evaluates."""
     row, (training, testing) = ROWS[name], _study.cifar10(args)
-    module, sizes = _study.resnet18(args, width=args.width), row["sizes"]
+    module, sizes = _study.resnet18(args, width=args.width, dtype=row["dtype"]), row["sizes"]
     images, labels = jnp.asarray(training.images), jnp.asarray(training.labels)
     take = partial(train.train_step, module=module, normalize=NORMALIZE, augment=True, label_smoothing=0.1)
     per_epoch, key = len(images) // BATCH_SIZE, jax.random.key(seed)

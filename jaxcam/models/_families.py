@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import flax.linen as nn
 
 from jaxcam.image import Preprocess
-from jaxcam.models import convnext, efficientnet, resnet, vit
+from jaxcam.models import convnext, densenet, efficientnet, resnet, vgg, vit
 
 IMAGENET = Preprocess(256, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CIFAR10 = Preprocess(32, 32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
@@ -122,7 +122,7 @@ def _convnext_fields(shapes, config) -> dict:
 
 
 def _efficientnet_fields(shapes, config) -> dict:
-    """Strides do not show; they are those of all variants."""
+    """Strides do not show; they are those of all variants. Neither do the numerics, which are the library's."""
     stages, inputs = [], _axis(shapes, "stem.conv.weight", 0, 32)
     for index, (_, stride, *_) in enumerate(efficientnet.STAGES[: _count(shapes, "blocks.")]):
         block = f"blocks.{index}.0"
@@ -132,21 +132,70 @@ def _efficientnet_fields(shapes, config) -> dict:
         stages.append((kernel, stride, max(1, wide // inputs), features, _count(shapes, f"blocks.{index}.")))
         inputs = features
     squeeze = any(".squeeze_excite." in name for name in shapes)
+    head = _axis(shapes, "head.conv.weight", 0, 1280)
     return {
         "stages": tuple(stages),
         "num_classes": _axis(shapes, "fc.weight", 0, 1000),
         "stem": _axis(shapes, "stem.conv.weight", 0, 32),
-        "head": _axis(shapes, "head.conv.weight", 0, 1280),
+        "head": head,
         "squeeze": 0.25 if squeeze else 0.0,
         "activation": nn.swish if squeeze else nn.relu6,
+        **(efficientnet.pytorch(head) if config.get("numerics") == "pytorch" else {}),
     }
 
 
+RESIZE_AND_CROP = {  # in torchvision
+    "efficientnet_b0": (256, 224),
+    "efficientnet_b1": (256, 240),
+    "efficientnet_b2": (288, 288),
+    "efficientnet_b3": (320, 300),
+    "efficientnet_b4": (384, 380),
+    "efficientnet_b5": (456, 456),
+    "efficientnet_b6": (528, 528),
+    "efficientnet_b7": (600, 600),
+}
+
+
 def efficientnet_preprocess(architecture: str | None) -> Preprocess:
-    """TensorFlow's: a margin of 16 pixels all around, and for the Lite variants pixels from about -1 to 1."""
-    *_, side = efficientnet.VARIANTS.get(architecture or "", (224,))
-    lite = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3} if "lite" in (architecture or "") else {}
-    return replace(IMAGENET, resize=side + 32, crop=side, interpolation="bicubic", **lite)
+    """torchvision's, or TensorFlow's: a margin of 16 pixels all around, and for Lite pixels from about -1 to 1."""
+    name = architecture or ""
+    if name == "mobilenet_v2":
+        return IMAGENET
+    *_, side = efficientnet.VARIANTS.get(name.removeprefix("tf_"), (224,))
+    resize, crop = RESIZE_AND_CROP.get(name, (side + 32, side))
+    lite = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3} if "lite" in name else {}
+    return replace(IMAGENET, resize=resize, crop=crop, interpolation="bicubic", **lite)
+
+
+def _vgg_fields(shapes, config) -> dict:
+    """Where a number is left out between two convolutions, there is a pool."""
+    found = {int(match[1]): name for name in shapes if (match := re.fullmatch(r"features\.(\d+)\.weight", name))}
+    widths = {number: _axis(shapes, name, 0, 1) for number, name in sorted(found.items()) if len(shapes[name]) == 4}
+    norm = any(name.endswith(".running_mean") for name in shapes)
+    first = [number for number in widths if number - (3 if norm else 2) not in widths]
+    return {
+        "stage_sizes": tuple(
+            sum(start <= number < end for number in widths)
+            for start, end in zip(first, [*first[1:], math.inf], strict=True)
+        ),
+        "widths": tuple(widths[number] for number in first),
+        "num_classes": _axis(shapes, "classifier.6.weight", 0, 1000),
+        "hidden": _axis(shapes, "classifier.3.weight", 0, 4096),
+        "norm": norm,
+    }
+
+
+def _densenet_fields(shapes, config) -> dict:
+    blocks = [f"features.denseblock{number}." for number in range(1, 1 + _count(shapes, "features.denseblock"))]
+    layer = "features.denseblock1.denselayer1."
+    growth = _axis(shapes, f"{layer}conv2.weight", 0, 32)
+    return {
+        "block_sizes": tuple(_count(shapes, f"{block}denselayer") for block in blocks),
+        "growth": growth,
+        "stem": _axis(shapes, "features.conv0.weight", 0, 64),
+        "num_classes": _axis(shapes, "classifier.weight", 0, 1000),
+        "bottleneck": max(1, _axis(shapes, f"{layer}conv1.weight", 0, 4 * growth) // growth),
+    }
 
 
 RESNET = Family(
@@ -174,7 +223,10 @@ EFFICIENTNET = Family(
     fields=_efficientnet_fields,
     open=("num_classes",),
     preprocess=lambda module: efficientnet_preprocess(EFFICIENTNET.name_of(module)),
-    named=r"tf_efficientnet_(b|lite)\d",
+    named=r"tf_efficientnet_(b|lite)\d|efficientnet_b[0-4]|mobilenetv2_\d+d?",
+)
+MOBILENET = replace(
+    EFFICIENTNET, name="MobileNetV2", architectures={"mobilenet_v2": efficientnet.ARCHITECTURES["mobilenet_v2"]}
 )
 CONVNEXT = Family(
     name="ConvNeXt",
@@ -185,5 +237,23 @@ CONVNEXT = Family(
     preprocess=lambda module: IMAGENET,
     named=r"convnext_(tiny|small|base|large|xlarge)\w*",
 )
-FAMILIES = (RESNET, EFFICIENTNET, VIT, CONVNEXT)
+VGG = Family(
+    name="VGG",
+    module=vgg.VGG,
+    architectures=vgg.ARCHITECTURES,
+    fields=_vgg_fields,
+    open=("num_classes",),
+    preprocess=lambda module: IMAGENET,
+    named=r"vgg\d+(_bn)?",
+)
+DENSENET = Family(
+    name="DenseNet",
+    module=densenet.DenseNet,
+    architectures=densenet.ARCHITECTURES,
+    fields=_densenet_fields,
+    open=("num_classes",),
+    preprocess=lambda module: IMAGENET,
+    named=r"densenet\d+",
+)
+FAMILIES = (RESNET, EFFICIENTNET, MOBILENET, VGG, DENSENET, VIT, CONVNEXT)
 ARCHITECTURES = {name: make for family in FAMILIES for name, make in family.architectures.items()}

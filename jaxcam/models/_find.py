@@ -177,17 +177,17 @@ def _registered(row: Registered) -> Found:
         facts["about"]["source"] = row.package
         remedy = f"Run pip install --force-reinstall {row.package}"
         return Found(((_installed(row), row.sha256),), facts, remedy=remedy)
-    if row.repository is None:
+    if row.package is not None:
         recorded = _recorded(row)
         facts["about"] |= {"source": "part of jaxcam", **recorded}
         return Found(((ASSETS / row.file, recorded.get("sha256", "")),), facts, remedy="Install jaxcam again")
-    # All caches come before all networks.
-    sources = [
-        partial(_download.hub_cached, row.repository, HUB_FILES, "main"),
-        partial(_download.torchvision_cached, row.file, row.sha256),
-        partial(_download.hub_download, row.repository, HUB_FILES, "main"),
-        partial(_download.torchvision_download, row.file, row.sha256),
-    ]
+    sources = []
+    for hub, torchvision in (  # all caches come before all networks
+        (_download.hub_cached, _download.torchvision_cached),
+        (_download.hub_download, _download.torchvision_download),
+    ):
+        sources += [partial(hub, row.repository, HUB_FILES, "main")] if row.repository else []
+        sources += [partial(torchvision, row.file, row.sha256)]
     problems = []
     for source in sources:
         try:

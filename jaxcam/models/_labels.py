@@ -56,6 +56,7 @@ def _of_timm(config: dict) -> dict:
     facts: dict[str, Any] = {"preprocess": _fields(fields)}
     if "architecture" in config:
         facts["network"] = config["architecture"].lower()
+        facts["config"] = {"numerics": "tensorflow" if facts["network"].startswith("tf_") else "pytorch"}
     if "label_names" in config:
         described = config.get("label_descriptions", {})
         facts["labels"] = _as_labels(described.get(label, label) for label in config["label_names"])

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from jaxcam.image import Preprocess
 from jaxcam.models._families import CIFAR10, IMAGENET, efficientnet_preprocess
 
+OUR_NAMES = {  # of architectures that torchvision calls otherwise
+    "vit_b_16": "vit_base_patch16",
+    "vit_b_32": "vit_base_patch32",
+    "vit_l_16": "vit_large_patch16",
+    "vit_l_32": "vit_large_patch32",
+}
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -20,8 +27,8 @@ class Registered:
       licence: of the weights.
       preprocess: what these weights expect of an image.
       file: torchvision's file, whose name ends in the first digits of its sha256; or the file in a package.
-      repository: the same weights on the Hugging Face hub; None for a file in a package.
-      package: that holds the file, as pip takes it; None for this one.
+      repository: the same weights on the Hugging Face hub, where they are there.
+      package: that holds the file, as pip takes it; `""` for this one, None for a file that is downloaded.
       digest: the file's whole sha256, where it is known.
     """
 
@@ -55,7 +62,7 @@ def _table() -> dict[str, Registered]:
         ("resnet152", "tv2", "resnet152-f82ba261.pth", 82.284, 232),
     ]
     bundled = Registered(
-        "resnet18_cifar10", "resnet18", "CIFAR-10", None, "MIT", CIFAR10, "resnet18_cifar10.safetensors"
+        "resnet18_cifar10", "resnet18", "CIFAR-10", None, "MIT", CIFAR10, "resnet18_cifar10.safetensors", package=""
     )
     short, tagged = {}, {}
     for architecture, tag, file, top1, resize in rows:
@@ -63,7 +70,59 @@ def _table() -> dict[str, Registered]:
         row = Registered(name, architecture, "ImageNet-1k", top1, "BSD-3-Clause", preprocess, file, f"timm/{name}")
         tagged[name] = row
         short[architecture] = dataclasses.replace(row, name=architecture)  # the later row wins: V2 where there is one
-    return _lite() | {bundled.name: bundled} | short | tagged
+    return _lite() | {bundled.name: bundled} | short | _torchvision() | tagged
+
+
+def _torchvision() -> dict[str, Registered]:
+    """The other networks of torchvision, by its names, each with its latest weights."""
+    rows = [  # sha256's first digits, top-1, resize where the crop is 224
+        ("resnext50_32x4d", "1a0047aa", 81.198, 232),
+        ("resnext101_32x8d", "110c445d", 82.834, 232),
+        ("resnext101_64x4d", "173b62eb", 83.246, 232),
+        ("wide_resnet50_2", "9ba9bcbe", 81.602, 232),
+        ("wide_resnet101_2", "d733dc28", 82.510, 232),
+        ("vgg11", "8a719046", 69.020, 256),
+        ("vgg13", "19584684", 69.928, 256),
+        ("vgg16", "397923af", 71.592, 256),
+        ("vgg19", "dcbb9e9d", 72.376, 256),
+        ("vgg11_bn", "6002323d", 70.370, 256),
+        ("vgg13_bn", "abd245e5", 71.586, 256),
+        ("vgg16_bn", "6c64b313", 73.360, 256),
+        ("vgg19_bn", "c79401a0", 74.218, 256),
+        ("densenet121", "a639ec97", 74.434, 256),
+        ("densenet161", "8d451a50", 77.138, 256),
+        ("densenet169", "b2777c0a", 75.600, 256),
+        ("densenet201", "c1103571", 76.896, 256),
+        ("mobilenet_v2", "7ebf99e0", 72.154, 232),
+        ("convnext_tiny", "983f1562", 82.520, 236),
+        ("convnext_small", "0c510722", 83.616, 230),
+        ("convnext_base", "6075fbad", 84.062, 232),
+        ("convnext_large", "ea097f82", 84.414, 232),
+        ("vit_b_16", "c867db91", 81.072, 256),
+        ("vit_b_32", "d86f8d99", 75.912, 256),
+        ("vit_l_16", "852ce7e3", 79.662, 242),
+        ("vit_l_32", "c7638314", 76.972, 256),
+    ]
+    efficientnets = [  # which torchvision took over, but for B1
+        ("efficientnet_b0", "_rwightman-7f5810bc", 77.692),
+        ("efficientnet_b1", "-c27df63c", 79.838),
+        ("efficientnet_b2", "_rwightman-c35c1473", 80.608),
+        ("efficientnet_b3", "_rwightman-b3899882", 82.008),
+        ("efficientnet_b4", "_rwightman-23ab8bcd", 83.384),
+        ("efficientnet_b5", "_lukemelas-1a07897c", 83.444),
+        ("efficientnet_b6", "_lukemelas-24a108a5", 84.008),
+        ("efficientnet_b7", "_lukemelas-c5b4e57e", 84.122),
+    ]
+    files = {name: (f"{name}-{digits}.pth", top1) for name, digits, top1, _ in rows}
+    files |= {name: (f"{name}{rest}.pth", top1) for name, rest, top1 in efficientnets}
+    preprocess = {name: dataclasses.replace(IMAGENET, resize=resize) for name, *_, resize in rows}
+    preprocess |= {name: efficientnet_preprocess(name) for name, *_ in efficientnets}
+    b1 = preprocess["efficientnet_b1"]
+    preprocess["efficientnet_b1"] = dataclasses.replace(b1, resize=255, interpolation="bilinear")
+    return {
+        name: Registered(name, OUR_NAMES.get(name, name), "ImageNet-1k", top1, "BSD-3-Clause", preprocess[name], file)
+        for name, (file, top1) in files.items()
+    }
 
 
 def _lite() -> dict[str, Registered]:

@@ -1,8 +1,8 @@
-"""EfficientNets, and the Lite variants that run without squeeze-excitation and with ReLU6.
+"""EfficientNets, their Lite variants without squeeze-excitation and with ReLU6, and MobileNetV2 with the same blocks.
 
-One class covers Lite0 to Lite4 and B0 to B7. Layers are named as in timm, `"blocks.4.2"` for the third block of the
-fifth stage, so that a stage has the same name in every variant. Numerics are TensorFlow's: padding "SAME", BatchNorm
-epsilon 1e-3.
+One class covers B0 to B7, Lite0 to Lite4 and MobileNetV2. Layers are named as in timm, `"blocks.4.2"` for the third
+block of the fifth stage, so that a stage has the same name in every variant. Numerics are of two kinds: TensorFlow's
+(padding "SAME", BatchNorm epsilon 1e-3), in which the authors trained, and PyTorch's (as much on both sides, 1e-5).
 """
 
 import math
@@ -24,6 +24,15 @@ STAGES = (  # of B0: kernel size, stride of the first block, expansion, features
     (3, 2, 6, 80, 3),
     (5, 1, 6, 112, 3),
     (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+MOBILENET = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (3, 2, 6, 32, 3),
+    (3, 2, 6, 64, 4),
+    (3, 1, 6, 96, 3),
+    (3, 2, 6, 160, 3),
     (3, 1, 6, 320, 1),
 )
 VARIANTS = {  # width and depth as multiples of B0's, and the side of the images in pixels
@@ -52,6 +61,7 @@ class ConvNorm(nn.Module):
     activation: Callable | None = None
     stride: int = 1
     groups: int = 1
+    padding: str = "SAME"
 
     @nn.compact
     def __call__(self, x):
@@ -59,7 +69,7 @@ class ConvNorm(nn.Module):
             self.features,
             (self.kernel_size, self.kernel_size),
             (self.stride, self.stride),
-            padding="SAME",
+            padding=self.kernel_size // 2 if self.padding == "symmetric" else self.padding,
             feature_group_count=self.groups,
             use_bias=False,
             dtype=x.dtype,
@@ -91,14 +101,13 @@ class Block(nn.Module):
     stride: int
     expansion: int
     squeeze: float
-    norm: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
     activation: Callable
 
     @nn.compact
     def __call__(self, x):
         inputs = x.shape[-1]
-        wide = inputs * self.expansion
-        conv = partial(ConvNorm, norm=self.norm)
+        wide, conv = inputs * self.expansion, self.conv
         out = x
         if self.expansion != 1:
             out = conv(wide, 1, activation=self.activation, name="expand")(out)
@@ -141,7 +150,7 @@ class Stages(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """An EfficientNet, `images [n, h, w, 3] -> logits float32[n, num_classes]`.
+    """An EfficientNet or MobileNetV2, `images [n, h, w, 3] -> logits float32[n, num_classes]`.
 
     Its layers are `stem`, `blocks` (`blocks.4` a stage, `blocks.4.2` a block, `blocks.4.2.expand`, `.depthwise`,
     `.squeeze_excite` and `.project` its parts), `head` and `fc`. CAMs are made at `head`: the last convolution with its
@@ -155,12 +164,15 @@ class EfficientNet(nn.Module):
       head: features of the last convolution, 1x1.
       squeeze: the channels of a squeeze-excitation, as a share of its block's input channels; 0 for none.
       activation: `nn.relu6`, in which the rewriting methods (guided backpropagation, LRP) see a ReLU, or `nn.swish`.
+      padding: `"SAME"`, TensorFlow's, which pads an even image more on the right, or `"symmetric"`, PyTorch's.
+      epsilon: of BatchNorm: 1e-3 in TensorFlow, 1e-5 in PyTorch.
       dtype: of the computation; parameters and logits stay float32.
 
     `module.apply(variables, images)` is inference; `train=True` uses (and, with `mutable=["batch_stats"]`, updates)
     the batch's statistics.
 
-    References: Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946.
+    References: Tan and Le 2019, EfficientNet, https://arxiv.org/abs/1905.11946; Sandler et al. 2018, MobileNetV2,
+    https://arxiv.org/abs/1801.04381.
 
     Example:
       >>> module = EfficientNet(stages=((3, 1, 1, 4, 1), (5, 2, 6, 8, 2)), num_classes=10, stem=4, head=16)
@@ -175,18 +187,21 @@ class EfficientNet(nn.Module):
     head: int = 1280
     squeeze: float = 0.0
     activation: Callable = nn.relu6
+    padding: str = "SAME"
+    epsilon: float = 1e-3
     dtype: Any = jnp.float32
 
     layer = "head"  # that CAM methods explain
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.99, epsilon=1e-3, dtype=self.dtype)
-        block = partial(Block, squeeze=self.squeeze, norm=norm, activation=self.activation)
+        options = {"use_running_average": not train, "momentum": 0.99, "epsilon": self.epsilon, "dtype": self.dtype}
+        conv = partial(ConvNorm, norm=partial(nn.BatchNorm, **options), padding=self.padding)
+        block = partial(Block, squeeze=self.squeeze, conv=conv, activation=self.activation)
         x = x.astype(self.dtype)
-        x = ConvNorm(self.stem, 3, norm, self.activation, stride=2, name="stem")(x)
+        x = conv(self.stem, 3, activation=self.activation, stride=2, name="stem")(x)
         x = Stages(self.stages, block, name="blocks")(x)
-        x = ConvNorm(self.head, 1, norm, self.activation, name="head")(x)
+        x = conv(self.head, 1, activation=self.activation, name="head")(x)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
         logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=uniform_fan_in, name="fc")(x)
         return logits.astype(jnp.float32)
@@ -215,4 +230,15 @@ def _features(features: int, width: float) -> int:
     return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
-ARCHITECTURES: dict[str, Callable[..., EfficientNet]] = {name: _variant(name) for name in VARIANTS}
+def pytorch(head: int) -> dict[str, Any]:
+    """PyTorch's numerics. torchvision's largest variants, B5 to B7, keep TensorFlow's epsilon."""
+    return {"padding": "symmetric", "epsilon": 1e-5 if head < 2048 else 1e-3}
+
+
+_SIZED = [name for name in VARIANTS if "lite" not in name]
+ARCHITECTURES: dict[str, Callable[..., EfficientNet]] = {
+    **{name: _variant(name) for name in VARIANTS if name not in _SIZED},
+    **{f"tf_{name}": _variant(name) for name in _SIZED},  # as timm calls those with TensorFlow's numerics
+    **{name: partial(_variant(name), **pytorch(_variant(name).keywords["head"])) for name in _SIZED},
+    "mobilenet_v2": partial(EfficientNet, stages=MOBILENET, **pytorch(1280)),
+}

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam.models._families import CONVNEXT, EFFICIENTNET, RESNET, VIT, Family
+from jaxcam.models._families import CONVNEXT, DENSENET, EFFICIENTNET, MOBILENET, RESNET, VGG, VIT, Family
+from jaxcam.models.efficientnet import MOBILENET as MOBILENET_STAGES
 
 
 class Rule(NamedTuple):
@@ -26,7 +27,7 @@ class Rule(NamedTuple):
     Attributes:
       theirs: the name in the file.
       ours: our names; where they are several, the file's tensor is theirs in a row, along the first axis.
-      shape: in the file, where it is not PyTorch's usual one.
+      shape: of the axes after the first in the file, where it is not PyTorch's usual one; -1 for what is left.
     """
 
     theirs: str
@@ -103,7 +104,7 @@ class Layout:
             pieces = [rest.pop(_filled(each, parts)) for each in rule.ours]
             tensor = pieces[0] if len(pieces) == 1 else _module_of(pieces[0]).concatenate(pieces)
             name = _filled(rule.theirs, _placed(rule.theirs, parts, numbers))
-            found[name] = tensor if rule.shape is None else tensor.reshape(rule.shape)
+            found[name] = tensor if rule.shape is None else tensor.reshape(tensor.shape[0], *rule.shape)
         return found
 
 
@@ -143,8 +144,12 @@ def _filled(template: str, parts: Iterable[str]) -> str:
 def _cut(tensor, count: int, shape: tuple[int, ...] | None) -> list:
     """The tensors that stand in a row; what has a wrong shape stays as it is, for the check to find."""
     size = getattr(tensor, "shape", ())
-    if shape is not None and size[1:] == shape[1:]:
-        return [tensor.reshape(-1)]
+    if (
+        shape is not None
+        and len(size) == len(shape) + 1
+        and all(there in (-1, here) for here, there in zip(size[1:], shape, strict=True))
+    ):
+        return [tensor.reshape(size[0], -1)]
     return np.split(tensor, count) if count > 1 and size and size[0] % count == 0 else [tensor] * count
 
 
@@ -264,7 +269,7 @@ def _convnext_rows():
             ("block.5", "mlp.fc2", "pwconv2", "pwconv2"),
         ):
             yield f"{ours}{mine}.*", f"{ours}{mine}.*", f"{timm}{his}.*", f"{there}{theirs}.*", f"{authors}{first}.*"
-        scale = f"{ours}layer_scale", (-1, 1, 1)
+        scale = f"{ours}layer_scale", (1, 1)
         yield f"{ours}layer_scale.weight", scale, f"{timm}gamma", f"{there}layer_scale_parameter", f"{authors}gamma"
     yield "classifier.0.*", "classifier.0.*", "head.norm.*", f"{hub}layernorm.*", "norm.*"
     yield "classifier.2.*", "classifier.2.*", "head.fc.*", "classifier.*", "head.*"
@@ -283,20 +288,43 @@ _EFFICIENTNET_PYTORCH = (  # a part of a block here, and there
 
 
 def _efficientnet_rows():
-    """This package and timm, which numbers the convolutions of a block, and so counts otherwise in the first stage."""
-    stem = ("stem.conv.weight", "conv_stem.weight"), ("stem.bn.*", "bn1.*")
-    head = ("head.conv.weight", "conv_head.weight"), ("head.bn.*", "bn2.*"), ("fc.*", "classifier.*")
-    yield from ((ours, ours, theirs) for ours, theirs in (*stem, *head))
+    """This package, and timm and torchvision, which number the parts of a block, and so the first stage's otherwise."""
+    yield "stem.conv.weight", "stem.conv.weight", "conv_stem.weight", "features.0.0.weight"
+    yield "stem.bn.*", "stem.bn.*", "bn1.*", "features.0.1.*"
+    yield "head.conv.weight", "head.conv.weight", "conv_head.weight", "features.8.0.weight"
+    yield "head.bn.*", "head.bn.*", "bn2.*", "features.8.1.*"
+    yield "fc.*", "fc.*", "classifier.*", "classifier.1.*"
     for stage in range(7):
-        expand, rest = ["conv_pw", "bn1"], ["conv_dw", "bn2", "conv_pwl", "bn3"]
+        parts = ["expand", "depthwise", "squeeze_excite", "project"]
+        timm = [("conv_pw", "bn1"), ("conv_dw", "bn2"), None, ("conv_pwl", "bn3")]
         if stage == 0:
-            expand, rest = [], ["conv_dw", "bn1", "conv_pw", "bn2"]
-        names = [f"{each}.weight" if "conv" in each else f"{each}.*" for each in expand + rest]
-        parts = [part for part, _ in _EFFICIENTNET_PYTORCH if "squeeze" not in part][-len(names) :]
-        squeeze = ("squeeze_excite.reduce.*", "se.conv_reduce.*"), ("squeeze_excite.expand.*", "se.conv_expand.*")
-        for part, theirs in (*zip(parts, names, strict=True), *squeeze):
-            ours = f"blocks.{stage}.*.{part}"
-            yield ours, ours, f"blocks.{stage}.*.{theirs}"
+            parts, timm = parts[1:], [("conv_dw", "bn1"), None, ("conv_pw", "bn2")]
+        for place, (part, names) in enumerate(zip(parts, timm, strict=True)):
+            ours, timms, theirs = (
+                f"blocks.{stage}.*.{part}",
+                f"blocks.{stage}.*",
+                f"features.{stage + 1}.*.block.{place}",
+            )
+            if names is None:
+                yield f"{ours}.reduce.*", f"{ours}.reduce.*", f"{timms}.se.conv_reduce.*", f"{theirs}.fc1.*"
+                yield f"{ours}.expand.*", f"{ours}.expand.*", f"{timms}.se.conv_expand.*", f"{theirs}.fc2.*"
+            else:
+                yield f"{ours}.conv.weight", f"{ours}.conv.weight", f"{timms}.{names[0]}.weight", f"{theirs}.0.weight"
+                yield f"{ours}.bn.*", f"{ours}.bn.*", f"{timms}.{names[1]}.*", f"{theirs}.1.*"
+
+
+def _mobilenet_rows():
+    """torchvision, which numbers the blocks of all stages through."""
+    places = [f"{stage}.{block}" for stage, (*_, size) in enumerate(MOBILENET_STAGES) for block in range(size)]
+    yield from (("stem.conv.weight", "features.0.0.weight"), ("stem.bn.*", "features.0.1.*"))
+    for number, place in enumerate(places, 1):
+        parts = ("depthwise", "project") if number == 1 else ("expand", "depthwise", "project")
+        for index, part in enumerate(parts):
+            conv, norm = (f"{index}", f"{index + 1}") if part == "project" else (f"{index}.0", f"{index}.1")
+            yield f"blocks.{place}.{part}.conv.weight", f"features.{number}.conv.{conv}.weight"
+            yield f"blocks.{place}.{part}.bn.*", f"features.{number}.conv.{norm}.*"
+    head = f"features.{len(places) + 1}"
+    yield from (("head.conv.weight", f"{head}.0.weight"), ("head.bn.*", f"{head}.1.*"), ("fc.*", "classifier.1.*"))
 
 
 def _efficientnet_pytorch_rows():
@@ -319,6 +347,29 @@ def _efficientnet_stages(tensors: Mapping[str, Any]) -> list[int]:
     return stages
 
 
+def _vgg_rows():
+    """torchvision, and timm, which makes convolutions of the first two dense layers."""
+    yield "features.*.*", "features.*.*", "features.*.*"
+    for ours, timm, shape in (("0", "fc1", (-1, 7, 7)), ("3", "fc2", (-1, 1, 1))):
+        weight, bias = f"classifier.{ours}.weight", f"classifier.{ours}.bias"
+        yield weight, weight, (f"pre_logits.{timm}.weight", shape)
+        yield bias, bias, f"pre_logits.{timm}.bias"
+    yield "classifier.6.*", "classifier.6.*", "head.fc.*"
+
+
+def _densenet_rows():
+    """torchvision and timm, and torchvision's files of before version 0.3."""
+    yield "features.*.weight", "features.*.weight", "features.*.weight"
+    yield "features.norm*.*", "features.norm*.*", "features.norm*.*"
+    yield "features.transition*.*.*", "features.transition*.*.*", "features.transition*.*.*"
+    for part in ("norm", "conv"):
+        for number in (1, 2):
+            ours, older = (f"features.denseblock*.denselayer*.{part}{dot}{number}.*" for dot in ("", "."))
+            yield ours, ours, older
+    yield "classifier.*", "classifier.*", "classifier.*"
+
+
+_PYTORCH = {"config": {"numerics": "pytorch"}}
 _HUB = {"config": {"epsilon": 1e-12}}  # of transformers, unless its config says another
 LAYOUTS = (  # of each family the first is what `save` writes
     *_layouts(RESNET, {"torchvision": {}, "transformers": {}}, _resnet_rows()),
@@ -327,8 +378,15 @@ LAYOUTS = (  # of each family the first is what `save` writes
         {"torchvision": {}, "an older torchvision": {}, "timm": {}, "transformers": _HUB, "transformers 5": _HUB},
         _vit_rows(),
     ),
-    *_layouts(EFFICIENTNET, {"jaxcam": {}, "timm": {"named": True}}, _efficientnet_rows()),
+    *_layouts(
+        EFFICIENTNET,
+        {"jaxcam": {"named": True}, "timm": {"named": True}, "torchvision": _PYTORCH},
+        _efficientnet_rows(),
+    ),
+    *_layouts(MOBILENET, {"torchvision": _PYTORCH}, _mobilenet_rows()),
     *_layouts(EFFICIENTNET, {"efficientnet_pytorch": {"stages": _efficientnet_stages}}, _efficientnet_pytorch_rows()),
+    *_layouts(VGG, {"torchvision": {}, "timm": {}}, _vgg_rows()),
+    *_layouts(DENSENET, {"torchvision": {}, "an older torchvision": {}}, _densenet_rows()),
     *_layouts(CONVNEXT, {"torchvision": {}, "timm": {}, "transformers": _HUB, "the authors": {}}, _convnext_rows()),
 )
 
@@ -347,4 +405,6 @@ def closest(names: Iterable[str], architecture: str | None = None) -> Layout:
 
 
 def _words(names: Iterable[str]) -> set[str]:
-    return {word for name in names for word in name.split(".") if not word.isdigit() and "*" not in word}
+    """What tells libraries apart; that tensors are weights and biases they all say."""
+    words = {word for name in names for word in name.split(".") if not word.isdigit() and "*" not in word}
+    return words - {"weight", "bias"}

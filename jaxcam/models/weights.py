@@ -93,10 +93,10 @@ def load(
 ) -> Classifier:
     """Loads a classifier by registered name, from a local file or from the Hugging Face hub.
 
-    The names of the tensors say whose they are (ResNet, ResNeXt, EfficientNet, ViT, DeiT, ConvNeXt of torchvision, timm
-    or transformers), and their shapes how deep and wide the network is, how many classes it has, and what its stem is:
-    a 3x3 `conv1` is CIFAR's (stride 1, no max-pool). What training wraps around a state dict is taken off; of a
-    checkpoint with a moving average, that is what is loaded, and `about["weights"]` says so.
+    The names of the tensors say whose they are (ResNet, ResNeXt, EfficientNet, MobileNetV2, VGG, DenseNet, ViT, DeiT,
+    ConvNeXt of torchvision, timm or transformers), and their shapes how deep and wide the network is, how many classes
+    it has, and what its stem is: a 3x3 `conv1` is CIFAR's (stride 1, no max-pool). What training wraps around a state
+    dict is taken off; of a checkpoint with a moving average, that is what is loaded, and `about["weights"]` says so.
 
     Args:
       name_or_path: a name of `models()`; the path of a `.safetensors` file, of a state dict that `torch.save` wrote
@@ -205,6 +205,9 @@ def save(
     path: str | os.PathLike, variables: Mapping, *, dtype: Any = np.float32, metadata: Mapping | None = None
 ) -> None:
     """Writes variables as safetensors, in torchvision's layout where it has one: torch and `load` read the file.
+
+    An EfficientNet's or MobileNetV2's padding does not show in its tensors: without `metadata["architecture"]`, `load`
+    wants `architecture=`, and the file has this package's names.
 
     Args:
       path: is replaced only when the whole file is written.

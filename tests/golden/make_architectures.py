@@ -25,13 +25,20 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torchvision.models.convnext import CNBlockConfig  # noqa: E402
 from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt  # noqa: E402
+from torchvision.models.densenet import DenseNet as TorchvisionDenseNet  # noqa: E402
+from torchvision.models.efficientnet import EfficientNet as TorchvisionEfficientNet  # noqa: E402
+from torchvision.models.efficientnet import _efficientnet_conf  # noqa: E402
+from torchvision.models.mobilenetv2 import MobileNetV2 as TorchvisionMobileNetV2  # noqa: E402
 from torchvision.models.resnet import Bottleneck  # noqa: E402
 from torchvision.models.resnet import ResNet as TorchvisionResNet  # noqa: E402
+from torchvision.models.vgg import VGG as TorchvisionVGG  # noqa: E402
+from torchvision.models.vgg import make_layers  # noqa: E402
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT  # noqa: E402
 
 FOLDER = Path(__file__).parent
 NUM_CLASSES, SEED, SIZE = 7, 13, 48
 WIDTHS, SIZES = (8, 16, 24, 32), (1, 2, 1, 1)
+VGG = [8, "M", 16, 16, "M", 16, "M"]
 RESNET = {"embedding_size": 8, "depths": list(SIZES), "num_labels": NUM_CLASSES}
 
 
@@ -46,6 +53,17 @@ def bottleneck(**options):
 def vit(cls, config):
     sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 192}
     return cls(config(**sizes, image_size=SIZE, patch_size=16, num_labels=NUM_CLASSES))
+
+
+def narrow(module):
+    """A VGG whose dense layers have 16 features, which neither library offers."""
+    if hasattr(module, "classifier"):
+        for place, (inputs, outputs) in {0: (49 * VGG[-2], 16), 3: (16, 16), 6: (16, NUM_CLASSES)}.items():
+            module.classifier[place] = torch.nn.Linear(inputs, outputs)
+    else:
+        module.pre_logits = timm.models.vgg.ConvMlp(VGG[-2], 16)
+        module.head.fc = torch.nn.Linear(16, NUM_CLASSES)
+    return module
 
 
 # Name -> the model, and the layers that are compared: theirs, and what jaxcam calls them.
@@ -71,8 +89,39 @@ MODELS = {
             lambda name=name: timm.create_model(name, num_classes=NUM_CLASSES),
             {"blocks.0": "blocks.0", "blocks.1.1": "blocks.1.1", "blocks.4": "blocks.4", "bn2": "head"},
         )
-        for name in ("tf_efficientnet_lite0", "tf_efficientnet_b0")
+        for name in ("tf_efficientnet_lite0", "tf_efficientnet_b0", "mobilenetv2_035")
     },
+    "torchvision_efficientnet": (
+        lambda: TorchvisionEfficientNet(
+            _efficientnet_conf("efficientnet_b0", width_mult=0.25, depth_mult=0.5)[0], 0.0, num_classes=NUM_CLASSES
+        ),
+        {"features.1": "blocks.0", "features.3.0": "blocks.2.0", "features.5": "blocks.4", "features.8": "head"},
+    ),
+    "torchvision_mobilenet": (
+        lambda: TorchvisionMobileNetV2(NUM_CLASSES, width_mult=0.25),
+        {"features.1": "blocks.0", "features.3": "blocks.1.1", "features.13": "blocks.4", "features.18": "head"},
+    ),
+    "torchvision_vgg": (
+        lambda: narrow(TorchvisionVGG(make_layers(VGG, batch_norm=True))),
+        {name: name for name in ("features.1", "features.3", "features.5", "features.8", "features.10")},
+    ),
+    "timm_vgg": (
+        lambda: narrow(timm.models.vgg.VGG(VGG)),
+        {name: name for name in ("features.0", "features.1", "features.2", "features.4", "features.6")},
+    ),
+    "torchvision_densenet": (
+        lambda: TorchvisionDenseNet(4, (1, 2, 1), 8, 2, num_classes=NUM_CLASSES),
+        {
+            name: name
+            for name in (
+                "features.conv0",
+                "features.denseblock1",
+                "features.transition1",
+                "features.denseblock2.denselayer2",
+                "features.norm5",
+            )
+        },
+    ),
     "torchvision_vit": (
         lambda: TorchvisionViT(SIZE, 16, 2, 2, 128, 192, num_classes=NUM_CLASSES),
         {
