@@ -39,7 +39,8 @@ REMOVALS = 48  # steps of deletion; Quantus removes a channel of a pixel at a ti
 AT_ONCE = 16  # images that Captum runs in one batch; all at once do not fit
 PEERS = ("torch", "torch, compiled")
 BUNDLED = {"resnet18_cifar10": 32, "efficientnet_lite0": 224}  # with weights, and the side of their images
-THEIRS = {"head": "bn2"}  # the layer that a CAM reads, where timm calls it something else
+RANDOM = ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny", "vgg16")  # with random weights; 224 pixels
+THEIRS = {"efficientnet_lite0": "bn2", "mobilenet_v2": "features.18"}  # the layer that a CAM reads, if called otherwise
 
 
 class Row(NamedTuple):
@@ -116,7 +117,7 @@ def main(argv=None):
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", default="resnet50", choices=["resnet18", "resnet50", *BUNDLED])
+    parser.add_argument("--model", default="resnet50", choices=[*RANDOM, *BUNDLED])
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=ROWS, metavar="NAME")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
@@ -194,7 +195,7 @@ def serve(connection, args, batch, side):
 
         classifier, _ = classifier_and_side(args)
         options = {"compiled": "compiled" in side, "half": args.precision == "bfloat16"}
-        layer = THEIRS.get(classifier.layer, classifier.layer)
+        layer = THEIRS.get(args.model, classifier.layer)
         peer = Peer(classifier, layer, np.asarray(images), np.asarray(targets), **options)
 
         def run_of(row):

@@ -160,13 +160,16 @@ SIMILARITIES = {  # of two sets of maps
 RANDOM = "random weights: a test of the script, not a result"
 
 
-def random_weights(path: Path, architecture: str = "resnet50", *, width: int = 64, passes: int = 30) -> Path:
-    """An ImageNet state dict for want of a real one: random weights, and BatchNorm statistics measured on noise."""
+def random_weights(path: Path, architecture: str = "resnet50", *, passes: int = 30, **options) -> Path:
+    """An ImageNet state dict for want of a real one: random weights, and BatchNorm statistics measured on noise.
+
+    The options are those of the architecture, such as `width`.
+    """
     from jaxcam.models import ARCHITECTURES, save
 
     if path.exists():
         return path
-    module = ARCHITECTURES[architecture](width=width)
+    module = ARCHITECTURES[architecture](**options)
     first, *keys = jax.random.split(jax.random.key(0), passes + 1)
     variables = jax.jit(module.init)(first, np.zeros((1, 64, 64, 3), np.float32))
     measure = jax.jit(lambda variables, images: module.apply(variables, images, train=True, mutable=["batch_stats"])[1])

@@ -14,9 +14,8 @@ import torch
 from captum import attr
 from torch import nn
 
-from jaxcam import segments
-from jaxcam.models import EfficientNet, state_dict
-from jaxcam.models.layouts import LAYOUTS
+from jaxcam import models, segments
+from jaxcam.models.layouts import closest
 from tests.golden.make_golden import import_torchvision
 
 import_torchvision()  # before what imports it
@@ -82,15 +81,20 @@ class ResNet(nn.Module):
 
 
 def load(classifier) -> nn.Module:
-    """The classifier's network with its weights, in inference mode; an EfficientNet-Lite0 is timm's."""
-    if isinstance(classifier.module, EfficientNet):
+    """The classifier's network with its weights, in inference mode: torchvision's, and timm's EfficientNet-Lite0."""
+    architecture = classifier.about["architecture"]
+    if isinstance(classifier.module, models.ResNet):
+        network = ResNet(classifier.module)
+    elif architecture == "efficientnet_lite0":
         import timm
 
         network = timm.create_model("tf_efficientnet_lite0")
-        layout = next(each for each in LAYOUTS if each.library == "timm" and each.family.module is EfficientNet)
     else:
-        network, layout = ResNet(classifier.module), None
-    named = state_dict(classifier.variables, layout)
+        from torchvision.models import get_model
+
+        network = get_model(architecture)
+    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
+    named = models.state_dict(classifier.variables, closest(names))
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in named.items()}
     result = network.load_state_dict(tensors, strict=False)
     missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
