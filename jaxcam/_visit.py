@@ -181,7 +181,7 @@ class Photograph:
 
 
 class Map(NamedTuple):
-    """What a method says, or why it says nothing."""
+    """What a method says, or why it says nothing; then it has neither map."""
 
     heat: np.ndarray | None  # float32[h, w] in [0, 1]
     drawn: np.ndarray | None  # the same, or attributions [h, w, c]
@@ -215,7 +215,7 @@ def explained(model: Tap, photo: Photograph, target: int, method: str, options: 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            found = row.function(model, photo.images, np.int32([target]), **options)
+            found = row.function(model, photo.images, np.array([target], np.int32), **options)
             heat = found if row.gives == "heatmaps" else heatmap(found, photo.images)
             found, heat = np.asarray(found[0]), np.asarray(heat[0])
         except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # one method must not end the page
@@ -239,7 +239,7 @@ def share(heat: np.ndarray, box: Sequence[float]) -> dict[str, float]:
     edges = np.asarray(box, np.float64) * [width, height, width, height]
     low = np.clip(np.floor(edges[:2]), 0, [width - 1, height - 1])
     high = np.clip(np.ceil(edges[2:]), low + 1, [width, height])
-    mask = metrics.box_to_mask(np.float32([[*low, *high]]), heat.shape)
+    mask = metrics.box_to_mask(np.array([[*low, *high]], np.float32), heat.shape)
     return {
         "energy": float(metrics.energy_pointing_game(heat[None], mask)[0]),
         "points": float(metrics.pointing_game(heat[None], mask)[0]),
@@ -262,7 +262,7 @@ def judged(model: Tap, photo: Photograph, target: int, heat: np.ndarray, metric:
         warnings.simplefilter("ignore", UserWarning)  # of a zero map, which is said to be so below it
         try:
             function = metrics.METRICS[metric].function
-            value = float(function(model, photo.images, heat[None], np.int32([target]))[0])
+            value = float(function(model, photo.images, heat[None], np.array([target], np.int32))[0])
         except (ValueError, TypeError, RuntimeError, MemoryError) as error:
             return " ".join(str(error).split())
     return value if math.isfinite(value) else "It is not defined for this map."
@@ -293,7 +293,7 @@ class Visit:
         """Another of the photographs, and of it the class that the model sees."""
         if index in range(len(self.photographs)):
             self.chosen = index
-            self.targets, self.box = [int(self.photo.probabilities.argmax())], None
+            self.targets, self.box = [int(self.photographs[index].probabilities.argmax())], None
 
     def pick(self, target: int, beside: bool = False) -> None:
         """Explains this class, or this one too, or no longer."""
@@ -314,8 +314,9 @@ class Visit:
 
     def mark(self, box: Sequence[float] | None) -> None:
         """The box that was drawn, or none."""
-        is_box = isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(each, int | float) for each in box)
-        self.box = tuple(float(np.clip(each, 0, 1)) for each in box) if is_box else None
+        self.box = None
+        if isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(each, int | float) for each in box):
+            self.box = tuple(float(np.clip(each, 0, 1)) for each in box)
 
     def wanted(self) -> list[tuple]:
         """Of the maps that are shown, method by method."""
@@ -462,7 +463,7 @@ def _base64(content: bytes) -> str:
 
 def report(visit: Visit, classifier: Classifier, layer: str) -> dict:
     """What is shown, in numbers: predictions, methods with what was set, shares of the box, metrics."""
-    photo = visit.photo
+    photo = visit.photographs[visit.chosen]
     found = {key: visit.maps[key] for key in visit.wanted() if key in visit.maps}
     return {
         "image": photo.name,
@@ -502,7 +503,9 @@ def _json(visit, classifier, layer, kind) -> bytes:
 
 def _arrays(visit, classifier, layer, kind) -> bytes:
     """The heatmaps by method, `[t, h, w]`, with the classes, the photograph and the report."""
-    arrays = {_called(each): np.stack([each.heat for each in maps]) for each, maps in _whole(visit).items()}
+    arrays: dict[str, Any] = {
+        _called(each): np.stack([heat for heat, *_ in maps]) for each, maps in _whole(visit).items()
+    }
     content = io.BytesIO()
     facts = np.array(json.dumps(report(visit, classifier, layer)))
     np.savez_compressed(content, targets=np.int32(visit.targets), view=visit.photo.view, report=facts, **arrays)
@@ -515,7 +518,7 @@ def _panel(visit, classifier, layer, kind) -> bytes:
     from jaxcam.plot._layout import SAVED_DPI, written
 
     photo, labels = visit.photo, [classifier.labels[target] for target in visit.targets]
-    maps = {_called(each): np.stack([each.drawn for each in maps]) for each, maps in _whole(visit).items()}
+    maps = {_called(each): np.stack([drawn for _, drawn, *_ in maps]) for each, maps in _whole(visit).items()}
     rows = [_class(classifier, photo, index) for index in dict.fromkeys([*_best(photo, 3), *visit.targets])]
     alone = len(labels) == 1
     figure = plot.panel(
@@ -530,8 +533,8 @@ def _panel(visit, classifier, layer, kind) -> bytes:
     return written(figure, kind, SAVED_DPI)
 
 
-def _whole(visit) -> dict[Asked, list[Map]]:
-    """The methods that have a map for each of the classes."""
+def _whole(visit) -> dict[Asked, list[Any]]:
+    """The methods that have a map for each of the classes, and these maps."""
     found = {each: [visit.maps.get((visit.photo, target, each)) for target in visit.targets] for each in visit.asked}
     return {each: maps for each, maps in found.items() if all(one and one.heat is not None for one in maps)}
 

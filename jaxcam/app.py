@@ -140,7 +140,7 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
     def example(visit):
         return upload(visit, str(sample()))[0]
 
-    def pick(visit, event: gr.EventData):
+    def pick(visit, event: gr.EventData):  # pyright: ignore[reportInvalidTypeForm]
         visit.pick(event._data.get("index"), bool(event._data.get("beside")))
         return seen(visit)
 
@@ -148,7 +148,7 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
         visit.pick(index)
         return seen(visit), None
 
-    def choose(visit, event: gr.EventData):
+    def choose(visit, event: gr.EventData):  # pyright: ignore[reportInvalidTypeForm]
         visit.choose(event._data.get("index"))
         return seen(visit)
 
@@ -163,7 +163,7 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
             yield board(visit, doing)
         yield board(visit)
 
-    def mark(visit, event: gr.EventData):
+    def mark(visit, event: gr.EventData):  # pyright: ignore[reportInvalidTypeForm]
         visit.mark(event._data.get("box"))
         return board(visit)
 
@@ -261,7 +261,7 @@ def _script(function: str, *events: str) -> str:
 def _gradio() -> Any:
     """Gradio; it keeps uploads where no other user of the machine may look, and no longer than this process runs."""
     try:
-        import gradio
+        import gradio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("The page needs gradio, which is not installed: pip install 'jaxcam-xai[app]'.") from error
     folder = tempfile.mkdtemp(prefix="jaxcam-")

@@ -65,7 +65,7 @@ class Seen(NamedTuple):
     targets: Any
     masks: Any
     heatmaps: Any
-    method: Callable  # (model, images, targets, **options) -> heatmaps
+    method: Callable | None  # (model, images, targets, **options) -> heatmaps
 
 
 NEEDS = {
@@ -131,7 +131,8 @@ class Comparison:
         passes = dict(zip(self.methods, self.passes, strict=True))
         # A map that is the same for every class is not taken for being cheap.
         fit = [best, *(each for each in others if each not in METHODS or METHODS[each].sees_class)]
-        taken = next(each for each in fit if passes[each] <= SAME_COST * min(map(passes.get, fit)))
+        least = min(passes[each] for each in fit)
+        taken = next(each for each in fit if passes[each] <= SAME_COST * least)
         cost = f"{passes[taken]:.1f} forward passes"
         if not others:
             return f"Take `{best}`: it is better than every other method on these {n} images, for {cost}."

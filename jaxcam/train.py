@@ -82,7 +82,7 @@ def muon(
         return jax.tree.map(lambda leaf: contrib.MuonDimensionNumbers((0, 1, 2), 3) if leaf.ndim == 4 else None, params)
 
     def of_the_rest(count):
-        return rest * (learning_rate(count) if callable(learning_rate) else learning_rate)
+        return rest * (learning_rate(count) if callable(learning_rate) else learning_rate)  # pyright: ignore[reportOperatorIssue]
 
     return contrib.muon(
         learning_rate,

@@ -393,3 +393,7 @@ def test_everything_exported_exists():
         assert getattr(jaxcam, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = jaxcam.nothing
+    for path in PACKAGE.rglob("*.py"):
+        if "\n__all__ = " in path.read_text():
+            name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+            exec(f"from {name} import *", {})

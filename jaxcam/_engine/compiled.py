@@ -110,7 +110,7 @@ def by_itself(function: Callable) -> Callable:
         as_it_is = _inside.get() or not config.rewrite or not _is_compilable(model)
         return (function if as_it_is else compiled)(model, images)
 
-    run.as_it_is = function
+    run.as_it_is = function  # pyright: ignore[reportAttributeAccessIssue]
     return run
 
 
@@ -142,7 +142,7 @@ def _platform(arrays) -> str | None:
     for each in arrays:
         if getattr(each, "committed", False):
             return next(iter(each.sharding.device_set)).platform
-    default = jax.config.jax_default_device or jax.local_devices()[0]
+    default = jax.config.jax_default_device or jax.local_devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
     return getattr(default, "platform", default)
 
 

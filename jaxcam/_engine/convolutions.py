@@ -65,7 +65,7 @@ def fast(
 
 def _looks_for_nans(arrays) -> bool:
     """Whether these are the values themselves, each operation on which JAX checks for NaN or infinity."""
-    checks = jax.config.jax_debug_nans or jax.config.jax_debug_infs
+    checks = jax.config.jax_debug_nans or jax.config.jax_debug_infs  # pyright: ignore[reportAttributeAccessIssue]
     return checks and not any(isinstance(each, Tracer) for each in arrays)
 
 

@@ -10,7 +10,7 @@ kernel; and a max-pool's gradient is scattered value by value. Other devices hav
 recognise them by the form that they come in; but a TPU, too, spends its time on the zeros of that strided convolution.
 """
 
-from functools import partial
+from functools import partial, reduce
 from math import prod
 
 import jax
@@ -117,18 +117,17 @@ def _gradient_of_max_pool(repeated, change, images, *, select_prim, window_dimen
     largest = jax.lax.reduce_window_max_p.bind(images, base_dilation=ones, window_dilation=ones, **window)
     padded = jax.lax.pad(images, lowest, [(*each, 0) for each in padding])
     spans = [step * (count - 1) + 1 for step, count in zip(window_strides, largest.shape, strict=True)]
-    taken, result = jnp.zeros(largest.shape, bool), None
+    taken, terms = jnp.zeros(largest.shape, bool), []
     for cell in np.ndindex(*window_dimensions):
         ends = [first + span for first, span in zip(cell, spans, strict=True)]
         chosen = (jax.lax.slice(padded, cell, ends, window_strides) == largest) & ~taken
         taken = taken | chosen
         rest = [size - end for size, end in zip(padded.shape, ends, strict=True)]
         zeros = zip(cell, rest, (step - 1 for step in window_strides), strict=True)
-        given = jax.lax.pad(jnp.where(chosen, change, 0), jnp.zeros((), change.dtype), list(zeros))
-        result = given if result is None else result + given
+        terms.append(jax.lax.pad(jnp.where(chosen, change, 0), jnp.zeros((), change.dtype), list(zeros)))
     first = [low for low, _ in padding]
     ends = [low + size for low, size in zip(first, images.shape, strict=True)]
-    return jax.lax.slice(result, first, ends)
+    return jax.lax.slice(reduce(jax.lax.add, terms), first, ends)
 
 
 # By platform and primitive: the form, and when it is better.
@@ -161,8 +160,7 @@ def _of_shifts(images, kernel, params):
     n, *pixels, channels = images.shape
     steps, dilation = params["window_strides"], params["rhs_dilation"]
     reach = [d * (size - 1) for d, size in zip(dilation, sizes, strict=True)]
-    images, kernel = images.astype(wide), kernel.astype(wide).reshape(-1, channels)
-    result = None
+    images, kernel, terms = images.astype(wide), kernel.astype(wide).reshape(-1, channels), []
     for i, weight in enumerate(np.ndindex(*sizes)):
         first = [d * j for d, j in zip(dilation, weight, strict=True)]
         last = [size - each + j for size, each, j in zip(pixels, reach, first, strict=True)]
@@ -170,8 +168,8 @@ def _of_shifts(images, kernel, params):
         own = jax.lax.broadcast_in_dim(
             jax.lax.slice(kernel, (i, 0), (i + 1, channels)), seen.shape, (0, images.ndim - 1)
         )
-        result = seen * own if result is None else jax.lax.add(result, jax.lax.mul(seen, own))
-    return result.astype(kind)
+        terms.append(jax.lax.mul(seen, own))
+    return reduce(jax.lax.add, terms).astype(kind)
 
 
 def _of_patches(images, kernel, params):

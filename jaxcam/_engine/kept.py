@@ -86,7 +86,7 @@ def _keep(path: Path, program: jax.stages.Compiled) -> None:
     with suppress(*UNKEPT):
         _files.write(path, pickle.dumps(serialize_executable.serialize(program)))
         size = 0
-        for each in sorted(folder.glob(f"*{SUFFIX}"), key=lambda each: -each.stat().st_mtime):
+        for each in sorted(path.parent.glob(f"*{SUFFIX}"), key=lambda each: -each.stat().st_mtime):
             size += each.stat().st_size
             if size > MOST:
                 each.unlink()

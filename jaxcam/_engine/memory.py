@@ -173,7 +173,7 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
 
     def run(platform, *args):
         """On arrays on `platform`, or on arguments that are traced, where that is `None`."""
-        if platform is None or jax.config.jax_disable_jit:
+        if platform is None or jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             results, passes = traced_with(_share.get(), args, compiled())
             for each in passes:  # to the program that this one is a part of
                 note(each)

@@ -47,14 +47,14 @@ def _shapes(*operands, programs, results):
 def _lowered(ctx, *operands, programs, results):
     """Of each platform's program, in the order of `platforms`, a call; between those that differ, one `case`."""
     module, symbols = ctx.module_context.module, ctx.module_context.symbol_table
-    names, types = {}, None
+    names, types = {}, []
     for text in dict.fromkeys(programs):
         program = _parsed(text)
-        types = ir.SymbolTable(program.operation)["main"].type.results
+        types = ir.SymbolTable(program.operation)["main"].type.results  # pyright: ignore[reportAttributeAccessIssue]
         names[text] = mlir.merge_mlir_modules(module, "on_a_platform", program, dst_symtab=symbols)
 
     def called(text):
-        return func.CallOp(types, ir.FlatSymbolRefAttr.get(names[text]), operands).results
+        return func.CallOp(types, ir.FlatSymbolRefAttr.get(names[text]), list(operands)).results
 
     with ir.Location.unknown():
         if len(names) == 1:

@@ -279,8 +279,9 @@ def _is_zero(program, variable) -> bool:
     if isinstance(variable, Literal):
         return np.size(variable.val) == 1 and not np.any(variable.val)
     equation = program.made_by.get(variable)
-    forwards = equation is not None and equation.primitive.name in REPEATS | {"convert_element_type"}
-    return forwards and _is_zero(program, equation.invars[0])
+    if equation is None or equation.primitive.name not in REPEATS | {"convert_element_type"}:
+        return False
+    return _is_zero(program, equation.invars[0])
 
 
 def _is_sign_test(program, variable, x, sign: int) -> bool:

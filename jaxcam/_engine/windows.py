@@ -105,7 +105,8 @@ def windowed(model: Callable, images, starts: np.ndarray, size: tuple[int, ...])
     program = _trace(model, images)
     value = program.run(images)
     # Here, for inside of a loop it would be padded again in every turn.
-    padded = {each.outvars[0]: _padded(each, value, rank) for each in program.equations if _slide(each, rank)}
+    slides = ((each, _slide(each, rank)) for each in program.equations)
+    padded = {each.outvars[0]: _padded(each, slide, value, rank) for each, slide in slides if slide}
 
     def run(window, changed):
         again = _trace(repeated(model, changed.shape[1]), flat(changed))
@@ -227,9 +228,9 @@ def _slide(equation, rank: int) -> Slide | None:
     return Slide((np.array(sizes) - 1) * dilation + 1, np.array(strides), low, high, unpadded)
 
 
-def _padded(equation, value, rank: int):
+def _padded(equation, slide: Slide, value, rank: int):
     """The operand of an equation that slides, with its padding."""
-    slide, values = _slide(equation, rank), value(equation.invars[0])
+    values = value(equation.invars[0])
     outside = jnp.asarray(-np.inf if equation.primitive.name == "reduce_window_max" else 0, values.dtype)
     spatial = [(*each, 0) for each in zip(slide.low, slide.high, strict=True)]
     return jax.lax.pad(values, outside, [(0, 0, 0), *spatial, *[(0, 0, 0)] * (values.ndim - 1 - rank)])

@@ -166,4 +166,4 @@ ROWS = [
 ]
 METHODS = {row.name: row for row in ROWS}
 
-__all__ = ["METHODS", "Method", "craft", "craft_maps", "heatmap", "reference", "summary", "tcav", *METHODS]
+__all__ = ["METHODS", "Method", "craft", "craft_maps", "heatmap", "summary", "tcav", *METHODS]  # pyright: ignore[reportUnsupportedDunderAll]

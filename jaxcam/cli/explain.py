@@ -228,7 +228,8 @@ def _job(args, methods: list[str]) -> Job:
             own = _settings(args, classifier, layer, targets, methods, look, path)
             report = None if args.again else _results.finished(args.output, name, own)
             with muffled():
-                report or jaxcam.image.open_image(path)
+                if not report:
+                    jaxcam.image.open_image(path)
         except (ValueError, OSError) as error:
             if len(paths) == 1:
                 raise

@@ -153,4 +153,4 @@ ROWS = [
 ]
 METRICS = {row.name: row for row in ROWS}
 
-__all__ = ["METRICS", "Curve", "Metric", "box_to_mask", "histogram_entropy", "strongest_cell", *METRICS]
+__all__ = ["METRICS", "Curve", "Metric", "box_to_mask", "histogram_entropy", "strongest_cell", *METRICS]  # pyright: ignore[reportUnsupportedDunderAll]

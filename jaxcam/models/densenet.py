@@ -68,7 +68,7 @@ class Features(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.relu(self.norm(name="norm0")(self.conv(self.stem, (7, 7), 2, padding=3, name="conv0")(x)))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for number, size in enumerate(self.block_sizes, 1):
             x = DenseBlock(size, self.layer, name=f"denseblock{number}")(x)
             if number < len(self.block_sizes):

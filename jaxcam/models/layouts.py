@@ -143,13 +143,13 @@ def _filled(template: str, parts: Iterable[str]) -> str:
 
 def _cut(tensor, count: int, shape: tuple[int, ...] | None) -> list:
     """The tensors that stand in a row; what has a wrong shape stays as it is, for the check to find."""
-    size = getattr(tensor, "shape", ())
+    size: tuple[int, ...] = getattr(tensor, "shape", ())
     if (
         shape is not None
         and len(size) == len(shape) + 1
         and all(there in (-1, here) for here, there in zip(size[1:], shape, strict=True))
     ):
-        return [tensor.reshape(size[0], -1)]
+        return [tensor.reshape(tensor.shape[0], -1)]
     return np.split(tensor, count) if count > 1 and size and size[0] % count == 0 else [tensor] * count
 
 

@@ -131,7 +131,7 @@ def _shown(figure) -> None:
 
     get_shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
     if hasattr(get_shell(), "kernel"):
-        from IPython.display import display
+        from IPython.display import display  # pyright: ignore[reportMissingImports]
 
         display(figure)
     elif not ImageShow.show(Image.open(io.BytesIO(figure._repr_png_()))):

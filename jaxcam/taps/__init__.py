@@ -119,7 +119,7 @@ def layers(model, images, variables=None, *, context=None, **apply_kwargs) -> di
     given = (None, None, context, apply_kwargs)
     if kind is linen and variables is None:
         return linen.layers_of_init(model, images, _tap(kind, model, {"params": {}}, (), *given))
-    model = kind.in_evaluation(model) if hasattr(kind, "in_evaluation") else model
+    model = getattr(kind, "in_evaluation", lambda model: model)(model)
     return _tap(kind, model, variables, (), *given).shapes(images)
 
 
