@@ -134,6 +134,17 @@ def test_the_tensors_show_the_architecture(architecture):
     assert layout.family.name_of(module) == architecture
 
 
+@each_model
+def test_any_tensors_show_something(name):
+    """Of a file that lacks most tensors, or has some of wrong shapes, what is wrong is said later, all at once."""
+    layout, random = closest(NAMES[name]), np.random.default_rng(0)
+    shapes = {key: tensor.shape for key, tensor in layout.ours(tensors_of(name)).items()}
+    for share in (0, 0.02, 0.1, 0.5):
+        some = {key: shape for key, shape in shapes.items() if random.random() < share}
+        for odd in (some, {key: (0,) * len(shape) for key, shape in some.items()}, dict.fromkeys(some, ())):
+            assert isinstance(layout.family.make(odd, {}, None), layout.family.module)
+
+
 # --- Wrappers and other files ----------------------------------------------------------------------------------------
 
 SMALL = "torchvision_convnext"

@@ -172,13 +172,15 @@ def _vgg_fields(shapes, config) -> dict:
     found = {int(match[1]): name for name in shapes if (match := re.fullmatch(r"features\.(\d+)\.weight", name))}
     widths = {number: _axis(shapes, name, 0, 1) for number, name in sorted(found.items()) if len(shapes[name]) == 4}
     norm = any(name.endswith(".running_mean") for name in shapes)
-    first = [number for number in widths if number - (3 if norm else 2) not in widths]
+    stages = []
+    for number, width in widths.items():
+        if number - (3 if norm else 2) in widths:
+            stages[-1].append(width)
+        else:
+            stages.append([width])
     return {
-        "stage_sizes": tuple(
-            sum(start <= number < end for number in widths)
-            for start, end in zip(first, [*first[1:], math.inf], strict=True)
-        ),
-        "widths": tuple(widths[number] for number in first),
+        "stage_sizes": tuple(map(len, stages)),
+        "widths": tuple(first for first, *_ in stages),
         "num_classes": _axis(shapes, "classifier.6.weight", 0, 1000),
         "hidden": _axis(shapes, "classifier.3.weight", 0, 4096),
         "norm": norm,
