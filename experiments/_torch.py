@@ -15,6 +15,7 @@ from captum import attr
 from torch import nn
 
 from jaxcam import models, segments
+from jaxcam.models._table import OUR_NAMES
 from jaxcam.models.layouts import closest
 from tests.golden.make_golden import import_torchvision
 
@@ -92,7 +93,8 @@ def load(classifier) -> nn.Module:
     else:
         from torchvision.models import get_model
 
-        network = get_model(architecture)
+        theirs = {ours: name for name, ours in OUR_NAMES.items()}
+        network = get_model(theirs.get(architecture, architecture))
     names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
     named = models.state_dict(classifier.variables, closest(names))
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in named.items()}

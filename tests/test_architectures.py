@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxcam
 from jaxcam.models import ARCHITECTURES, load, save, state_dict
+from jaxcam.models._families import EFFICIENTNET
 from jaxcam.models.layouts import LAYOUTS, closest
 
 FOLDER = Path(__file__).parent / "golden"
@@ -100,6 +101,10 @@ def test_what_is_saved_is_torchvisions(tmp_path, name):
     if "efficientnet" in name or "mobilenet" in name:
         assert "pass architecture=" in refused(tmp_path / "saved.safetensors")
         assert_equal(state_dict(variables, closest(NAMES[name])), tensors_of(name))
+        save(tmp_path / "saved.safetensors", variables, metadata=loaded(tmp_path, name).about)
+        again = load(tmp_path / "saved.safetensors")
+        assert again.module == loaded(tmp_path, name).module and again.module.padding == "symmetric"
+        assert_equal(state_dict(again.variables), state_dict(variables))
     else:
         assert_equal(load_file(tmp_path / "saved.safetensors"), tensors_of(name))
 
@@ -251,7 +256,37 @@ def test_timms_efficientnets_must_be_named(tmp_path):
     assert load(tmp_path / "w.safetensors", architecture="efficientnet_lite0").module.num_classes == CLASSES
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "efficientnet_lite0"}))
     save_file(tensors_of(name), tmp_path / "model.safetensors")
-    assert "is a 'efficientnet_lite0', says its config.json" in refused(tmp_path / "model.safetensors")
+    module = load(tmp_path).module
+    assert (module.padding, module.epsilon) == ("symmetric", 1e-5)
+    assert "padding 'symmetric' instead of 'SAME', epsilon 1e-05 instead" in refused(
+        tmp_path, architecture="efficientnet_lite0"
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "efficientnet_b0_gn"}))
+    assert "is a 'efficientnet_b0_gn', says its config.json" in refused(tmp_path)
+
+
+def test_numerics_that_no_tensor_shows(tmp_path):
+    """torchvision's B5 to B7 alone have TensorFlow's epsilon; a header must say one of these."""
+    fields = EFFICIENTNET.fields
+    heads = {"head.conv.weight": (2560, 320, 1, 1)}
+    squeezed = heads | {"blocks.0.0.squeeze_excite.reduce.weight": (8, 32, 1, 1)}
+    epsilons = [
+        fields(shapes, {"numerics": numerics})["epsilon"]
+        for shapes in (heads, squeezed)
+        for numerics in ("tensorflow", "pytorch", "torchvision")
+    ]
+    assert epsilons == [1e-3, 1e-5, 1e-5, 1e-3, 1e-5, 1e-3]
+    name = "torchvision_mobilenet"
+    assert loaded(tmp_path, name).preprocess.interpolation == "bilinear"
+    save_file(tensors_of(name), tmp_path / "w.safetensors", metadata={"jaxcam": json.dumps({"numerics": "none"})})
+    assert "numerics is 'none', neither 'pytorch' nor 'tensorflow'" in refused(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("name, side", [("torchvision_vgg", 7), ("torchvision_densenet", 8)])
+def test_images_of_which_nothing_is_left(tmp_path, name, side):
+    model = loaded(tmp_path, name).tap()
+    with pytest.raises(ValueError, match="the images are so small .* at least (8|16) pixels"):
+        model(jnp.zeros((1, 32, side, 3)))
 
 
 def test_a_prefix_too_many_is_a_short_sentence(tmp_path):

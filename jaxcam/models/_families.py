@@ -27,6 +27,7 @@ class Family:
       open: the fields that an architecture's name leaves to the tensors.
       preprocess: how images are prepared for a module, where nothing beside its tensors says it.
       named: a pattern of the names that timm gives to exactly this class; its other networks may have the same tensors.
+      told: the fields that no tensor shows and a library or a config may tell.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Family:
     open: tuple[str, ...]
     preprocess: Callable[[nn.Module], Preprocess]
     named: str
+    told: tuple[str, ...] = ()
 
     def make(self, shapes: Mapping[str, tuple], config: Mapping, architecture: str | None) -> nn.Module:
         """The module that the tensors show, as far as the architecture leaves it to them."""
@@ -45,8 +47,14 @@ class Family:
         return self.architectures[architecture](**{name: fields[name] for name in self.open})
 
     def matches(self, network: str) -> bool:
-        """Whether timm's name of a network, with or without its tag, is that of one of this family."""
-        return re.match(rf"({self.named})(?=[._]|$)", network) is not None
+        """Whether timm's name of a network, with or without its tag, or ours, is that of one of this family."""
+        return network in self.architectures or re.match(rf"({self.named})(?=[._]|$)", network) is not None
+
+    def contradiction(self, module: nn.Module, shapes: Mapping[str, tuple], config: Mapping) -> str:
+        """What is told of a network that its architecture has otherwise; `""` where they agree."""
+        fields = self.fields(shapes, config)
+        wrong = [name for name in self.told if fields.get(name, getattr(module, name)) != getattr(module, name)]
+        return ", ".join(f"{name} {fields[name]!r} instead of {getattr(module, name)!r}" for name in wrong)
 
     def name_of(self, module: nn.Module) -> str | None:
         """The name of a module's architecture, where it has one."""
@@ -133,6 +141,11 @@ def _efficientnet_fields(shapes, config) -> dict:
         inputs = features
     squeeze = any(".squeeze_excite." in name for name in shapes)
     head = _axis(shapes, "head.conv.weight", 0, 1280)
+    numerics = {
+        "tensorflow": efficientnet.TENSORFLOW,
+        "pytorch": efficientnet.PYTORCH,
+        "torchvision": efficientnet.torchvisions(squeeze, head),
+    }
     return {
         "stages": tuple(stages),
         "num_classes": _axis(shapes, "fc.weight", 0, 1000),
@@ -140,7 +153,7 @@ def _efficientnet_fields(shapes, config) -> dict:
         "head": head,
         "squeeze": 0.25 if squeeze else 0.0,
         "activation": nn.swish if squeeze else nn.relu6,
-        **(efficientnet.pytorch(head) if config.get("numerics") == "pytorch" else {}),
+        **numerics.get(config.get("numerics"), {}),
     }
 
 
@@ -159,8 +172,6 @@ RESIZE_AND_CROP = {  # in torchvision
 def efficientnet_preprocess(architecture: str | None) -> Preprocess:
     """torchvision's, or TensorFlow's: a margin of 16 pixels all around, and for Lite pixels from about -1 to 1."""
     name = architecture or ""
-    if name == "mobilenet_v2":
-        return IMAGENET
     *_, side = efficientnet.VARIANTS.get(name.removeprefix("tf_"), (224,))
     resize, crop = RESIZE_AND_CROP.get(name, (side + 32, side))
     lite = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3} if "lite" in name else {}
@@ -224,8 +235,13 @@ EFFICIENTNET = Family(
     architectures=efficientnet.ARCHITECTURES,
     fields=_efficientnet_fields,
     open=("num_classes",),
-    preprocess=lambda module: efficientnet_preprocess(EFFICIENTNET.name_of(module)),
-    named=r"tf_efficientnet_(b|lite)\d|efficientnet_b[0-4]|mobilenetv2_\d+d?",
+    preprocess=lambda module: (
+        efficientnet_preprocess(EFFICIENTNET.name_of(module))
+        if module.squeeze or module.padding == "SAME"
+        else IMAGENET
+    ),
+    named=r"(tf_)?efficientnet_(b|lite)\d(?!_(gn|g8_gn|g16_evos|pruned))|mobilenetv2_\d+d?",
+    told=("padding", "epsilon"),
 )
 MOBILENET = replace(
     EFFICIENTNET, name="MobileNetV2", architectures={"mobilenet_v2": efficientnet.ARCHITECTURES["mobilenet_v2"]}

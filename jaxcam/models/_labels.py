@@ -123,6 +123,12 @@ def _as_labels(labels: Iterable) -> list[str]:
     return [shown(str(label)) for label in labels]
 
 
+def _numerics(said) -> str:
+    if said not in ("pytorch", "tensorflow", "torchvision"):
+        raise ValueError(f"numerics is {shown(repr(said))}, neither 'pytorch' nor 'tensorflow'")
+    return said
+
+
 def header_facts(header: dict) -> dict:
     """What `save` was told: the facts by their names, and the rest to go with them."""
     known = {
@@ -131,6 +137,8 @@ def header_facts(header: dict) -> dict:
         "labels": _as_labels,
     }
     facts = {key: convert(header[key]) for key, convert in known.items() if key in header}
+    if "numerics" in header:
+        facts["config"] = {"numerics": _numerics(header["numerics"])}
     return {**facts, "about": {key: value for key, value in header.items() if key not in known}}
 
 

@@ -116,6 +116,11 @@ class DenseNet(nn.Module):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         layer = partial(DenseLayer, self.growth, self.bottleneck, conv, norm)
         x = Features(self.block_sizes, self.stem, layer, conv, norm, name="features")(x.astype(self.dtype))
+        if not all(x.shape[1:3]):
+            raise ValueError(
+                f"the images are so small that nothing is left after the {len(self.block_sizes) - 1} transitions of "
+                f"this DenseNet; they must have at least {2 ** (len(self.block_sizes) + 1)} pixels a side."
+            )
         x = jnp.mean(ReLU(name="relu")(x), axis=(1, 2), dtype=jnp.float32).astype(self.dtype)
         logits = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=uniform_fan_in, name="classifier")(x)
         return logits.astype(jnp.float32)

@@ -230,15 +230,19 @@ def _features(features: int, width: float) -> int:
     return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
-def pytorch(head: int) -> dict[str, Any]:
-    """PyTorch's numerics. torchvision's largest variants, B5 to B7, keep TensorFlow's epsilon."""
-    return {"padding": "symmetric", "epsilon": 1e-5 if head < 2048 else 1e-3}
+TENSORFLOW = {"padding": "SAME", "epsilon": 1e-3}
+PYTORCH = {"padding": "symmetric", "epsilon": 1e-5}
+
+
+def torchvisions(squeeze: bool, head: int) -> dict[str, Any]:
+    """Its largest variants, B5 to B7, have TensorFlow's epsilon with PyTorch's padding."""
+    return PYTORCH | ({"epsilon": 1e-3} if squeeze and head >= 2048 else {})
 
 
 _SIZED = [name for name in VARIANTS if "lite" not in name]
 ARCHITECTURES: dict[str, Callable[..., EfficientNet]] = {
     **{name: _variant(name) for name in VARIANTS if name not in _SIZED},
     **{f"tf_{name}": _variant(name) for name in _SIZED},  # as timm calls those with TensorFlow's numerics
-    **{name: partial(_variant(name), **pytorch(_variant(name).keywords["head"])) for name in _SIZED},
-    "mobilenet_v2": partial(EfficientNet, stages=MOBILENET, **pytorch(1280)),
+    **{name: partial(_variant(name), **torchvisions(True, _variant(name).keywords["head"])) for name in _SIZED},
+    "mobilenet_v2": partial(EfficientNet, stages=MOBILENET, **PYTORCH),
 }

@@ -44,7 +44,7 @@ class Layout:
       family: of the modules.
       rules: one or several for each tensor.
       config: what no tensor shows and all these modules have in common.
-      named: whether the module's name must be known, because the library has others with the same tensors.
+      named: whether the library has other networks with the same tensors, so that something else must tell them apart.
       stages: of the file's tensors, the stage of each block, where blocks are numbered through: for `#` in the rules.
     """
 
@@ -369,7 +369,8 @@ def _densenet_rows():
     yield "classifier.*", "classifier.*", "classifier.*"
 
 
-_PYTORCH = {"config": {"numerics": "pytorch"}}
+_TORCHVISION = {"config": {"numerics": "torchvision"}}
+_TENSORFLOW = {"config": {"numerics": "tensorflow"}}
 _HUB = {"config": {"epsilon": 1e-12}}  # of transformers, unless its config says another
 LAYOUTS = (  # of each family the first is what `save` writes
     *_layouts(RESNET, {"torchvision": {}, "transformers": {}}, _resnet_rows()),
@@ -380,11 +381,15 @@ LAYOUTS = (  # of each family the first is what `save` writes
     ),
     *_layouts(
         EFFICIENTNET,
-        {"jaxcam": {"named": True}, "timm": {"named": True}, "torchvision": _PYTORCH},
+        {"jaxcam": {"named": True}, "timm": {"named": True}, "torchvision": _TORCHVISION},
         _efficientnet_rows(),
     ),
-    *_layouts(MOBILENET, {"torchvision": _PYTORCH}, _mobilenet_rows()),
-    *_layouts(EFFICIENTNET, {"efficientnet_pytorch": {"stages": _efficientnet_stages}}, _efficientnet_pytorch_rows()),
+    *_layouts(MOBILENET, {"torchvision": _TORCHVISION}, _mobilenet_rows()),
+    *_layouts(
+        EFFICIENTNET,
+        {"efficientnet_pytorch": {"stages": _efficientnet_stages} | _TENSORFLOW},
+        _efficientnet_pytorch_rows(),
+    ),
     *_layouts(VGG, {"torchvision": {}, "timm": {}}, _vgg_rows()),
     *_layouts(DENSENET, {"torchvision": {}, "an older torchvision": {}}, _densenet_rows()),
     *_layouts(CONVNEXT, {"torchvision": {}, "timm": {}, "transformers": _HUB, "the authors": {}}, _convnext_rows()),

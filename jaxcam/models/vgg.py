@@ -124,6 +124,11 @@ class VGG(nn.Module):
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         x = x.astype(self.dtype)
         x = Features(self.stage_sizes, self.widths, conv, norm if self.norm else None, name="features")(x)
+        if not all(x.shape[1:3]):
+            raise ValueError(
+                f"the images are so small that nothing is left after the {len(self.stage_sizes)} pools of this VGG; "
+                f"they must have at least {2 ** len(self.stage_sizes)} pixels a side."
+            )
         x = averaged(x, CELLS).transpose(0, 3, 1, 2).reshape(len(x), -1)  # PyTorch's order of the weights
         return Classifier(self.hidden, self.num_classes, dense, name="classifier")(x).astype(jnp.float32)
 

@@ -28,7 +28,7 @@ from jaxcam._errors import shown, unknown
 from jaxcam.image import Preprocess
 from jaxcam.models import _labels, _read
 from jaxcam.models._convert import grouped, state_dict, variables_of
-from jaxcam.models._families import ARCHITECTURES
+from jaxcam.models._families import ARCHITECTURES, FAMILIES
 from jaxcam.models._find import Found, find, recognised
 from jaxcam.models.layouts import Layout, closest
 from jaxcam.taps import Tap, tap
@@ -93,10 +93,11 @@ def load(
 ) -> Classifier:
     """Loads a classifier by registered name, from a local file or from the Hugging Face hub.
 
-    The names of the tensors say whose they are (ResNet, ResNeXt, EfficientNet, MobileNetV2, VGG, DenseNet, ViT, DeiT,
-    ConvNeXt of torchvision, timm or transformers), and their shapes how deep and wide the network is, how many classes
-    it has, and what its stem is: a 3x3 `conv1` is CIFAR's (stride 1, no max-pool). What training wraps around a state
-    dict is taken off; of a checkpoint with a moving average, that is what is loaded, and `about["weights"]` says so.
+    The names of the tensors say whose they are (ResNet, ResNeXt, ViT, DeiT, ConvNeXt of torchvision, timm or
+    transformers, EfficientNet, MobileNetV2, VGG, DenseNet of the first two), and their shapes how deep and wide the
+    network is, how many classes it has, and what its stem is: a 3x3 `conv1` is CIFAR's (stride 1, no max-pool). What
+    training wraps around a state dict is taken off; of a checkpoint with a moving average, that is what is loaded, and
+    `about["weights"]` says so.
 
     Args:
       name_or_path: a name of `models()`; the path of a `.safetensors` file, of a state dict that `torch.save` wrote
@@ -123,11 +124,16 @@ def load(
     tensors, header, sha256, averaged = _contents(found)
     facts = {**recognised(found.path.name, sha256), **header, **found.facts}
     known = architecture or facts.get("architecture")
+    if known in {family.name for family in FAMILIES}:  # as `about` says of a network of no usual size
+        known = None
     if known is not None and known not in ARCHITECTURES:  # as a header says
         raise unknown("architecture", known, ARCHITECTURES)
-    layout = _layout(tensors, known, facts.get("network"), called)
+    layout = _layout(tensors, known, facts.get("network"), facts.get("config", {}), called)
     shapes = {key: getattr(tensor, "shape", ()) for key, tensor in layout.ours(tensors).items()}
-    module = layout.family.make(shapes, {**layout.config, **facts.get("config", {})}, known)
+    config = {**layout.config, **facts.get("config", {})}
+    module = layout.family.make(shapes, config, known)
+    if odd := layout.family.contradiction(module, shapes, config):
+        raise ValueError(f"{called} is {layout}, which has {odd} as in a {known}; leave architecture out.")
     if num_classes not in (None, module.num_classes):
         raise ValueError(f"{called} has {module.num_classes} classes, not num_classes={num_classes}; leave it out.")
     variables = variables_of(tensors, module, layout, f"{called} as {known or layout}")
@@ -135,6 +141,7 @@ def load(
     about |= {"weights": averaged} if averaged else {}
     about |= {} if facts.get("preprocess") else {"preprocess": ASSUMED}
     about["architecture"] = layout.family.name_of(module) or layout.family.name
+    about |= {"numerics": config["numerics"]} if "numerics" in config and layout.family.told else {}
     preprocess = _labels.preprocess(layout.family.preprocess(module), facts.get("preprocess", {}))
     labels = _labels.labels(module, facts.get("labels"), called)
     return Classifier(module, variables, preprocess, labels, module.layer, name, about)
@@ -167,7 +174,7 @@ def _contents(found: Found) -> tuple[dict, dict, str, str | None]:
     return tensors, {}, hashlib.sha256("".join(digests).encode()).hexdigest(), averaged
 
 
-def _layout(tensors: Mapping, architecture: str | None, network: str | None, name: str) -> Layout:
+def _layout(tensors: Mapping, architecture: str | None, network: str | None, config: Mapping, name: str) -> Layout:
     """Whose names these are.
 
     Raises:
@@ -190,10 +197,11 @@ def _layout(tensors: Mapping, architecture: str | None, network: str | None, nam
             f"have the names of {layout}. If it is one, pass architecture=, such as "
             f"{next(iter(layout.family.architectures))!r}."
         )
-    if architecture is None and network is None and layout.named:
+    if architecture is None and layout.named and "numerics" not in config:
         raise ValueError(
-            f"{name} has the names of {layout}, and {layout.library} has other networks with the same tensors. If it "
-            f"is one of jaxcam's, pass architecture=, such as {next(iter(layout.family.architectures))!r}."
+            f"{name} has the names of {layout}, and {layout.library} has other networks with the same tensors. Load a "
+            "folder with its config.json, or if it is one of jaxcam's, pass architecture=, such as "
+            f"{next(iter(layout.family.architectures))!r}."
         )
     return layout
 
@@ -206,8 +214,9 @@ def save(
 ) -> None:
     """Writes variables as safetensors, in torchvision's layout where it has one: torch and `load` read the file.
 
-    An EfficientNet's or MobileNetV2's padding does not show in its tensors: without `metadata["architecture"]`, `load`
-    wants `architecture=`, and the file has this package's names.
+    An EfficientNet's or MobileNetV2's padding does not show in its tensors: the file has this package's names, and
+    `load` goes by `metadata["architecture"]` or `["numerics"]` (`"pytorch"`, `"tensorflow"`; both are in what
+    `Classifier.about` holds), and else wants `architecture=`.
 
     Args:
       path: is replaced only when the whole file is written.
