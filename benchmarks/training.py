@@ -156,23 +156,24 @@ BATCH_SIZE = 64
 
 
 def recipe(args):
-    found = {}
-    for name in args.rows:
+    found, name = {}, f"training-recipe-{args.width}-{args.seconds:g}"
+    for row in args.rows:
         settings = {"seconds": args.seconds, "width": args.width}
         runs = [
-            _study.part(args, f"{name}-{seed}", partial(trained, args, name, seed), **settings) for seed in args.seeds
+            _study.part(args, f"{name}-{row}-{seed}", partial(trained, args, row, seed), **settings)
+            for seed in args.seeds
         ]
-        found[name] = runs
-        print(name, *(f"{run['accuracy']:.2%}" for run in runs), flush=True)
+        found[row] = runs
+        print(row, *(f"{run['accuracy']:.2%}" for run in runs), flush=True)
     about = {"seconds": args.seconds, "width": args.width, "seeds": args.seeds, **_study.environment()}
-    _files.write(args.output / "training-recipe.json", json.dumps({"rows": found, **about}, indent=1) + "\n")
+    _files.write(args.output / f"{name}.json", json.dumps({"rows": found, **about}, indent=1) + "\n")
     header = ["", "epochs", "accuracy, seed by seed", "mean", "with the mirrored image"]
     rows = []
-    for name, runs in found.items():
+    for row, runs in found.items():
         each = ", ".join(f"{run['accuracy']:.1%}" for run in runs)
         means = (f"{np.mean([run[key] for run in runs]):.1%}" for key in ("accuracy", "mirrored"))
-        rows.append([name, f"{np.mean([run['epochs'] for run in runs]):.1f}", each, *means])
-    _files.write(args.output / "training-recipe.md", _study.markdown(header, rows))
+        rows.append([row, f"{np.mean([run['epochs'] for run in runs]):.1f}", each, *means])
+    _files.write(args.output / f"{name}.md", _study.markdown(header, rows))
 
 
 def trained(args, name: str, seed: int) -> dict:

@@ -48,12 +48,12 @@ def test_training_is_measured_step_by_step_and_row_by_row(tmp_path, monkeypatch)
     assert list(found) == list(training.SIDES) and all(len(own) == 2 and min(own) > 0 for own in found.values())
     rows = ["--width", "4", "--seconds", "0.5", "--rows", "small images first"]
     training.main(["recipe", *rows, "--seeds", "1", *options])
-    first = json.loads((tmp_path / "training-recipe.json").read_text())["rows"]
+    first = json.loads((tmp_path / "training-recipe-4-0.5.json").read_text())["rows"]
     training.main(["recipe", *rows, "--seeds", "1", *options])
-    assert json.loads((tmp_path / "training-recipe.json").read_text())["rows"] == first
+    assert json.loads((tmp_path / "training-recipe-4-0.5.json").read_text())["rows"] == first
     [run] = first["small images first"]
     assert run["epochs"] > 0 and run["accuracy"] >= 0 and run["mirrored"] >= 0 and len(run["milliseconds"]) == 4
-    assert "| small images first | " in (tmp_path / "training-recipe.md").read_text()
+    assert "| small images first | " in (tmp_path / "training-recipe-4-0.5.md").read_text()
 
 
 def test_precisions_are_measured_in_turns(tmp_path):
