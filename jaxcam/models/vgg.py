@@ -68,7 +68,12 @@ class Classifier(nn.Module):
 
 
 def averaged(x, side: int):
-    """`[n, h, w, k] -> [n, side, side, k]`: means over cells that may overlap, as PyTorch's adaptive pool."""
+    """`[n, h, w, k] -> [n, side, side, k]`: means over cells that may overlap, as PyTorch's adaptive pool.
+
+    Example:
+      >>> averaged(jnp.arange(12.0).reshape(1, 4, 3, 1), 2)[0, :, :, 0].tolist()
+      [[2.0, 3.0], [8.0, 9.0]]
+    """
     for axis in (1, 2):
         size = x.shape[axis]
         if size != side:
