@@ -30,8 +30,9 @@ def eigen_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
 
     `map = (A - mean_hw(A)) v`, where `v[k]` is the direction of the channels along which the cells vary most.
 
-    The sign of `v` is that with which the map correlates positively with the mean activation; pytorch-grad-cam leaves
-    it to chance. `targets` and `score` change nothing.
+    The sign of `v` is that with which the map correlates positively with the mean activation, or, where that is the
+    same in all cells (as after a LayerNorm), with which its largest value is positive; pytorch-grad-cam leaves it to
+    chance. `targets` and `score` change nothing.
 
     Args:
       model: a tap on one or several spatial layers.
@@ -110,8 +111,15 @@ def principal_map(B):
         projected = u * _norm(_product(X.T, u))
     else:
         projected = _product(X, _top_eigenvector(_product(X.T, X)))
-    sign = jnp.where(jnp.vdot(projected, X.sum(1)) < 0, -1, 1)
-    return scale * sign * projected
+    return scale * _signed(projected, X)
+
+
+def _signed(projected, X):
+    """As it correlates positively with the sum of the channels, or, where that is constant, with its largest value."""
+    agreement = jnp.vdot(projected, X.sum(1))
+    is_constant = jnp.abs(agreement) <= ROUNDING * jnp.vdot(jnp.abs(projected), jnp.abs(X).sum(1))
+    largest = projected[jnp.argmax(jnp.abs(projected))]
+    return projected * jnp.where(jnp.where(is_constant, largest, agreement) < 0, -1, 1)
 
 
 def _centred(B):
@@ -219,8 +227,7 @@ def _kpca_cam(A, kernel, scale):
     u = _top_eigenvector(K)
     value = jnp.maximum(jnp.vdot(u, _product(K, u)), 0)
     projected = u * jnp.where(value == 0, 0, jnp.sqrt(jnp.where(value == 0, 1, value)))
-    sign = jnp.where(jnp.vdot(projected, X.sum(1)) < 0, -1, 1)
-    return sign * projected
+    return _signed(projected, X)
 
 
 def fem(
