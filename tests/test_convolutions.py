@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxcam
 from jaxcam._engine import compiler, engine, memory, program, repeated, scan, steps
 from jaxcam._engine.convolutions import fast
+from jaxcam.models import ARCHITECTURES
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is rewritten")
 
@@ -134,7 +136,7 @@ OVERHANGING = {
     "one row": {"pixels": (1, 8)},
     "as large along one axis": {"pixels": (3, 2)},
     "strided": {"window_strides": (2, 2)},
-    "spread": {"lhs_dilation": (2, 3), "padding": ((1, 2), (2, 2))},
+    "spread": {"lhs_dilation": (2, 2), "padding": ((1, 2), (2, 2))},
     "dilated": {"rhs_dilation": (2, 1), "padding": ((2, 2), (1, 1))},
     "the gradient of an unpadded one": {"padding": ((2, 2), (2, 2)), "dimension_numbers": ("NHWC", "HWOI", "NHWC")},
     "cropped": {"padding": ((3, -1), (2, 1))},
@@ -178,6 +180,54 @@ def test_spread_pixels_at_random(rank):
         convolve = partial(jax.lax.conv_general_dilated, dimension_numbers=numbers, **options)
         result = jax.jit(fast(convolve))(images, kernel)
         np.testing.assert_allclose(result, convolve(images, kernel), atol=3e-5, err_msg=str(options))
+
+
+def largest(program):
+    """Values of the largest array that a program, or one in it, computes."""
+    if isinstance(program, tuple):
+        return max(map(largest, program), default=0)
+    if not isinstance(program, Jaxpr | ClosedJaxpr):
+        return 0
+    own = [variable.aval.size for equation in program.eqns for variable in equation.outvars]
+    return max(own + [largest(tuple(equation.params.values())) for equation in program.eqns], default=0)
+
+
+NETWORKS = {"resnet18": {}, "mobilenet_v2": {}, "vit_base_patch16": {"depth": 1}, "convnext_tiny": {}}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_form_holds_much_more_than_the_program_it_replaces(name):
+    """Of real networks, at their size: what is worth it for a few pixels could take gigabytes for many."""
+    module, images = ARCHITECTURES[name](**NETWORKS[name]), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    gradient = jax.grad(lambda images, variables: module.apply(variables, images).sum())
+    plain, rewritten = (
+        largest(jax.make_jaxpr(function)(images, variables)) for function in (gradient, fast(gradient, "cpu"))
+    )
+    assert rewritten < 1.1 * plain
+
+
+@on_cpu
+@pytest.mark.parametrize("side", [32, 37], ids=["even", "with a rest"])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_the_gradient_of_patches_side_by_side_is_a_matrix_product(side, repeated):
+    """As in a vision transformer, whose kernel has more places than the result has pixels, which are far apart."""
+    kernel = jax.random.normal(jax.random.key(0), (16, 16, 3, 384))
+    images = jax.random.normal(jax.random.key(1), (2, side, side, 3))
+
+    def gradient(images):
+        def total(images):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            patches = jax.lax.conv_general_dilated(images, kernel, (16, 16), "VALID", dimension_numbers=numbers)
+            return (patches**2).sum()
+
+        return jax.grad(total)(images)
+
+    compiled = jax.jit(fast(gradient, "cpu", is_repeated=repeated)).lower(images).compile()
+    expected = gradient(images)
+    np.testing.assert_allclose(compiled(images), expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    assert compiled.as_text().count(" convolution(") == 1  # forwards
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * kernel.nbytes
 
 
 @on_cpu
@@ -443,7 +493,7 @@ def test_a_step_that_is_repeated(monkeypatch):
 
     images, kernel = helpers.images(2, 8, 6), jnp.ones((3, 3, 3, 5))
     expected = step(1.0, images, scale=2)
-    unknown = {"cpu": ({"xla_no_such_option": "1"},) * 2}
+    unknown = {"cpu": dict.fromkeys(compiler.OPTIONS["cpu"], {"xla_no_such_option": "1"})}
     for chosen, rewrite in ((compiler.OPTIONS, True), (unknown, True), (compiler.OPTIONS, False)):
         monkeypatch.setattr(jaxcam.config, "rewrite", rewrite)
         monkeypatch.setattr(compiler, "OPTIONS", chosen)
@@ -451,35 +501,56 @@ def test_a_step_that_is_repeated(monkeypatch):
         run, state = repeated(step, static_argnames="scale", donate_argnames="state"), jnp.ones(())
         np.testing.assert_allclose(run(state, images, scale=2), expected, rtol=1e-5)
         assert state.is_deleted()
-        assert [compiler.options("cpu", half) for half in (False, True)] == (
-            [None, None] if chosen is unknown else list(chosen["cpu"])
-        )
+        for kind, own in chosen["cpu"].items():
+            assert compiler.options("cpu", kind) == (None if chosen is unknown else own)
     compiler.options.cache_clear()
 
 
+KINDS = {  # what a program multiplies once, with what, and of which kind it is therefore
+    "a convolution": (convolved, (2, 8, 6, 3), (3, 3, 3, 5), compiler.USUAL),
+    "a dense layer": (jnp.matmul, (2, 1024), (1024, 256), compiler.USUAL),
+    "its gradient": (
+        lambda x, kernel: jax.grad(lambda x: jnp.sin(x @ kernel).sum())(x),
+        (2, 256),
+        (256, 1024),
+        compiler.TURNED,
+    ),
+    "a kernel turned over": (partial(jnp.einsum, "nj,ij->ni"), (2, 1024), (256, 1024), compiler.TURNED),
+    "with short rows": (partial(jnp.einsum, "nj,ij->ni"), (2, 1023), (257, 1023), compiler.USUAL),
+    "with few rows": (partial(jnp.einsum, "nj,ij->ni"), (2, 1024), (255, 1024), compiler.USUAL),
+    "many times": (partial(jnp.einsum, "nj,ij->ni"), (257, 1024), (256, 1024), compiler.USUAL),
+    "of each image": (partial(jnp.einsum, "nj,nij->ni"), (2, 1024), (2, 256, 1024), compiler.USUAL),
+}
+
+
 @on_cpu
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_half_precision_is_left_to_its_own_library(monkeypatch, dtype):
-    """A program that multiplies in half precision, anywhere in it, has options of its own, and is not written."""
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_the_compiler_is_told_by_what_a_program_multiplies(monkeypatch, name, half):
+    """Anywhere in it; what multiplies in half precision is not written."""
+    multiply, shape, kernel_shape, kind = KINDS[name]
+    kind, dtype = (compiler.HALF, jnp.bfloat16) if half else (kind, jnp.float32)
 
     def loop(model, images, targets):
         def step(total, _):
-            return total + convolved(images.astype(dtype), kernel.astype(dtype)).astype(jnp.float32).mean((1, 2, 3)), ()
+            kernel = model.variables["weight"].astype(dtype)
+            found = multiply(images.astype(dtype), kernel).astype(jnp.float32)
+            return total + found.reshape(len(found), -1).mean(1), ()
 
         return jax.lax.scan(step, jnp.zeros(len(images)), length=2)[0]
 
-    images, kernel, asked, said = helpers.images(2, 8, 6), jnp.ones((3, 3, 3, 5)), [], []
-    monkeypatch.setattr(compiler, "OPTIONS", {"cpu": (compiler.SUMS, {"xla_cpu_enable_fast_math": False})})
+    images, asked, said = jnp.ones(shape), [], []
+    monkeypatch.setitem(compiler.OPTIONS["cpu"], compiler.HALF, {"xla_cpu_enable_fast_math": False})
     compiler.options.cache_clear()
     for module in (memory, steps):
         monkeypatch.setattr(module, "options", lambda *key: asked.append(key) or compiler.options(*key))
         monkeypatch.setattr(module, "unwritten", lambda never: said.append(never) or compiler.unwritten(never))
-    model = jaxcam.tap(lambda weights, images: images.mean((1, 2)), {"weight": kernel})
+    model = jaxcam.tap(lambda weights, images: images.mean(-1), {"weight": jnp.ones(kernel_shape)})
     expected = loop(model, images, None)
     for run in (engine(loop), repeated(loop)):
         asked.clear(), said.clear()
         np.testing.assert_allclose(run(model, images, None), expected, rtol=2e-2)
-        assert asked[-1] == ("cpu", dtype == jnp.bfloat16) and set(said) == {dtype == jnp.bfloat16}
+        assert asked[-1] == ("cpu", kind) and set(said) == {half}
     compiler.options.cache_clear()
 
 

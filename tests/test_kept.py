@@ -75,7 +75,7 @@ def test_what_a_program_is_made_of(folder, monkeypatch):
 
 def test_half_precision_is_not_written(folder, monkeypatch):
     """XLA cannot write what it leaves to oneDNN."""
-    monkeypatch.setattr(compiler, "OPTIONS", {"cpu": (compiler.SUMS, {"xla_cpu_enable_fast_math": False})})
+    monkeypatch.setitem(compiler.OPTIONS["cpu"], compiler.HALF, {"xla_cpu_enable_fast_math": False})
     compiler.options.cache_clear()
     tiny = helpers.tiny_classifier()
     half = replace(tiny, module=tiny.module.clone(dtype=jnp.bfloat16)).tap()

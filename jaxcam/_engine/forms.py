@@ -3,11 +3,12 @@
 On a CPU, with jax 0.10 to 0.12: in loops only the layout `nhwc, hwio -> nhwc` has a fast kernel, which a gradient's
 convolutions do not come in; a 1x1 convolution takes twice as long as the matrix product that it is; a depthwise one
 takes many times as long as its few multiplications; the gradient of a strided convolution with a large kernel (the
-first one of a ResNet) spends its time on zeros, and that of one with few pixels on transposing the kernel; a kernel
-that is larger than the image takes up to sixty times as long as a matrix product; a large 3x3 convolution that is
-repeated can do with fewer multiplications; a sum over pixels or channels draws the convolutions before it into one slow
-kernel; and a max-pool's gradient is scattered value by value. Other devices have kernels for all of these, and
-recognise them by the form that they come in; but a TPU, too, spends its time on the zeros of that strided convolution.
+first one of a ResNet, or of a vision transformer) spends its time on zeros, and that of one with few pixels on
+transposing the kernel; a kernel that is larger than the image takes up to sixty times as long as a matrix product; a
+large 3x3 convolution that is repeated can do with fewer multiplications; a sum over pixels or channels draws the
+convolutions before it into one slow kernel; and a max-pool's gradient is scattered value by value. Other devices have
+kernels for all of these, and recognise them by the form that they come in; but a TPU, too, spends its time on the zeros
+of a ResNet's first convolution.
 """
 
 from functools import partial, reduce
@@ -74,17 +75,17 @@ def _convolution(repeated, images, kernel, *, dimension_numbers, **params):
         result = _of_products(images, jnp.moveaxis(given, dimension_numbers.rhs_spec[0], last - 1), params)
     elif not grouped and _overhangs(images, kernel, params):
         result = _of_patches(images, kernel, params)
-    elif _is_of_phases(sizes, params, 1 if repeated else 2):
+    elif _is_of_phases(sizes, params, 1 if repeated else 2) or _is_of_phases(sizes, params, exactly=True):
         result = _of_phases(images, kernel, params)
     else:
-        result = jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
+        result = _as_it_is(images, kernel, params)
     return jnp.moveaxis(result, numbers.out_spec, dimension_numbers.out_spec)
 
 
 def _moved(images, kernel, *, dimension_numbers, **params):
     """The convolution itself, its operands brought into the layout `nhwc, hwio` before."""
     images, kernel, numbers = _laid(images, kernel, dimension_numbers)
-    result = jax.lax.conv_general_dilated_p.bind(images, kernel, **{**params, "dimension_numbers": numbers})
+    result = _as_it_is(images, kernel, {**params, "dimension_numbers": numbers})
     return jnp.moveaxis(result, numbers.out_spec, dimension_numbers.out_spec)
 
 
@@ -149,6 +150,10 @@ def _matrix_product(images, kernel, params):
     result = jax.lax.dot_general(images, kernel.reshape(kernel.shape[-2:]), (channels, ((), ())), **options)
     zeros = [(low, high, d - 1) for (low, high), d in zip(params["padding"], params["lhs_dilation"], strict=True)]
     return jax.lax.pad(result, jnp.zeros((), result.dtype), [(0, 0, 0), *zeros, (0, 0, 0)])
+
+
+def _as_it_is(images, kernel, params):
+    return jax.lax.conv_general_dilated_p.bind(images, kernel, **params)
 
 
 def _of_shifts(images, kernel, params):
@@ -247,10 +252,9 @@ def _of_phases(images, kernel, params):
     split = jnp.flip(split, range(1, 2 * rank, 2))
     taps, phases = range(0, 2 * rank, 2), range(1, 2 * rank, 2)
     kernel = split.transpose(*taps, 2 * rank, *phases, 2 * rank + 1).reshape(*counts, inputs, -1)
-    ones = (1,) * rank
-    result = jax.lax.conv_general_dilated_p.bind(
-        images, kernel, **{**params, "padding": tuple(padding), "lhs_dilation": ones}
-    )
+    params = {**params, "padding": tuple(padding), "lhs_dilation": (1,) * rank}
+    product = _matrix_product if max(counts) == 1 else _as_it_is
+    result = product(images, kernel, params)
     n, *places, _ = result.shape
     result = result.reshape(n, *places, *steps, outputs)
     order = [each for axis in axes for each in (axis, axis + rank)]
@@ -282,13 +286,16 @@ def _is_depthwise(images, kernel, params) -> bool:
     )
 
 
-def _is_of_phases(sizes, params, several: int = 2) -> bool:
-    """Whether it is the gradient of a strided convolution, with a kernel that has weights for several pixels."""
+def _is_of_phases(sizes, params, several: int = 2, *, exactly: bool = False) -> bool:
+    """Whether it is the gradient of a strided convolution, with a kernel that has weights for several pixels.
+
+    Or, `exactly`, for one: the gradient of patches side by side, as a vision transformer takes them.
+    """
     spread, low = params["lhs_dilation"], min(low for low, _ in params["padding"])
     others = *params["window_strides"], *params["rhs_dilation"], params["feature_group_count"]
     return (
         max(*others, params["batch_group_count"]) == 1 < max(spread)
-        and all(size > several * d for size, d in zip(sizes, spread, strict=True))
+        and all(size == d if exactly else size > several * d for size, d in zip(sizes, spread, strict=True))
         and low >= 0  # XLA computes the cropped one wrongly
     )
 
@@ -301,7 +308,10 @@ def _is_moved_far(images, numbers) -> bool:
 
 
 def _overhangs(images, kernel, params) -> bool:
-    """Whether a kernel has more places than the image has pixels, and enough weights for that to matter."""
+    """Whether a kernel has more places than the image has pixels, and enough weights for that to matter.
+
+    With zeros between the pixels it has at least as many as there are then, or what each result sees would be a lot.
+    """
     pixels, (*taps, inputs, outputs) = images.shape[1:-1], kernel.shape
     is_known = all(isinstance(each, int) for each in (*pixels, inputs, outputs))
     some = is_known and all(
@@ -310,7 +320,8 @@ def _overhangs(images, kernel, params) -> bool:
             params["padding"], params["lhs_dilation"], pixels, params["rhs_dilation"], taps, strict=True
         )
     )  # a pixel comes out
-    larger = is_known and prod(pixels) < prod(taps)
+    between = [d * (size - 1) + 1 for d, size in zip(params["lhs_dilation"], pixels, strict=True)]
+    larger = is_known and prod(pixels) < prod(taps) and prod(between) <= prod(taps)
     return some and larger and inputs * outputs >= 1024 and min(pixels) > 0 and is_inexact(images)
 
 

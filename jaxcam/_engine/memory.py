@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxcam._engine.compiler import is_half, options, unwritten
+from jaxcam._engine.compiler import HALF, USUAL, kind_of, options, unwritten
 
 MOST = 256  # images in one pass: more keep no device busier
 
@@ -91,11 +91,11 @@ def _container() -> int | None:
 
 @dataclass
 class Fit:
-    """The share of the usual chunk with which a program fits, the passes that it then has, and its precision."""
+    """The share of the usual chunk with which a program fits, the passes that it then has, and its kind."""
 
     share: float
     passes: list[Pass]
-    half: bool = False
+    kind: str = USUAL
 
     @property
     def largest(self) -> int:
@@ -139,8 +139,8 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
     static = tuple(range(num_static + 1))
 
     @cache
-    def compiled(platform=None, half=False):
-        return jax.jit(with_share, static_argnums=static, compiler_options=options(platform, half))
+    def compiled(platform=None, kind=USUAL):
+        return jax.jit(with_share, static_argnums=static, compiler_options=options(platform, kind))
 
     fits, passes_of = OrderedDict(), OrderedDict()
 
@@ -154,9 +154,9 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         key = share, *shaped(args)
         return result, _kept(passes_of, key, passes or passes_of.get(key, []))
 
-    def needs(platform, half, args, share):
-        traced, passes = traced_with(share, args, compiled(platform, half).trace)
-        with unwritten(half):
+    def needs(platform, kind, args, share):
+        traced, passes = traced_with(share, args, compiled(platform, kind).trace)
+        with unwritten(kind == HALF):
             memory = traced.lower().compile().memory_analysis()  # the call that follows finds this program
         return getattr(memory, "temp_size_in_bytes", 0), passes
 
@@ -164,10 +164,10 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         known = key in fits
         if not known:
             limit = budget(jax.local_devices(backend=platform)[0])
-            half = is_half(platform, lambda: traced_with(1.0, args, compiled(platform, False).trace)[0])
-            need = partial(needs, platform, half, args)
+            kind = kind_of(platform, lambda: traced_with(1.0, args, compiled(platform).trace)[0])
+            need = partial(needs, platform, kind, args)
             fit = Fit(1.0, []) if limit is None else suitable(need, limit, platform != "cpu")
-            fit.half = half
+            fit.kind = kind
             _kept(fits, key, fit)
         return fits[key], not known
 
@@ -181,18 +181,18 @@ def fitted(function: Callable, num_static: int = 0) -> Callable:
         fit, first = found(platform, args, (platform, *shaped(args)))
         while True:
             try:
-                with unwritten(fit.half):
-                    results = compiled(platform, fit.half)(fit.share, *args)
+                with unwritten(fit.kind == HALF):
+                    results = compiled(platform, fit.kind)(fit.share, *args)
                 return jax.block_until_ready(results) if first and fit.passes else results
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or not fit.passes:
                     raise
-                _halve(fit, partial(needs, platform, fit.half, args), error)
+                _halve(fit, partial(needs, platform, fit.kind, args), error)
 
     def program(platform, *args):
         """The one that has run on these, which JAX has not forgotten, if it can be written to a file."""
         fit = fits[platform, *shaped(args)]
-        return None if fit.half else compiled(platform, False).lower(fit.share, *args).compile()
+        return None if fit.kind == HALF else compiled(platform, fit.kind).lower(fit.share, *args).compile()
 
     run.lower, run.program = partial(compiled().lower, 1.0), program
     return run
