@@ -37,6 +37,7 @@ class Peer:
         network = _torch.load(classifier).to(device)
         self.images, self.targets, self.half = _torch.tensor(images).to(device), list(targets), half
         self.layer = network.get_submodule(layer)
+        self.reshape = getattr(classifier.module, "reshape", None) and _as_maps
         self.network = network
         self.release = lambda: None
         if compiled:
@@ -62,7 +63,7 @@ class Peer:
 
     def cam(self, name: str) -> Callable:
         """A class of pytorch-grad-cam."""
-        method = getattr(pytorch_grad_cam, name)(self.network, [self.layer])
+        method = getattr(pytorch_grad_cam, name)(self.network, [self.layer], self.reshape)
         self.release = method.activations_and_grads.release
         targets = [ClassifierOutputTarget(index) for index in self.targets]
         return self._ready(lambda: method(self.images, targets))
@@ -101,3 +102,9 @@ class Peer:
                 torch.cuda.synchronize()
 
         return timed
+
+
+def _as_maps(tokens: torch.Tensor) -> torch.Tensor:
+    """A vision transformer's `[n, 1 + side * side, c]`, its class token first, as `[n, c, side, side]`."""
+    side = round((tokens.shape[1] - 1) ** 0.5)
+    return tokens[:, 1:].unflatten(1, (side, side)).movedim(3, 1)

@@ -21,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,7 @@ REMOVALS = 48  # steps of deletion; Quantus removes a channel of a pixel at a ti
 AT_ONCE = 16  # images that Captum runs in one batch; all at once do not fit
 PEERS = ("torch", "torch, compiled")
 BUNDLED = {"resnet18_cifar10": 32, "efficientnet_lite0": 224}  # with weights, and the side of their images
-RANDOM = ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny", "vgg16")  # with random weights; 224 pixels
+RANDOM = ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny", "vgg16", "vit_base_patch16")  # weights; 224 pixels
 THEIRS = {"efficientnet_lite0": "bn2", "mobilenet_v2": "features.18"}  # the layer that a CAM reads, if called otherwise
 
 
@@ -153,9 +154,9 @@ def our_arguments(args, batch):
     """The tap, images and targets, as every contestant explains them."""
     classifier, side = classifier_and_side(args)
     images = np.random.default_rng(0).normal(size=(batch, side, side, 3)).astype(np.float32)
-    module = classifier.module.clone(dtype=jnp.dtype(args.precision))
-    targets = np.arange(batch) % module.num_classes
-    return jaxcam.tap(module, classifier.variables, classifier.layer), jnp.asarray(images), jnp.asarray(targets)
+    classifier = replace(classifier, module=classifier.module.clone(dtype=jnp.dtype(args.precision)))
+    targets = np.arange(batch) % classifier.module.num_classes
+    return classifier.tap(), jnp.asarray(images), jnp.asarray(targets)
 
 
 def facts_of(args, batch) -> dict:

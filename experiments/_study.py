@@ -171,9 +171,11 @@ def random_weights(path: Path, architecture: str = "resnet50", *, passes: int = 
         return path
     module = ARCHITECTURES[architecture](**options)
     first, *keys = jax.random.split(jax.random.key(0), passes + 1)
-    variables = jax.jit(module.init)(first, np.zeros((1, 64, 64, 3), np.float32))
+    side = getattr(module, "image_size", 64)  # a vision transformer takes one
+    variables = jax.jit(module.init)(first, np.zeros((1, side, side, 3), np.float32))
     measure = jax.jit(lambda variables, images: module.apply(variables, images, train=True, mutable=["batch_stats"])[1])
-    for key in keys:  # of what the running averages were at first, 30 passes leave a twentieth
+    for key in keys if "batch_stats" in variables else ():
+        # Of what the running averages were at first, 30 passes leave a twentieth.
         variables = variables | measure(variables, jax.random.normal(key, (8, 64, 64, 3)))
     save(path, variables, metadata={"architecture": architecture, "note": RANDOM})
     return path

@@ -213,12 +213,33 @@ def test_completions_for_an_unknown_shell(capsys):
     assert capsys.readouterr().err == "jaxcam: Unknown shell 'fsh'. Did you mean 'fish' or 'zsh' or 'tcsh'?\n"
 
 
-def test_all_methods_are_those_with_heatmaps_of_convolutional_models():
-    names = command._methods(["all"])
-    assert {"grad_cam", "integrated_gradients", "sobol"} < set(names) < set(METHODS)
-    others = {"deep_feature_factorization", "attention_rollout", "attention_relevance", "le_grad"}
-    assert set(METHODS) - set(names) == others
+CONVOLUTIONAL = jaxcam.models.EfficientNet()
+TRANSFORMER = jaxcam.models.ViT(depth=2, width=64, num_heads=1, patch_size=16, num_classes=3, image_size=32)
+
+
+def suitable(methods, module, layer=None):
+    """Of methods, those that the command takes for a model, whose last layer is `last`."""
+    args = argparse.Namespace(method=methods, layer=layer)
+    classifier = argparse.Namespace(module=module, layer="last")
+    return command._suitable(args, command._methods(methods), classifier)
+
+
+def test_all_methods_are_those_with_heatmaps_for_the_kind_of_model():
+    for_all = set(suitable(["all"], CONVOLUTIONAL))
+    assert {"grad_cam", "integrated_gradients", "sobol"} < for_all
+    of_tokens = {"attention_rollout", "attention_relevance", "le_grad"}
+    assert set(METHODS) - for_all == of_tokens | {"deep_feature_factorization"}
+    assert set(suitable(["all"], TRANSFORMER)) == for_all | of_tokens
+    assert suitable(command.USUAL, CONVOLUTIONAL) == list(command.USUAL)
+    assert suitable(command.USUAL, TRANSFORMER) == list(command.USUAL_OF_TOKENS)
+    assert suitable(["le_grad", "cam"], CONVOLUTIONAL, "layer3") == ["le_grad", "cam"]
     assert command._methods(["saliency", "grad_cam", "saliency"]) == ["saliency", "grad_cam"]
+
+
+def test_cam_is_not_among_all_methods_of_another_layer():
+    """It is defined for the last one alone."""
+    for layer in (None, "last", "another"):
+        assert ("cam" in suitable(["all"], CONVOLUTIONAL, layer)) == (layer != "another")
 
 
 def test_without_scikit_image_xrai_is_left_out(monkeypatch, capsys):
@@ -273,14 +294,32 @@ def test_several_targets_stand_side_by_side(photo, tmp_path, capsys, monkeypatch
     assert capsys.readouterr().out.count("explained") >= 3
 
 
-def test_cam_is_not_among_all_methods_of_another_layer(tmp_path):
-    """It is defined for the last one alone."""
-    given = {"model": "resnet18_cifar10", "architecture": None, "target": [], "method": ["all"], "images": []}
-    given |= {"colormap": "inferno", "theme": "light", "format": "png", "scale": 1}
-    given |= {"no_panel": False, "again": False}
-    for layer, expected in ((None, ["grad_cam", "cam"]), ("layer4", ["grad_cam", "cam"]), ("layer3", ["grad_cam"])):
-        args = argparse.Namespace(**given, layer=layer, output=tmp_path)
-        assert command._job(args, ["grad_cam", "cam"]).methods == expected
+@pytest.fixture
+def transformer(tmp_path):
+    """Options of the command for a small one, whose weights are random."""
+    variables = TRANSFORMER.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    head = jax.random.normal(jax.random.key(1), (64, 3))  # a new one is zero, and so would the maps be
+    variables["params"]["heads"]["head"]["kernel"] = head
+    jaxcam.models.save(tmp_path / "vit.safetensors", variables)
+    return ["--model", str(tmp_path / "vit.safetensors"), "--output", str(tmp_path / "out")]
+
+
+def test_methods_that_are_not_for_a_model_are_left_out(photo, tmp_path, transformer, monkeypatch, capsys):
+    """With the reason; all else is written. Who names one of them learns that it failed."""
+    monkeypatch.setattr(command, "USUAL_OF_TOKENS", ("guided_backprop", "le_grad"))
+    reason = "There is no ReLU between the images and the score"
+    for _ in range(2):  # the second time nothing is left to do, and the reason is the report's
+        assert cli.main(["explain", photo, *transformer]) == 0
+        assert [line.startswith(f"jaxcam: guided_backprop is left out: {reason}") for line in remarks(capsys)] == [True]
+        written = {path.name for path in (tmp_path / "out").iterdir()}
+        assert written == {"photo.json", "photo_le_grad.png", "photo_panel.png"}
+    assert list(json.loads((tmp_path / "out" / "photo.json").read_text())["left_out"]) == ["guided_backprop"]
+    assert cli.main(["explain", photo, *transformer, "--method", "guided_backprop", "le_grad", "--again"]) == 2
+    assert remarks(capsys)[-1] == "jaxcam: 1 of 2 methods are not for this model."
+    assert cli.main(["explain", photo, *transformer, "--method", "guided_backprop"]) == 2
+    assert [line.startswith(f"jaxcam: {reason}") for line in remarks(capsys)] == [True]
+    assert cli.main(["explain", photo, *transformer, "--method", "guided_backprop", "guided_grad_cam"]) == 2
+    assert remarks(capsys)[-1] == "jaxcam: None of the methods is for this model."
 
 
 def nothing(model, images, targets=None, *, warn=True):

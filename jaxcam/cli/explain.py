@@ -29,6 +29,7 @@ TABLES, MANY = 10, 100  # images: beyond, a line for each; and beyond, another c
 LONG = 10  # seconds that are worth an estimate
 # Without --method: of each idea one that takes no more than some forward and backward passes.
 USUAL = ("grad_cam", "layer_cam", "ablation_cam", "saliency", "guided_backprop", "integrated_gradients")
+USUAL_OF_TOKENS = ("grad_cam", "layer_cam", "attention_relevance", "le_grad", "saliency", "integrated_gradients")
 
 
 def add(commands) -> None:
@@ -38,7 +39,7 @@ def add(commands) -> None:
     files = "image files, folders of them, or patterns such as 'photos/*.jpg' (default: a bundled photograph)"
     parser.add_argument("images", nargs="*", metavar="IMAGE", help=files)
     add_model(parser, "--model", default="efficientnet_lite0")
-    usual = f'methods, or "all" (default: {" ".join(USUAL)})'
+    usual = f'methods, or "all" (default: {" ".join(USUAL)}; of a vision transformer {" ".join(USUAL_OF_TOKENS)})'
     parser.add_argument("--method", nargs="+", default=USUAL, metavar="NAME", help=usual)
     classes = "classes to explain, side by side if several (default: each image's prediction)"
     parser.add_argument("--target", nargs="+", default=(), metavar="INDEX_OR_LABEL", help=classes)
@@ -70,6 +71,7 @@ class Job(NamedTuple):
     settings: list[dict]  # of each image: what its files depend on
     finished: list[dict]  # reports of an earlier run with the same settings
     unreadable: dict[str, str]  # files, and what is wrong with each
+    left_out: dict[str, str]  # methods that are not for this model, and why
     output: Path
     look: _panel.Look
 
@@ -103,7 +105,8 @@ def run(args) -> None:
     """Checks everything, then predicts, explains and writes batch by batch.
 
     Raises:
-      ValueError: some of the images could not be read; the others are explained.
+      ValueError: some of the images could not be read, or some of the methods that were named are not for this model;
+        the others are explained.
     """
     keep_programs()
     methods = _methods(args.method)
@@ -127,16 +130,26 @@ def run(args) -> None:
             if start == 0:
                 _estimate(job, model, batch, channels)
             for name in job.methods:
+                if name in job.left_out:
+                    continue
                 bar.update(task, description=f"{name}: {_stage(job, start)}", refresh=True)
                 began = time.perf_counter()
-                found[name] = _explained(model, batch, name)
+                try:
+                    found[name] = _explained(model, batch, name)
+                except (ValueError, TypeError) as error:
+                    if len(job.methods) == 1:
+                        raise
+                    job.left_out[name] = str(error)
+                    continue
                 remarks += _remarks(job, batch, name, found[name])
                 advance(bar, task, name, time.perf_counter() - began)
+            if not found:
+                break
             bar.update(task, description="drawing", refresh=True)
             _print_reports(bar, job, list(_written(job, batch, found, channels)))
     for remark in dict.fromkeys(remarks):
         complain(remark)
-    _print_end(job)
+    _print_end(job, are_named=not _are_ours(args.method))
 
 
 def _print_reports(bar, job: Job, reports: list[dict]) -> None:
@@ -146,7 +159,11 @@ def _print_reports(bar, job: Job, reports: list[dict]) -> None:
     bar.start()
 
 
-def _print_end(job: Job) -> None:
+def _print_end(job: Job, are_named: bool) -> None:
+    for name, reason in job.left_out.items():
+        complain(f"{name} is left out: {reason}")
+    if job.methods and len(job.left_out) == len(job.methods):
+        raise ValueError("None of the methods is for this model.")
     count, before = len(job.paths), len(job.finished)
     new = f"{count} image{'s' * (count != 1)} explained" if count or not before else ""
     old = f"{before} had been before, with the same settings (--again explains them anew)" if before else ""
@@ -155,6 +172,8 @@ def _print_end(job: Job) -> None:
         for message in job.unreadable.values():
             complain(message)
         raise ValueError(f"{len(job.unreadable)} of {count + before + len(job.unreadable)} images could not be read.")
+    if job.left_out and are_named:
+        raise ValueError(f"{len(job.left_out)} of {len(job.methods)} methods are not for this model.")
 
 
 def _stage(job: Job, start: int) -> str:
@@ -182,14 +201,19 @@ def _look(args) -> _panel.Look:
     return _panel.Look(args.colormap, args.theme, None if args.no_panel else args.format, args.scale)
 
 
+def _are_ours(methods: Sequence[str]) -> bool:
+    """Whether nobody named them one by one, so that those which a model has no use for may be missing."""
+    return methods is USUAL or "all" in methods
+
+
 def _methods(names: Sequence[str]) -> list[str]:
     """The methods that are meant, or an error that says why one of them cannot be."""
     from jaxcam._errors import unknown
     from jaxcam.attribution import METHODS
 
     missing = {name for name, row in METHODS.items() if row.on_host and importlib.util.find_spec(row.on_host) is None}
-    if "all" in names:  # the models that the command line loads are convolutional
-        names = [name for name, row in METHODS.items() if row.gives != "parts" and row.needs != "tokens"]
+    if "all" in names:
+        names = [name for name, row in METHODS.items() if row.gives != "parts"]
         for name in missing.intersection(names):
             complain(f"{name} is left out: it {_wants(METHODS[name].on_host)}")
         return [name for name in names if name not in missing]
@@ -216,13 +240,12 @@ def _job(args, methods: list[str]) -> Job:
     classifier = jaxcam.load(args.model, architecture=args.architecture)
     targets = list(dict.fromkeys(class_index(each, classifier.labels) for each in args.target))
     layer = args.layer or classifier.layer
-    if "all" in args.method and layer != classifier.layer:
-        methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
+    methods = _suitable(args, methods, classifier)
     look, paths = _look(args), _image_files(args.images) or [str(jaxcam.sample())]
     maps = [file for method in methods for file in _files_of(method, targets, classifier.labels)]
     names = _results.unique_names(paths, maps, look.format)
     _results.refuse_to_overwrite(args.output, paths, names, maps, look.format)
-    new, settings, finished, unreadable = {}, [], [], {}
+    new, settings, finished, unreadable, left_out = {}, [], [], {}, {}
     for path, name in zip(paths, names, strict=True):
         try:
             own = _settings(args, classifier, layer, targets, methods, look, path)
@@ -237,11 +260,26 @@ def _job(args, methods: list[str]) -> Job:
             continue
         if report is not None:
             finished.append(report)
+            left_out |= report["left_out"]
             continue
         new[path] = name
         settings.append(own)
-    found = list(new), list(new.values()), settings, finished, unreadable
+    found = list(new), list(new.values()), settings, finished, unreadable, left_out
     return Job(classifier, layer, targets, methods, *found, args.output, look)
+
+
+def _suitable(args, methods: list[str], classifier) -> list[str]:
+    """Of methods that nobody named one by one, those for the kind of model and for the layer."""
+    from jaxcam.attribution import METHODS
+
+    has_tokens = getattr(classifier.module, "reshape", None) is not None
+    if args.method is USUAL and has_tokens:
+        return list(USUAL_OF_TOKENS)
+    if "all" in args.method and not has_tokens:
+        methods = [name for name in methods if METHODS[name].needs != "tokens"]
+    if "all" in args.method and args.layer not in (None, classifier.layer):
+        methods = [name for name in methods if name != "cam"]  # defined for the last convolutional layer alone
+    return methods
 
 
 def _settings(args, classifier, layer, targets, methods, look, path) -> dict:
@@ -401,6 +439,7 @@ def _report(job: Job, batch: Batch, index: int) -> dict:
         **batch.settings[index],
         "predictions": [entry(index) for index in probabilities.argsort()[::-1][:5]],
         "targets": [entry(each) for each in batch.targets[index]],
+        "left_out": job.left_out,
     }
 
 
