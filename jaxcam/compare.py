@@ -32,6 +32,7 @@ from jaxcam.taps import Tap
 # Of each idea one that takes some passes, and a map of random weights, which knows nothing.
 CONTROL = "random_cam"
 USUAL = ("grad_cam", "hires_cam", "layer_cam", "eigen_cam", "saliency", "smooth_grad", "integrated_gradients", "lrp")
+USUAL_OF_TOKENS = "attention_relevance", "le_grad"  # beside those, of a vision transformer
 USUAL_METRICS = ("deletion", "insertion", "road", "average_gain")
 WITH_MASKS = ("pointing_game", "energy_pointing_game")
 RESAMPLES, LEVEL = 2000, (2.5, 97.5)
@@ -376,7 +377,9 @@ def _named(methods, model) -> dict[str, Callable]:
     """The methods by name, with their options in them."""
     if methods is None:
         is_tap = isinstance(model, Tap)
-        methods = [name for name in (*USUAL, CONTROL) if is_tap or METHODS[name].needs == "callable"]
+        of_tokens = USUAL_OF_TOKENS if is_tap and model.reshape is not None else ()
+        usual = (*USUAL, *of_tokens, CONTROL)
+        methods = [name for name in usual if is_tap or METHODS[name].needs == "callable"]
     return {
         name: partial(method, **options) if options else method
         for name, (method, options) in functions_of(methods).items()

@@ -13,7 +13,7 @@ from PIL import Image
 
 import jaxcam
 from jaxcam import cli, compare, metrics
-from jaxcam.compare import Comparison
+from jaxcam.compare import CONTROL, USUAL, USUAL_OF_TOKENS, Comparison, _named
 
 IMAGES = helpers.images(6)
 MODEL = helpers.small()
@@ -199,6 +199,14 @@ def test_what_compares_images_sees_all_of_them():
     found = compare(MODEL, IMAGES, 1, methods=["saliency"], metrics=["sufficiency"], batch_size=2)
     maps = jaxcam.explain(MODEL, IMAGES, 1, methods=["saliency"], percentile=100)["saliency"]
     np.testing.assert_array_equal(found.values[0, 0], metrics.sufficiency(MODEL, IMAGES, maps))
+
+
+def test_the_usual_methods_are_those_for_the_kind_of_model():
+    tap = helpers.small()
+    assert list(_named(None, tap)) == [*USUAL, CONTROL]
+    of_tokens = jaxcam.tap(helpers.Small(), tap.variables, "early", reshape=jaxcam.tokens((2, 2)))
+    assert list(_named(None, of_tokens)) == [*USUAL, *USUAL_OF_TOKENS, CONTROL]
+    assert list(_named(None, lambda images: images)) == ["saliency", "smooth_grad", "integrated_gradients", "lrp"]
 
 
 def test_a_method_that_cannot_be_run_is_left_out(as_user):
