@@ -307,13 +307,15 @@ def transformer(tmp_path):
 def test_methods_that_are_not_for_a_model_are_left_out(photo, tmp_path, transformer, monkeypatch, capsys):
     """With the reason; all else is written. Who names one of them learns that it failed."""
     monkeypatch.setattr(command, "USUAL_OF_TOKENS", ("guided_backprop", "le_grad"))
-    reason = "There is no ReLU between the images and the score"
+    reason, panels = "There is no ReLU between the images and the score", drawn_panels(monkeypatch)
     for _ in range(2):  # the second time nothing is left to do, and the reason is the report's
         assert cli.main(["explain", photo, *transformer]) == 0
         assert [line.startswith(f"jaxcam: guided_backprop is left out: {reason}") for line in remarks(capsys)] == [True]
         written = {path.name for path in (tmp_path / "out").iterdir()}
         assert written == {"photo.json", "photo_le_grad.png", "photo_panel.png"}
     assert list(json.loads((tmp_path / "out" / "photo.json").read_text())["left_out"]) == ["guided_backprop"]
+    [(maps, shown)] = panels
+    assert list(maps) == ["le_grad"] and shown["model"] == "vit.safetensors"
     assert cli.main(["explain", photo, *transformer, "--method", "guided_backprop", "le_grad", "--again"]) == 2
     assert remarks(capsys)[-1] == "jaxcam: 1 of 2 methods are not for this model."
     assert cli.main(["explain", photo, *transformer, "--method", "guided_backprop"]) == 2

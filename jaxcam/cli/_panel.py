@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ def panel(view, maps: Mapping[str, Any], report: dict, title: str, channels: int
         {method: each if len(targets) > 1 else each[0] for method, each in maps.items()},
         predictions=[(each["label"], each["probability"]) for each in predictions],
         title=title,
-        model=report["model"],
+        model=Path(report["model"]).name if Path(report["model"]).exists() else report["model"],
         explained=labels if len(targets) > 1 else labels[0],
         notes={method: cost(METHODS[method], channels) for method in maps},
         signed=[method for method in maps if METHODS[method].signed],
