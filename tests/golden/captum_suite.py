@@ -12,6 +12,7 @@ model. Other arguments are context if they have a row for each input, and consta
 flattened, `[n, k]`. A model that returns numbers for the batch as a whole explains the whole batch as one image.
 """
 
+import dataclasses
 import inspect
 import json
 import re
@@ -20,6 +21,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +35,8 @@ from jaxcam import lrp_rules
 from jaxcam._array import Rows
 from jaxcam.taps import Network, Tap
 from jaxcam.taps.tap import Layer
-from tests.golden.torch_as_jax import Stand, as_array, run
+from tests.golden.torch_as_jax import Stand, as_array, jax_dtype, run
+from tests.test_layers import recipes
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "captum_suite.json"
@@ -44,7 +47,8 @@ ELSEWHERE = {
     r"test_(llm|dataloader|data_parallel|jit|hook_removal|class_summarizer|summarizer|stat|interpretable)": "no method",
     r"[Ff]uture": "futures",
     r"show_progress": "the text of a progress bar",
-    r"error|wrong_usage|invalid": "which errors are raised",
+    r"error|wrong_usage|invalid|improper|too_large|creator|repeated_module|reusable_module|missing|min_examples": "errors and warnings",
+    r"unchanged|inplace_remov": "what is left of the model",
 }
 
 
@@ -66,13 +70,15 @@ class Signal(NamedTuple):
         if self.form == "flat":  # [n, f, 1]
             rows = arrays[0].shape[: arrays[0].ndim - len(self.shapes[0])] or (1,)
             return jnp.concatenate([x.reshape(*rows, -1) for x in arrays], -1)[..., None]
-        return arrays[0][..., None] if self.form == "space" else jnp.moveaxis(arrays[0], 1, -1)
+        if self.form == "space":
+            return (arrays[0] if self.shapes[0] else arrays[0][:, None])[..., None]
+        return jnp.moveaxis(arrays[0], 1, -1)
 
     def unpack(self, signal):
         """Of `signal`, whose axis of channels may be missing."""
         if self.form != "flat":
-            shape = (len(signal), *self.shapes[0])
-            return [signal.reshape(shape) if self.form == "space" else jnp.moveaxis(signal, -1, 1)]
+            is_space = self.form == "space"
+            return [signal.reshape(len(signal), *self.shapes[0]) if is_space else jnp.moveaxis(signal, -1, 1)]
         sizes = [int(np.prod(shape)) for shape in self.shapes]
         signal = signal.reshape(len(signal), -1, sum(sizes)).squeeze(1)
         parts = jnp.split(signal, np.cumsum(sizes)[:-1], axis=1)
@@ -83,7 +89,8 @@ class Model(Network):
     """A PyTorch model as a network whose one layer is whatever modules are tapped, as one signal."""
 
     def __init__(self, forward, signal, dtypes, arguments, whole, modules=(), at_input=False, names=None):
-        self.forward, self.signal, self.dtypes, self.arguments, self.whole = forward, signal, dtypes, arguments, whole
+        self.forward, self.signal, self.arguments, self.whole, self.on_host = forward, signal, arguments, whole, False
+        self.torch_dtypes, self.dtypes = dtypes, [jax_dtype(each) for each in dtypes]
         self.modules, self.at_input, self.names = modules, at_input, names
         self.layer, self.counts = None, None  # of what modules return, once it is known
 
@@ -101,11 +108,23 @@ class Model(Network):
 
     def outputs(self, images, context, put=None):
         """`[n, k]`, numbers."""
+        if self.on_host:  # what computes with numbers of Python's is no JAX
+            shape = jax.ShapeDtypeStruct((len(images), 1), jnp.float32)
+            return jax.pure_callback(self.numbers, shape, images, vmap_method="sequential")
         if self.whole:
             return jax.vmap(lambda image: self.called(image[None], ())[0].reshape(-1))(images)
         put = None if put is None else split(self.layer.unpack(put), self.counts)
         output = self.called(images, context, put)[0]
         return output.reshape(len(images), -1).astype(jnp.float32)
+
+    def numbers(self, images):
+        """The model's own, image by image."""
+        sizes, found = [int(np.prod(shape)) for shape in self.signal.shapes], []
+        for image in torch.from_numpy(np.array(images)).reshape(len(images), -1):
+            parts = zip(image.split(sizes), self.signal.shapes, self.torch_dtypes, strict=True)
+            explained = [part.reshape(shape).to(dtype) for part, shape, dtype in parts]
+            found.append(self.forward(*(explained[i] if kind == "explained" else i for kind, i in self.arguments)))
+        return np.array(found, np.float32).reshape(len(images), 1)
 
     def called(self, images, context, put=None):
         explained = [x.astype(dtype) for x, dtype in zip(self.signal.unpack(images), self.dtypes, strict=True)]
@@ -146,6 +165,26 @@ def several(value) -> tuple:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
+def with_defaults(function, *args, **kwargs) -> dict:
+    """All arguments by name, those of `**kwargs` among them."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return {name: each for name, each in bound.arguments.items() if name != "kwargs"} | bound.arguments.get(
+        "kwargs", {}
+    )
+
+
+def with_copies(forward, args, n: int, count: int):
+    """The output for `count` copies of the batch, which says whether an output belongs to an input."""
+    is_row = [isinstance(x, torch.Tensor) and x.ndim > 0 and len(x) == n for x in args]
+    with torch.no_grad():
+        return forward(*(torch.cat([x.detach()] * count) if row else x for x, row in zip(args, is_row, strict=True)))
+
+
+def is_float(value) -> bool:
+    return isinstance(value, float) or (isinstance(value, torch.Tensor) and value.is_floating_point())
+
+
 def as_torch(array):
     return torch.tensor(np.array(array))
 
@@ -156,10 +195,8 @@ class Call:
     def __init__(self, attributor, arguments, form="flat", explained=None):
         self.attributor, self.name = attributor, type(attributor).__name__
         self.family, self.method = re.fullmatch(r"(Layer|Neuron|)(.*)", self.name).groups()
-        signature = inspect.signature(ORIGINAL[self.name])
-        bound = signature.bind(attributor, **arguments)
-        bound.apply_defaults()
-        self.args = bound.arguments | bound.arguments.get("kwargs", {})
+        self.family = "Layer" if self.name == "InternalInfluence" else self.family
+        self.args = with_defaults(ORIGINAL[self.name], attributor, **arguments) if self.name in ORIGINAL else arguments
         self.given = several(self.args["inputs"])
         self.is_tuple = isinstance(self.args["inputs"], tuple)
         more = self.args.get("additional_forward_args")
@@ -171,12 +208,9 @@ class Call:
 
     def prepare(self, more, form):
         forward = getattr(self.attributor, "forward_func", None) or self.attributor.model
-        with torch.no_grad():
-            output = forward(*self.given, *more)
-        is_row = [x.ndim > 0 and len(x) == self.n for x in self.inputs]
-        self.output, self.form = output, form
-        shape = getattr(output, "shape", ())
-        self.whole = not all(is_row) or not shape or shape[0] != self.n
+        self.output, twice = (with_copies(forward, [*self.given, *more], self.n, count) for count in (1, 2))
+        is_row = all(x.ndim > 0 and len(x) == self.n for x in self.inputs)
+        self.whole = not is_row or getattr(twice, "shape", ())[:1] != (2 * self.n,)
         arguments, context = [], []
         for i, x in enumerate([*self.inputs, *more]):
             if i in self.picked:
@@ -191,16 +225,25 @@ class Call:
         self.images = self.pack(chosen)
         if not self.images.size:
             raise NotExpressible("an input without numbers")
-        layer = getattr(self.attributor, "layer", None)
+        layer = getattr(self.attributor, "layer", getattr(getattr(self.attributor, "grad_cam", None), "layer", None))
         modules = () if layer is None else several(layer) if isinstance(layer, list) else (layer,)
         at_input = self.args.get("attribute_to_layer_input", self.args.get("attribute_to_neuron_input", False))
         module = getattr(forward, "__self__", forward)
         names = dict(module.named_modules()) if isinstance(module, torch.nn.Module) else {}
         self.module = module
         names = {name: each for name, each in names.items() if name}
-        dtypes = tuple(x.dtype for x in chosen)
-        model = Model(forward, self.signal, dtypes, tuple(arguments), self.whole, modules, at_input, names)
+        baselines = self.args.get("baselines")
+        baselines = several(baselines) if isinstance(baselines, tuple) else (baselines,) * len(self.inputs)
+        dtypes = [torch.float32 if is_float(each) else x.dtype for each, x in zip(baselines, self.given, strict=False)]
+        dtypes = [dtypes[i] for i in self.picked]
+        model = Model(forward, self.signal, dtypes, arguments, self.whole, modules, at_input, names)
         self.model = Tap({}, {}, tuple(map(Rows, context)), model, ("layer",) if modules else (), ())
+        try:
+            jax.eval_shape(lambda images: model.outputs(images, context), self.images)
+        except NotImplementedError as error:
+            if not (self.is_perturbation and self.whole):
+                raise NotExpressible(str(error)) from error
+            model.on_host = True
         if modules:
             if self.whole:
                 raise NotExpressible("a layer of a model whose outputs belong to no input")
@@ -241,10 +284,10 @@ class Call:
     def baselines(self):
         """A distribution, `[m, f, 1]`."""
         value = self.args["baselines"]
-        value = several(value(*self.given) if callable(value) else value)
-        value = [as_array(each) if isinstance(each, torch.Tensor) else jnp.full(x.shape, each or 0)
-                 for each, x in zip(value, self.inputs, strict=True)]  # fmt: skip
-        return self.pack(value)
+        if callable(value):
+            value = value(self.args["inputs"]) if inspect.signature(value).parameters else value()
+        assert all(isinstance(each, torch.Tensor) for each in several(value)), "a distribution is a tensor"
+        return self.pack([as_array(each) for each in several(value)])
 
     @property
     def segments(self):
@@ -257,7 +300,7 @@ class Call:
             mask = tuple(torch.arange(a, a + size).reshape(1, *x.shape[1:])
                          for a, size, x in zip(starts, sizes, arrays, strict=False))  # fmt: skip
         mask = several(mask)
-        is_shared = all(each.shape[0] == 1 for each in mask) and not self.whole
+        is_shared = all(each.ndim == 0 or each.shape[0] == 1 for each in mask) and not self.whole
         labels = [jnp.broadcast_to(as_array(each), x.shape) for each, x in zip(mask, arrays, strict=True)]
         labels = np.asarray(signal.pack(labels))[..., 0].astype(int)
         labels = labels - labels.min()
@@ -269,10 +312,10 @@ class Call:
         target, shape = self.args.get("target"), tuple(getattr(self.output, "shape", ()))
         if self.family == "Neuron" and self.method != "Conductance":
             return 0
-        inner = shape if self.whole else shape[1:]
+        inner = shape[1:] if not self.whole or shape[:1] == (1,) else shape
         count = int(np.prod(inner))
         if target is None:
-            if count == 1:
+            if count == 1 or self.method == "Activation":
                 return None
             if not self.is_perturbation:
                 raise NotExpressible("no target for several outputs")
@@ -283,7 +326,7 @@ class Call:
             target = target.reshape(-1).tolist()
             target = target[0] if len(target) == 1 else target
         rows = target if isinstance(target, list) else [target]
-        flat = [int(np.ravel_multi_index(several(each), inner)) for each in rows]
+        flat = [int(np.ravel_multi_index((*several(each), *(0 for _ in inner))[: len(inner)], inner)) for each in rows]
         return flat[0] if len(flat) == 1 else np.asarray(flat)
 
     @property
@@ -313,20 +356,26 @@ class Call:
         function, options = METHODS[self.method](self)
         options |= {"return_delta": True} if self.args.get("return_convergence_delta") and has_delta(function) else {}
         if self.family == "Layer" and self.method not in OF_TAPS:
-            function = at_layer(function, options.keys() & {"baseline", "baselines"} and "layer_baselines" not in self.args
-                                and self.method != "FeaturePermutation")
+            function = at_layer(function) if "baselines" in self.args else on_layer(function)
         elif self.family == "Neuron" and self.method not in OF_TAPS:
             function = of_neuron(function, self.neuron)
+        if self.method == "GradientShap" and deviation_of(self.args):
+            function = with_noise(function, deviation_of(self.args))
         return partial(function, **options)
 
     def returned(self, found, signal=None):
         """Attributions as Captum shapes them."""
         signal = self.explained[1] if signal is None else signal
+        inner = ()
         if self.is_perturbation and isinstance(self.targets, np.ndarray) and self.targets.ndim == 2:
+            inner = found.shape[:2] if "Shapley" in self.method else ()
             found = found.reshape(-1, *found.shape[2:])  # each output by itself
+        if not self.args.get("return_input_shape", self.method != "LimeBase"):
+            return as_torch(self.of_labels(found))
         parts = signal.unpack(found)
+        parts = [part.reshape(*inner, *part.shape[1:]) for part in parts] if inner else parts
         if self.is_perturbation and self.whole:  # one number for a column of the batch
-            parts = [part[:, 0] for part in parts]
+            parts = [part[:, 0] if part.shape[1] else jnp.zeros((1, *part.shape[2:])) for part in parts]
         elif self.whole:
             parts = [part[0] for part in parts]
         parts = [as_torch(part) for part in parts]
@@ -339,25 +388,42 @@ class Call:
         return tuple(parts) if self.is_tuple else parts[0]
 
 
+    def of_labels(self, found):
+        """One number for each segment."""
+        labels = np.broadcast_to(self.segments, found.shape)
+        count = self.args.get("num_interp_features", labels.max() + 1)
+        known = [[np.flatnonzero(row == label)[:1] for label in range(count)] for row in labels]
+        return np.array([[float(row[place[0]]) if len(place) else 0 for place in places]
+                         for row, places in zip(np.asarray(found), known, strict=True)], np.float32)  # fmt: skip
+
+
 def has_delta(function) -> bool:
     return "return_delta" in inspect.signature(function).parameters
 
 
-def at_layer(function, starts_at_inputs):
-    """The method on the upper half of the model; baselines of inputs are what they make of the layer."""
+def on_layer(function):
+    """The method on the upper half of the model."""
 
-    def method(tap, images, targets=None, *, score=jaxcam.score.logit, return_delta=False, **options):
-        if starts_at_inputs:
-            options = {name: seen(tap, images, each) if "baseline" in name else each for name, each in options.items()}
-        options |= {"return_delta": True} if return_delta else {}
+    def method(tap, images, targets=None, *, score=jaxcam.score.logit, **options):
         return function(tap.head(images), tap.features(images), targets, score=score, **options)
 
-    def seen(tap, images, baseline):
-        if baseline.ndim == images.ndim and function is not jaxcam.expected_gradients:
-            return tap.features(baseline)
-        samples = baseline[0] if baseline.ndim > images.ndim else baseline
-        found = [tap.features(jnp.broadcast_to(each, images.shape)) for each in samples]
-        return jnp.stack(found, 1) if baseline.ndim > images.ndim else jnp.stack([each[0] for each in found])
+    return method
+
+
+def at_layer(function):
+    """The same where baselines are of inputs: what the lower half makes of them."""
+
+    def method(tap, images, targets=None, *, score=jaxcam.score.logit, return_delta=False, **options):
+        def seen(name, baseline):
+            if name == "baselines":  # [m, f, 1], whichever the image
+                return jnp.stack([tap.features(jnp.broadcast_to(each, images.shape))[0] for each in baseline])
+            if name != "baseline" or baseline.ndim == images.ndim:
+                return tap.features(baseline) if name == "baseline" else baseline
+            return jnp.stack([tap.features(jnp.broadcast_to(each, images.shape)) for each in baseline[0]], 1)
+
+        options = {name: seen(name, each) for name, each in options.items()}
+        options |= {"return_delta": True} if return_delta else {}
+        return function(tap.head(images), tap.features(images), targets, score=score, **options)
 
     return method
 
@@ -394,13 +460,27 @@ def factor(call):
 
 
 def gradient_shap(call):
-    if call.args["stdevs"] not in (0, 0.0):
-        noise = call.args["stdevs"]
-        noise = set(several(noise))
-        if len(noise) > 1:
-            raise NotExpressible("noise of its own for each input")
     options = {"baselines": call.baselines, "num_samples": call.args["n_samples"]} | factor(call)
     return jaxcam.expected_gradients, options
+
+
+def with_noise(function, deviation):
+    """Gradient SHAP's noise on the inputs is `smooth_grad` around it, with as many noisy copies as baselines."""
+
+    def method(model, images, targets=None, *, score=jaxcam.score.logit, return_delta=False, **options):
+        more = {"deviation": deviation, "num_samples": options["num_samples"], "chunk_size": len(images)}
+        more |= {"score": score, "return_delta": return_delta}
+        found = jaxcam.smooth_grad(model, images, targets, method=partial(function, **options), **more)
+        return (found[0], found[1].mean(1)) if return_delta else found
+
+    return method
+
+
+def deviation_of(args) -> float:
+    deviations = set(several(args["stdevs"]))
+    if len(deviations) > 1:
+        raise NotExpressible("noise of its own for each input")
+    return float(*deviations)
 
 
 def deep_lift(call):
@@ -461,10 +541,8 @@ def feature_permutation(call):
     for label in np.unique(segments):
         masks = signal.unpack(jnp.asarray(segments == label))
         masks = [mask[0] for mask in masks] if call.whole else masks
-        moved = [
-            as_array(call.attributor.perm_func(as_torch(x), as_torch(mask).bool()))
-            for x, mask in zip(arrays, masks, strict=True)
-        ]
+        moved = [as_array(call.attributor.perm_func(as_torch(x), as_torch(mask).bool())) if mask.any() else x
+                 for x, mask in zip(arrays, masks, strict=True)]  # fmt: skip
         where = np.broadcast_to(segments == label, baseline.shape[:2])
         baseline[where] = np.asarray(signal.pack(moved))[where]
     return jaxcam.feature_ablation, {"baseline": jnp.asarray(baseline), "segments": call.segments}
@@ -482,15 +560,42 @@ def lime(call):
     return function, options | {"kernel_width": width, "alpha": alpha}
 
 
+def lime_base(call):
+    """With the perturbations of Captum's tests, which are those of LIME written out: half of the segments at random."""
+    if call.attributor.perturb_func.__name__ not in ("alt_perturb_func", "alt_perturb_generator"):
+        raise NotExpressible("LIME with perturbations of one's own")
+    return lime(call)
+
+
+def gradient_x_activation(call):
+    return (jaxcam.input_x_gradient if call.attributor.multiplies_by_inputs else jaxcam.saliency), {}
+
+
 def _none(function):
     return lambda call: (function, {})
 
 
+# Methods of a tap, for which the page has the code.
+def activation(tap, images, targets=None, *, score=None):
+    return tap.features(images)
+
+
+def recipe(name):
+    def method(tap, images, targets=None, *, score=None, **options):
+        return recipes()[name](tap, images, targets, **options)
+
+    return lambda call: (method, {"baseline": call.baseline, "num_steps": call.args["n_steps"]})
+
+
+OF_TAPS = ("Activation", "Conductance", "InternalInfluence")
 METHODS = {
+    "Activation": _none(activation),
+    "Conductance": recipe("conductance"),
+    "InternalInfluence": recipe("internal_influence"),
     "Saliency": saliency,
     "Gradient": saliency,
     "InputXGradient": _none(jaxcam.input_x_gradient),
-    "GradientXActivation": _none(jaxcam.input_x_gradient),
+    "GradientXActivation": gradient_x_activation,
     "IntegratedGradients": integrated_gradients,
     "GradientShap": gradient_shap,
     "DeepLift": deep_lift,
@@ -503,11 +608,11 @@ METHODS = {
     "ShapleyValueSampling": on_segments(jaxcam.shapley_sampling, "n_samples"),
     "ShapleyValues": shapley_values,
     "Lime": lime,
+    "LimeBase": lime_base,
     "KernelShap": on_segments(jaxcam.kernel_shap, "n_samples"),
 }
-OF_TAPS = {}
 PERTURBATIONS = {
-    *("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues", "Lime", "KernelShap"),
+    *("FeatureAblation", "FeaturePermutation", "ShapleyValueSampling", "ShapleyValues", "Lime", "LimeBase", "KernelShap"),
     "Occlusion",
 }
 
@@ -521,10 +626,80 @@ def attribute(attributor, **arguments):
     found = method(call.model, call.images, call.targets)
     if not call.args.get("return_convergence_delta"):
         return call.returned(found)
-    if not has_delta(method):
-        raise NotExpressible(f"deltas of {call.name}")
-    found, delta = found
+    # Where a method has no deltas, they are what its attributions miss: the score, or its difference.
+    found, delta = found if has_delta(method) else (found, found.sum(range(1, found.ndim)) - rise(call))
     return call.returned(found), as_torch(delta).reshape(-1)
+
+
+def rise(call):
+    """`score(image) - score(baseline)`; without a baseline, the score."""
+
+    def score(images):
+        output = call.model(images)
+        return jaxcam.score.logit(output, jnp.broadcast_to(1 if call.targets is None else call.targets, len(images)))
+
+    return score(call.images) - (score(call.baseline) if "baselines" in call.args else 0)
+
+
+def of_each_input(function, form, options):
+    """Attributions of one input at a time, the others being context."""
+
+    def adapter(attributor, **arguments):
+        whole = Call(attributor, arguments)
+        found = []
+        for i in range(len(whole.inputs)):
+            call = Call(attributor, arguments, form, i)
+            named = options(call, i)
+            values = function(call.model, call.images, call.targets, **named)
+            found += several(call.returned(values, call.signal))[:1]
+        return tuple(found) if whole.is_tuple else found[0]
+
+    return adapter
+
+
+def windows(call, i):
+    """The window covers every axis of an input, that of channels too."""
+    space = call.images.shape[1:-1]
+    if not 1 <= len(space) <= 3:
+        raise NotExpressible(f"occlusion of {len(space)} axes")
+
+    def of_input(name):
+        value = call.args[name]
+        value = value[i] if isinstance(value, tuple) and isinstance(value[0], tuple) else value
+        value = value[i] if isinstance(value, tuple) and call.is_tuple and len(value) == len(call.inputs) else value
+        return (value,) * len(space) if isinstance(value, int) else value or (1,) * len(space)
+
+    return {"window": of_input("sliding_window_shapes"), "stride": of_input("strides"), "baseline": call.baseline}
+
+
+def cells(call, i=0):
+    """How CAM methods see what the `i`th of the layer's tensors is: channels last, and an axis of cells at least."""
+
+    def reshape(packed):
+        maps = call.model.network.layer.unpack(packed)[i]
+        return maps[:, None] if maps.ndim == 2 else jnp.moveaxis(maps, 1, -1)
+
+    return dataclasses.replace(call.model, reshape=reshape)
+
+
+def interpolation(call, i):
+    call.model = cells(call)
+    kinds = {"nearest": "nearest", "bilinear": "linear", "linear": "linear"}
+    return {"interpolation": kinds[call.args["interpolate_mode"]]}
+
+
+def grad_cam(attributor, **arguments):
+    """Captum's maps are coarse; without its `attr_dim_summation`, not summed over channels."""
+    call = Call(attributor, arguments)
+    if call.inputs[0].ndim > 3:  # maps lie on an image, here the first input
+        call = Call(attributor, arguments, "channels", 0)
+    is_sum, found = call.args["attr_dim_summation"], []
+    for i, shape in enumerate(call.model.network.layer.shapes):
+        maps = jaxcam.grad_cam(cells(call, i), call.images, call.targets, raw=True if is_sum else "channels")
+        maps = maps[:, None] if is_sum else jnp.moveaxis(maps, -1, 1)
+        maps = maps[..., 0] if len(shape) == 1 else maps
+        found.append(as_torch(jnp.maximum(maps, 0) if call.args["relu_attributions"] else maps))
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 KINDS = {
@@ -535,18 +710,15 @@ KINDS = {
 
 
 def noise_tunnel(tunnel, inputs, **arguments):
-    bound = inspect.signature(ORIGINAL["NoiseTunnel"]).bind(tunnel, inputs, **arguments)
-    bound.apply_defaults()
-    args = bound.arguments
+    args = with_defaults(ORIGINAL["NoiseTunnel"], tunnel, inputs, **arguments)
     if args["draw_baseline_from_distrib"]:
         raise NotExpressible("a baseline drawn for each noisy copy")
-    deviation = set(several(args["stdevs"]))
-    if len(deviation) > 1:
-        raise NotExpressible("noise of its own for each input")
-    call = Call(tunnel.attribution_method, {"inputs": inputs, **args["kwargs"]})
+    deviation = deviation_of(args)
+    known = inspect.signature(ORIGINAL["NoiseTunnel"]).parameters
+    call = Call(tunnel.attribution_method, {"inputs": inputs} | {x: y for x, y in args.items() if x not in known})
     method = call.problem()
     # What has a row for each input, such as a baseline, fits one noisy copy of each at a time.
-    options = {"deviation": float(*deviation), "num_samples": args["nt_samples"], "chunk_size": len(call.images)}
+    options = {"deviation": deviation, "num_samples": args["nt_samples"], "chunk_size": len(call.images)}
     deltas = {"return_delta": True} if call.args.get("return_convergence_delta") else {}
     if deltas:
         method.keywords.pop("return_delta", None)
@@ -556,7 +728,77 @@ def noise_tunnel(tunnel, inputs, **arguments):
     return call.returned(found[0]), as_torch(found[1]).reshape(-1)
 
 
-ADAPTERS = {"NoiseTunnel": noise_tunnel}
+ADAPTERS = {
+    "NoiseTunnel": noise_tunnel,
+    "Occlusion": of_each_input(jaxcam.occlusion, "space", windows),
+    "GuidedGradCam": of_each_input(jaxcam.guided_grad_cam, "channels", interpolation),
+    "LayerGradCam": grad_cam,
+}
+
+
+# --- Metrics -----------------------------------------------------------------------------------------------------------
+
+
+def perturbations(call, function, count, baselines=None):
+    """What a function of Captum's gives for `count` copies of each input: arrays `[n, count, f, 1]`, one or two."""
+    copies = tuple(torch.repeat_interleave(x, count, dim=0) for x in call.given)
+    more = () if baselines is None else (several(baselines),)
+    more = [tuple(torch.repeat_interleave(x, count, dim=0) if isinstance(x, torch.Tensor) else x for x in each)
+            for each in more]  # fmt: skip
+    found = function(*(each if call.is_tuple else each[0] for each in (copies, *more)))
+    found = found if isinstance(found, tuple) and isinstance(found[0], tuple) or not call.is_tuple else (found,)
+    pairs = [several(each) for each in (found if isinstance(found, tuple) else (found,))]
+    packed = [call.pack([as_array(x) for x in each]) for each in pairs]
+    return [each.reshape(call.n, count, *each.shape[1:]) for each in packed]
+
+
+def as_function(call, changes):
+    """`changes [n, s, f, 1]` as a function of key and image: the key tells the sample, the pixels the image."""
+    keys = jax.vmap(lambda sample: jax.random.key_data(jax.random.fold_in(jax.random.key(0), sample)))
+    keys = keys(jnp.arange(changes.shape[1]))
+
+    def change(key, image):
+        sample = jnp.argmax((keys == jax.random.key_data(key)).all(-1))
+        which = jnp.argmin(jnp.abs(call.images - image).sum((1, 2)))
+        return changes[which, sample]
+
+    return change
+
+
+def infidelity(forward_func, perturb_func, inputs, attributions, baselines=None, additional_forward_args=None,
+               target=None, n_perturb_samples=10, max_examples_per_batch=None, normalize=False):  # fmt: skip
+    """Ours is of local attributions: those of a change that is taken as one unit are divided by the change."""
+    given = {"inputs": inputs, "additional_forward_args": additional_forward_args, "target": target}
+    call = Call(SimpleNamespace(forward_func=forward_func), given)
+    units, changed = perturbations(call, perturb_func, n_perturb_samples, baselines)
+    changes = call.images[:, None] - changed
+    ratios = jnp.where(changes == 0, 0, units / jnp.where(changes == 0, 1, changes))
+    ratio = jnp.take_along_axis(ratios, jnp.abs(ratios).argmax(1, keepdims=True), 1)
+    attributions = call.pack([as_array(x) for x in several(attributions)])
+    if not np.allclose(attributions[:, None] * (ratio * changes - units), 0, atol=1e-3):
+        raise NotExpressible("units of change that are not proportional to the change")
+    attributions *= ratio[:, 0]
+    options = {"perturbation": as_function(call, changes), "num_samples": n_perturb_samples, "normalize": normalize}
+    return as_torch(jaxcam.metrics.infidelity(call.model, call.images, attributions, call.targets, **options))
+
+
+def sensitivity_max(explanation_func, inputs, perturb_func=None, perturb_radius=0.02, n_perturb_samples=10,
+                    norm_ord="fro", max_examples_per_batch=None, **kwargs):  # fmt: skip
+    call = Call(explanation_func.__self__, {"inputs": inputs, **kwargs})
+    method = call.problem()
+    if perturb_func is None or perturb_func.__name__ == "default_perturb_func":
+        how: dict[str, Any] = {"radius": perturb_radius}
+    else:
+        (changed,) = perturbations(call, perturb_func, n_perturb_samples)
+        how = {"perturbation": as_function(call, changed - call.images[:, None])}
+    explain = partial(method, call.model, targets=call.targets)
+    return as_torch(
+        jaxcam.metrics.max_sensitivity(
+            lambda images: explain(images), call.images, num_samples=n_perturb_samples, **how
+        )
+    )
+
+
 ORIGINAL: dict[str, Any] = {}
 
 
@@ -571,6 +813,14 @@ def replaced(name, original, adapter, calls):
         return adapter(attributor, **given)
 
     run_here.__signature__ = inspect.signature(original)
+    return run_here
+
+
+def counted(function, calls):
+    def run_here(*args, **kwargs):
+        calls.append(function.__name__)
+        return function(*args, **kwargs)
+
     return run_here
 
 
@@ -598,7 +848,8 @@ class Plugin:
             else:
                 outcome, reason = "differs", f"{type(error).__name__}: {error}".split("\n")[0]
             self.found[test] = {"method": self.calls[0], "outcome": outcome, "reason": reason}
-            jax.clear_caches()
+            if len(self.found) % 30 == 0:
+                jax.clear_caches()
         return report
 
 
@@ -609,6 +860,10 @@ def patch(calls):
         kind = getattr(captum.attr, name)
         if inspect.isclass(kind) and "attribute" in vars(kind) and "LLM" not in name and "DataLoader" not in name:
             ORIGINAL[name] = kind.attribute
+    import captum.metrics
+
+    for function in (infidelity, sensitivity_max):
+        setattr(captum.metrics, function.__name__, counted(function, calls))
     for name, original in ORIGINAL.items():
         getattr(captum.attr, name).attribute = replaced(name, original, ADAPTERS.get(name, attribute), calls)
 
@@ -635,5 +890,7 @@ if __name__ == "__main__":
     found = suite(Path(clone).resolve(), chosen)
     print(Counter(each["outcome"] for each in found.values()))
     if not chosen:
-        commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
         RESULTS.write_text(json.dumps({"captum": commit, "tests": found}, indent=1))

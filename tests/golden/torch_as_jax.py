@@ -28,10 +28,6 @@ class Stand(torch.Tensor):
     def __init__(self, array):
         self.array = array
 
-    def item(self):
-        """A number of Python's is an array without axes: JAX has to trace it."""
-        return self.reshape(())
-
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -45,6 +41,8 @@ class Stand(torch.Tensor):
         arrays, named = tree_map_only(torch.Tensor, as_array, (args, kwargs or {}))
         named = {key: value for key, value in named.items() if key not in ("device", "layout", "pin_memory")}
         found = operation(*arrays, **named)
+        if in_place and not isinstance(args[0], Stand):
+            raise NotImplementedError("torch_as_jax cannot write into a tensor that is no array")
         if in_place:
             args[0].array = found
             return args[0]
