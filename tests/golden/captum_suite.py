@@ -89,7 +89,7 @@ class Model(Network):
     """A PyTorch model as a network whose one layer is whatever modules are tapped, as one signal."""
 
     def __init__(self, forward, signal, dtypes, arguments, whole, modules=(), at_input=False, names=None):
-        self.forward, self.signal, self.arguments, self.whole, self.on_host = forward, signal, arguments, whole, False
+        self.forward, self.signal, self.arguments, self.whole, self.on_host = forward, signal, arguments, whole, 0
         self.torch_dtypes, self.dtypes = dtypes, [jax_dtype(each) for each in dtypes]
         self.modules, self.at_input, self.names = modules, at_input, names
         self.layer, self.counts = None, None  # of what modules return, once it is known
@@ -109,7 +109,7 @@ class Model(Network):
     def outputs(self, images, context, put=None):
         """`[n, k]`, numbers."""
         if self.on_host:  # what computes with numbers of Python's is no JAX
-            shape = jax.ShapeDtypeStruct((len(images), 1), jnp.float32)
+            shape = jax.ShapeDtypeStruct((len(images), self.on_host), jnp.float32)
             return jax.pure_callback(self.numbers, shape, images, vmap_method="sequential")
         if self.whole:
             return jax.vmap(lambda image: self.called(image[None], ())[0].reshape(-1))(images)
@@ -124,7 +124,7 @@ class Model(Network):
             parts = zip(image.split(sizes), self.signal.shapes, self.torch_dtypes, strict=True)
             explained = [part.reshape(shape).to(dtype) for part, shape, dtype in parts]
             found.append(self.forward(*(explained[i] if kind == "explained" else i for kind, i in self.arguments)))
-        return np.array(found, np.float32).reshape(len(images), 1)
+        return np.array(found, np.float32).reshape(len(images), -1)
 
     def called(self, images, context, put=None):
         explained = [x.astype(dtype) for x, dtype in zip(self.signal.unpack(images), self.dtypes, strict=True)]
@@ -243,7 +243,7 @@ class Call:
         except NotImplementedError as error:
             if not (self.is_perturbation and self.whole):
                 raise NotExpressible(str(error)) from error
-            model.on_host = True
+            model.on_host = int(np.size(self.output))
         if modules:
             if self.whole:
                 raise NotExpressible("a layer of a model whose outputs belong to no input")
@@ -581,10 +581,19 @@ def activation(tap, images, targets=None, *, score=None):
 
 
 def recipe(name):
-    def method(tap, images, targets=None, *, score=None, **options):
-        return recipes()[name](tap, images, targets, **options)
+    """A function of the page on hidden layers."""
 
-    return lambda call: (method, {"baseline": call.baseline, "num_steps": call.args["n_steps"]})
+    def of_call(call):
+        is_neuron = call.family == "Neuron"
+        function = recipes()["neuron_" * is_neuron + name]
+
+        def method(tap, images, targets=None, *, score=None, **options):
+            return function(tap, images, targets, **options)
+
+        more = {"neuron": call.neuron} if is_neuron else {}
+        return method, {"baseline": call.baseline, "num_steps": call.args["n_steps"]} | more
+
+    return of_call
 
 
 OF_TAPS = ("Activation", "Conductance", "InternalInfluence")
@@ -875,7 +884,7 @@ def suite(clone: Path, chosen=()) -> dict:
     files = [str(clone / each) for each in FOLDERS] if not chosen else [str(clone / chosen[0])]
     skipped = "|".join(ELSEWHERE)
     options = ["-q", "--import-mode=importlib", "-c", "/dev/null", f"--rootdir={clone}", "-p", "no:cacheprovider"]
-    options += ["-p", "no:warnings", "--tb=short", *chosen[1:]]
+    options += ["--ignore-glob=*data_parallel*", "-p", "no:warnings", "--tb=short", *chosen[1:]]
 
     class Choice:
         def pytest_collection_modifyitems(self, items):
