@@ -1,8 +1,8 @@
 """PyTorch code on JAX arrays: a tensor that stands for an array, and a table of what each ATen operation is in JAX.
 
-`run(function, *arrays)` calls any function of tensors, a module too, with arrays in their place. Its Python code runs as
-it is; what reaches PyTorch's dispatcher is looked up in `OPERATIONS` and done by `jax.numpy`. So a model can be traced,
-differentiated and batched by JAX, and every module is a `jax.named_scope`. Weights are constants of the program.
+`run(function, *arrays)` calls any function of tensors, a module too, with arrays in their place. Its Python code runs
+as it is; what reaches PyTorch's dispatcher is looked up in `OPERATIONS` and done by `jax.numpy`. So a model can be
+traced, differentiated and batched by JAX, and every module is a `jax.named_scope`. Weights are constants.
 """
 
 from contextlib import ExitStack, contextmanager
