@@ -113,10 +113,20 @@ def deviation_of(args) -> float:
 
 
 def deep_lift(call):
-    if call.args.get("custom_attribution_func"):
-        raise NotExpressible("a function of one's own from multipliers to attributions")
     is_several = call.method.endswith("Shap")
     return jaxcam.deep_lift, {"baseline": call.baselines[None] if is_several else call.baseline} | factor(call)
+
+
+def by_function(call):
+    """What a function of the test's makes of multipliers, from each baseline by itself."""
+    function, signal, found = call.args["custom_attribution_func"], call.explained[1], []
+    for start in call.baselines if call.method.endswith("Shap") else [call.baseline]:
+        start = jnp.broadcast_to(start, call.images.shape)
+        method = partial(on_half(call, jaxcam.deep_lift), baseline=start, multiply_by_inputs=False)
+        multipliers = method(call.model, call.images, call.targets)
+        ends = (call.model.features(each) if call.family == "Layer" else each for each in (call.images, start))
+        found.append(function(*(tuple(map(as_torch, signal.unpack(each))) for each in (multipliers, *ends))))
+    return signal.pack([as_array(sum(each) / len(found)) for each in zip(*found, strict=True)])
 
 
 # Captum's alpha1-beta0 rule and gamma rule look at the signs of weights alone, ours at those of contributions.
@@ -259,16 +269,22 @@ METHODS = {
 # --- Adapters: functions in the places of `attribute` -----------------------------------------------------------------
 
 
+def on_half(call, function):
+    """The method on the whole model or on that half of it which the test explains."""
+    if call.method in OF_TAPS or not call.family:
+        return function
+    if call.family == "Neuron":
+        return of_neuron(function, call.neuron)
+    return at_layer(function) if "baselines" in call.args else on_layer(function)
+
+
 def problem(call):
     """A method and what it takes: `method(model, images, targets, score=score)`."""
     if call.method not in METHODS:
         raise NotExpressible(f"no {call.name}")
     function, options = METHODS[call.method](call)
     options |= {"return_delta": True} if call.args.get("return_convergence_delta") and has_delta(function) else {}
-    if call.family == "Layer" and call.method not in OF_TAPS:
-        function = at_layer(function) if "baselines" in call.args else on_layer(function)
-    elif call.family == "Neuron" and call.method not in OF_TAPS:
-        function = of_neuron(function, call.neuron)
+    function = on_half(call, function)
     if call.method == "GradientShap" and deviation_of(call.args):
         function = with_noise(function, deviation_of(call.args))
     return partial(function, **options)
@@ -278,6 +294,9 @@ def attribute(attributor, **arguments):
     if isinstance(getattr(attributor, "layer", None), list) and type(attributor).__name__ != "LayerIntegratedGradients":
         return of_each_layer(attributor, **arguments)
     call = Call(attributor, arguments)
+    if call.args.get("custom_attribution_func"):
+        found = call.returned(by_function(call))
+        return (found,) if call.family == "Layer" and not isinstance(found, tuple) else found  # as the function does
     method = problem(call)
     found = method(call.model, call.images, call.targets)
     if not call.args.get("return_convergence_delta"):

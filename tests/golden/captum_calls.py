@@ -350,7 +350,7 @@ class Call:
         signal = self.explained[1] if signal is None else signal
         inner = ()
         if self.is_perturbation and isinstance(self.targets, np.ndarray) and self.targets.ndim == 2:
-            inner = found.shape[:2] if "Shapley" in self.method else ()
+            inner = found.shape[:2] if "Shapley" in self.method and not self.whole else ()
             found = found.reshape(-1, *found.shape[2:])  # each output by itself
         if not self.args.get("return_input_shape", self.method != "LimeBase"):
             return as_torch(self.of_labels(found))

@@ -10,23 +10,26 @@ judge what comes back: they hold (agrees) or not (differs), or the adapter raise
 adapter, or look at something else than numbers (`ELSEWHERE`), are not counted.
 """
 
-import os
-
-# Thousands of small programs: to compile them fast is all. And one thread for each matrix of NumPy's.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from functools import wraps
 from pathlib import Path
 
 import pytest
 
 RESULTS = Path(__file__).with_suffix(".json")
+PAGE = Path(__file__).parents[2] / "docs" / "agreement.md"
+TITLE = "## Captum's own tests"
+# Thousands of small programs: to compile them fast is all. And matrices of NumPy's are too small for threads.
+SETTINGS = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 OUTCOMES = ("agrees", "differs", "not expressible")
 FOLDERS = ("tests/attr", "tests/metrics")
 # Which tests look at something else than a method's numbers, by what their names hold.
@@ -44,7 +47,7 @@ WHY = {
     "deeplift_classification": "float32: classes differ by a bias beside logits of millions",
     "lrp_multi_inputs": "Captum gives each summand of `x + y` all of the relevance (its delta is -104), ours a share",
     "internal_influence": "a bound on the error of a quadrature, here Gauss-Legendre whatever is asked for",
-    "gradient_shap|sparse_features|lime|kernel_shap|shapley": "few draws: it holds for those of Captum's seed",
+    "gradient_shap|sparse_features|multi_input_batch_lime": "few draws: it holds for those of Captum's seed",
 }
 FAMILIES = {
     "/neuron/": "neurons",
@@ -76,15 +79,13 @@ class Plugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
-        import jax
-
         report = yield
         if call.when == "setup":
             self.calls.clear()
         if call.when == "call" and self.calls and not report.skipped:
             self.found[item.nodeid] = self.outcome(item.nodeid, call.excinfo and call.excinfo.value)
             if len(self.found) % 40 == 0:
-                jax.clear_caches()
+                sys.modules["jax"].clear_caches()
         return report
 
     def outcome(self, test, error) -> dict:
@@ -92,13 +93,14 @@ class Plugin:
             return {"outcome": "agrees"}
         if type(error).__name__ == "NotExpressible":
             return {"outcome": "not expressible", "reason": str(error)}
-        said = f"not looked into: {type(error).__name__}: {error}".split("\n")[0]
-        return {"outcome": "differs", "reason": first(WHY, test, said)}
+        said = f"{type(error).__name__}: {error}".split("\n")[0]
+        return {"outcome": "differs", "reason": first(WHY, test, f"not looked into: {said}")}
 
 
 def noted(function, calls: list, adapter=None):
     """`adapter`, or the function itself, which notes that it was called."""
 
+    @wraps(inspect.unwrap(function))
     def run_here(*args, **kwargs):
         calls.append(function.__name__)
         if adapter is None:
@@ -108,11 +110,11 @@ def noted(function, calls: list, adapter=None):
         given = {name: each for name, each in bound.items() if name not in ("self", "kwargs")}
         return adapter(attributor, **given, **bound.get("kwargs", {}))
 
-    run_here.__signature__ = inspect.signature(function)
     return run_here
 
 
 def suite(clone: Path, files) -> dict:
+    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     sys.path.insert(0, str(clone))
     import captum.attr
     import captum.metrics
@@ -142,10 +144,11 @@ def section() -> list[str]:
     counts = Counter((first(FAMILIES, test), outcome) for test, (outcome, _) in tests.items())
     total = Counter(outcome for outcome, _ in tests.values())
     lines = [
-        "## Captum's own tests",
+        TITLE,
         "",
-        f"`python -m tests.golden.captum_suite` runs the tests of Captum (commit `{results['captum'][:10]}`) that look at",
-        "numbers, with the numbers of jaxcam on the same PyTorch models. Its own assertions say whether they agree.",
+        "`python -m tests.golden.captum_suite` runs those tests of Captum that look at numbers, with the numbers of",
+        "jaxcam on the same PyTorch models; their own assertions say whether they agree. Of Captum it is commit",
+        f"`{results['captum'][:10]}`, code and tests.",
         "",
         "| tests of | agree | differ | not expressible |",
         "|---|--:|--:|--:|",
@@ -168,3 +171,4 @@ if __name__ == "__main__":
     before = json.loads(RESULTS.read_text())["tests"] if files and RESULTS.exists() else {}
     results = {"captum": commit.strip(), "tests": dict(sorted((before | found).items()))}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    PAGE.write_text("\n".join([PAGE.read_text().split(TITLE)[0].rstrip(), "", *section(), ""]))
