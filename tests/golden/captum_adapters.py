@@ -210,7 +210,8 @@ def gradient_x_activation(call):
     return (jaxcam.input_x_gradient if call.attributor.multiplies_by_inputs else jaxcam.saliency), {}
 
 
-def _none(function):
+def alone(function):
+    """A method without options."""
     return lambda call: (function, {})
 
 
@@ -244,20 +245,20 @@ def recipe(name):
 
 OF_TAPS = ("Activation", "Conductance", "InternalInfluence")
 METHODS = {
-    "Activation": _none(activation),
+    "Activation": alone(activation),
     "Conductance": recipe("conductance"),
     "InternalInfluence": recipe("internal_influence"),
     "Saliency": saliency,
     "Gradient": saliency,
-    "InputXGradient": _none(jaxcam.input_x_gradient),
+    "InputXGradient": alone(jaxcam.input_x_gradient),
     "GradientXActivation": gradient_x_activation,
     "IntegratedGradients": integrated_gradients,
     "GradientShap": gradient_shap,
     "DeepLift": deep_lift,
     "DeepLiftShap": deep_lift,
     "LRP": lrp,
-    "Deconvolution": _none(jaxcam.deconvnet),
-    "GuidedBackprop": _none(jaxcam.guided_backprop),
+    "Deconvolution": alone(jaxcam.deconvnet),
+    "GuidedBackprop": alone(jaxcam.guided_backprop),
     "FeatureAblation": on_segments(jaxcam.feature_ablation),
     "FeaturePermutation": feature_permutation,
     "ShapleyValueSampling": on_segments(jaxcam.shapley_sampling, "n_samples"),
@@ -266,6 +267,8 @@ METHODS = {
     "LimeBase": lime_base,
     "KernelShap": on_segments(jaxcam.kernel_shap, "n_samples"),
 }
+
+
 # --- Adapters: functions in the places of `attribute` -----------------------------------------------------------------
 
 

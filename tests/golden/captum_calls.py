@@ -81,7 +81,7 @@ class Model(Network):
     @property
     def key(self):
         """What makes two of them the same, so that a program is compiled once."""
-        arguments = tuple((kind, i if kind in ("explained", "context") else repr(i)) for kind, i in self.arguments)
+        arguments = tuple((kind, str(i.tolist() if hasattr(i, "tolist") else i)) for kind, i in self.arguments)
         return self.forward, self.signal, tuple(self.torch_dtypes), arguments, self.whole, self.modules, self.at_input
 
     def __eq__(self, other):
@@ -261,7 +261,7 @@ class Call:
             return list(sum(self.features, ())), self.model.network.layer
         return [self.inputs[i] for i in self.picked], self.signal
 
-    def packed(self, value, dtype=jnp.float32):
+    def packed(self, value):
         """What was given for each explained tensor, of one row or as many as there are, as a signal."""
         arrays, signal = self.explained
         values = several(value) if isinstance(value, tuple) else (value,) * len(arrays)
