@@ -77,3 +77,9 @@ def test_the_page_of_names_from_pytorch_names_what_there_is():
         place, _, last = name.removeprefix("jaxcam.").replace("tap.", "Tap.").rpartition(".")
         places = [getattr(jaxcam, place)] if place else [jaxcam, jaxcam.metrics]
         assert any(hasattr(each, last) for each in places), f"the page says {name}, which jaxcam does not have"
+
+
+def test_the_page_says_what_was_found_of_captums_own_tests():
+    suite = runpy.run_path(str(ROOT / "tests" / "golden" / "captum_suite.py"))
+    page = (ROOT / "docs" / "agreement.md").read_text("utf-8")
+    assert page.endswith("\n".join(suite["section"]()) + "\n"), "run python -m tests.golden.agreement"

@@ -114,6 +114,29 @@ def test_a_layers_attributions_sum_to_the_difference_of_the_scores():
         np.testing.assert_allclose(function(tap, images, baseline).sum((1, 2, 3)), scores[0] - scores[1], atol=1e-5)
 
 
+def test_a_layers_conductance_sums_exactly_across_a_kink_of_the_layer():
+    """What the layer changes counts, wherever within a step it bends: a ReLU of a falling and a rising unit."""
+
+    def features(_, images):
+        return jax.nn.relu(images[:, :1] * jnp.array([1.0, -1.0]) + jnp.array([-0.37, 0.81]))
+
+    tap = jaxcam.tap((features, lambda _, x: x.sum((1, 2))[:, None] * jnp.array([3.0, 1.0])), None)
+    images = jnp.ones((1, 2, 1))
+    found = recipes()["conductance"](tap, images, 0, jnp.zeros_like(images), num_steps=5)
+    np.testing.assert_allclose(found[0, 0], [3 * 0.63, -3 * 0.81], rtol=1e-6)
+
+
+def test_a_units_conductance_from_the_image_sums_to_its_own():
+    """Through one unit, or through a channel's units together."""
+    tap, images, baseline = given()
+    units = recipes()["conductance"](tap, images, TARGETS, baseline)
+    for index in (NEURON, (..., NEURON[-1])):
+        neuron = jaxcam.score.neuron(*index)
+        found = jax.jit(recipes()["neuron_conductance"])(tap, images, TARGETS, baseline, neuron)
+        assert found.shape == images.shape
+        np.testing.assert_allclose(found.sum((1, 2, 3)), neuron(units, None), rtol=1e-3)
+
+
 @pytest.mark.parametrize("method", [jaxcam.smooth_grad, jaxcam.occlusion, jaxcam.deep_lift, jaxcam.lrp, jaxcam.rise])
 def test_a_head_is_a_model_for_every_method(method):
     """A head is compiled like a tap, and its images are repeated with what a layer returned for them."""

@@ -4,7 +4,8 @@
 
 It runs the tests that read golden files, and listens: every comparison is one of a method or metric of the registry
 with a library, both of which the test's name, its parameters or the compared line say. The page says the greatest
-difference of each pair, as a share of the largest value that the library gives.
+difference of each pair, as a share of the largest value that the library gives. Its last section is what
+`captum_suite` found.
 """
 
 import inspect
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.golden.captum_suite import section
 
 ROOT = Path(__file__).parents[2]
 FILES = [
@@ -169,7 +172,7 @@ def page(found: dict) -> str:
                 lines.append(f"| `{name}` | {library} | {max(each):.0e} | {len(each)} | {NOTES.get(name, '')} |")
         alone = [f"`{name}`" for name in registry if not any(ours == name for ours, _ in found)]
         lines += ["", "Checked by identities and by hand, as no golden file has them: " + ", ".join(alone) + "."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *section()]) + "\n"
 
 
 if __name__ == "__main__":
