@@ -1,6 +1,6 @@
 """How many of Captum's own tests hold for jaxcam: they run here, with their numbers from jaxcam.
 
-    python -m tests.golden.captum_suite PATH_TO_A_CLONE_OF_CAPTUM               # an hour on two cores
+    python -m tests.golden.captum_suite PATH_TO_A_CLONE_OF_CAPTUM               # 20 minutes on two cores
     python -m tests.golden.captum_suite PATH_TO_A_CLONE_OF_CAPTUM FILE [FILE]   # these files of it alone
 
 It needs torch, scikit-learn and parameterized, and writes `captum_suite.json`, of which `agreement` makes a section.
