@@ -43,6 +43,20 @@ def test_expected_gradients_of_a_linear_model(images):
     baselines = helpers.images(3, *SHAPE[:2], seed=7)
     found = jaxcam.expected_gradients(linear, images, 1, baselines=baselines, num_samples=3000, chunk_size=500)
     close(found, WEIGHTS * (images - baselines.mean(0)), 0.05)
+    own = jnp.stack([baselines, 1 + baselines, 2 * baselines])[: len(images)]
+    found = jaxcam.expected_gradients(linear, images, 1, baselines=own, num_samples=3000, chunk_size=500)
+    close(found, WEIGHTS * (images - own.mean(1)), 0.05)
+
+
+def test_expected_gradients_with_baselines_of_each_image_are_those_of_each_alone():
+    model, images = helpers.small(), helpers.images()
+    own = jnp.stack([helpers.images(4, seed=seed) for seed in range(len(images))])
+    options = {"num_samples": 6, "return_delta": True}
+    found = jaxcam.expected_gradients(model, images, 1, baselines=own, **options)
+    for i, alone in enumerate(own):
+        expected = jaxcam.expected_gradients(model, images[i : i + 1], 1, baselines=alone, **options)
+        for each, one in zip(found, expected, strict=True):
+            close(each[i], one[0])
 
 
 def test_expected_gradients_with_one_baseline_are_integrated_gradients():
@@ -203,5 +217,5 @@ def test_argument_errors(as_user, images):
         jaxcam.guided_integrated_gradients(linear, images, 1, fraction=2)
     with pytest.raises(ValueError, match="Unknown border 'zero'. Did you mean 'zeros'?"):
         jaxcam.blur_integrated_gradients(linear, images, 1, border="zero")
-    with pytest.raises(ValueError, match="must be a number, an array \\[m, 5, 7, 3\\], or None"):
+    with pytest.raises(ValueError, match="must be a number, an array \\[m, 5, 7, 3\\] or \\[2, m, 5, 7, 3\\], or None"):
         jaxcam.expected_gradients(linear, images, 1, baselines=jnp.zeros((2, 5, 7, 1)))

@@ -52,7 +52,7 @@ def smooth_grad(
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       method: any method of this package, or a function with the same first three arguments and `score`. Its options go
         in by `functools.partial(jaxcam.grad_cam, raw=True)`; a partial is compiled anew where it is made anew, so make
-        it once.
+        it once. For a baseline or segments of each image in it, pass `chunk_size=len(images)`: one copy of each.
       noise: standard deviation of the noise, as a share of the image's range; that of a constant image counts as one.
       deviation: standard deviation in units of the pixel, in place of `noise`.
       num_samples: noisy copies of each image.

@@ -7,7 +7,7 @@ number of steps.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ class Sums(NamedTuple):
 
 
 ONE_PATH = Sums()
+_quadrature = cache(np.polynomial.legendre.leggauss)  # of 500 points it takes longer than the rest of a trace
 
 
 def integral(model, images, targets, curve: Callable, count: int, *, score, chunk_size, sums=ONE_PATH):
@@ -94,7 +95,7 @@ def with_deltas(found, start_of: Callable, model, images, targets, *, score, chu
 
 def straight_line(images, starts, steps, num_steps: int):
     """Points, shares and way of a Gauss-Legendre quadrature from `starts [1 or n, 1 or m, *space, c]` to the images."""
-    nodes, weights = np.polynomial.legendre.leggauss(num_steps)
+    nodes, weights = _quadrature(num_steps)
     places, shares = (jnp.asarray(values / 2, jnp.float32)[steps] for values in (nodes + 1, weights))
     way = images.astype(jnp.float32)[:, None] - starts
     return starts + of_each(places, images) * way, shares, way
@@ -199,9 +200,9 @@ def expected_gradients(
       images: `float[n, *space, c]`, normalised as the model expects.
       targets: `int[n]`, one class for all, `int[n, t]` for `t` maps an image, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
-      baselines: what they are drawn from, whichever the image: `[m, *space, c]`, such as training images; a number,
-        for this one alone; or `None` for normal noise, as normalised images have a mean of zero and a deviation of
-        one.
+      baselines: what they are drawn from, whichever the image: `[m, *space, c]`, such as training images; for each
+        image its own, `[n, m, *space, c]`; a number, for this one alone; or `None` for normal noise, as normalised
+        images have a mean of zero and a deviation of one.
       num_samples: draws of baseline and place; the same ones for every image. The places are stratified.
       multiply_by_inputs: `False` leaves the factor `image - b` out: the mean gradient.
       return_delta: give also what each draw misses, `sum - (score(image) - score(b))`; only their mean is small.
@@ -232,16 +233,20 @@ def expected_gradients(
 
 
 def _check_baselines(baselines, images):
-    """Baselines as an array `[m, *space, c]`; a number, and `None`, which stands for noise, stay."""
+    """Baselines as an array `[1 or n, m, *space, c]`; a number, and `None`, which stands for noise, stay."""
     if baselines is None or isinstance(baselines, int | float):
         number(baselines=0 if baselines is None else baselines)
         return baselines
     shape = getattr(baselines, "shape", None)
-    if shape is None or shape not in ((), (*shape[:1], *images.shape[1:])) or 0 in shape:
+    n, *one = images.shape
+    if shape is None or shape not in ((), (*shape[:1], *one), (n, *shape[1:2], *one)) or 0 in shape:
         given = f"is a {type(baselines).__name__}" if shape is None else f"has shape {shape}"
-        one = ", ".join(map(str, images.shape[1:]))
-        raise ValueError(f"baselines {given}; it must be a number, an array [m, {one}], or None for normal noise.")
-    return all_finite("baselines", as_array(baselines))
+        one = ", ".join(map(str, one))
+        raise ValueError(
+            f"baselines {given}; it must be a number, an array [m, {one}] or [{n}, m, {one}], or None for normal noise."
+        )
+    baselines = all_finite("baselines", as_array(baselines))
+    return baselines if baselines.ndim in (0, images.ndim + 1) else baselines[None]
 
 
 @engine
@@ -252,14 +257,14 @@ def _expected_engine(model, images, targets, baselines, key, *, score, num_sampl
     shape, places = images.shape[1:], _places(place, num_samples)
     if baselines is not None:
         rows = jnp.asarray(baselines, images.dtype)
-        rows = (jnp.broadcast_to(rows, (1, *shape)) if rows.ndim == 0 else rows).astype(jnp.float32)
-        picks = jax.random.randint(draw, (num_samples,), 0, len(rows), jnp.int32)
+        rows = (jnp.broadcast_to(rows, (1, 1, *shape)) if rows.ndim == 0 else rows).astype(jnp.float32)
+        picks = jax.random.randint(draw, (num_samples,), 0, rows.shape[1], jnp.int32)
 
-    @partial(jax.vmap, out_axes=1)
-    def drawn(sample):
+    def drawn(samples):
         if baselines is not None:
-            return rows[picks[sample]][None]
-        return jax.random.normal(jax.random.fold_in(draw, sample), shape, jnp.float32)[None]
+            return picked(rows, picks[samples])
+        keys = jax.vmap(partial(jax.random.fold_in, draw))(samples)
+        return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)[None]
 
     def curve(samples):
         start = drawn(samples)
