@@ -52,7 +52,7 @@ def kind_of(platform: str, trace: Callable) -> str:
 
 
 def _products(program) -> Iterator[str]:
-    """Of a jaxpr and those in it, each equation that multiplies matrices or convolves."""
+    """The kind of each equation that multiplies matrices or convolves, in a jaxpr or one in it."""
     if isinstance(program, tuple):
         for each in program:
             yield from _products(each)
@@ -60,20 +60,24 @@ def _products(program) -> Iterator[str]:
         return
     for each in program.eqns:
         if each.primitive.name in PRODUCTS:
-            yield HALF if each.invars[0].aval.dtype in (jnp.bfloat16, jnp.float16) else _turned(each)
+            yield _kind(each)
         yield from _products(tuple(each.params.values()))
 
 
-def _turned(equation) -> str:
+def _kind(equation) -> str:
+    if equation.invars[0].aval.dtype in (jnp.bfloat16, jnp.float16):
+        return HALF
+    return TURNED if equation.primitive.name == "dot_general" and _is_turned(equation) else USUAL
+
+
+def _is_turned(equation) -> bool:
     """A matrix with rows of a page of memory is slow to read down its columns, for which only many products make up."""
-    if equation.primitive.name != "dot_general":
-        return USUAL
     rows, kernel = (each.aval for each in equation.invars)
     (_, contracted), (batch, _) = equation.params["dimension_numbers"]
     if batch or kernel.ndim != 2 or tuple(contracted) != (1,):
-        return USUAL
+        return False
     is_wide = kernel.shape[1] * kernel.dtype.itemsize >= PAGE and kernel.size >= 2**18
-    return TURNED if is_wide and rows.size <= FEW * kernel.shape[1] else USUAL
+    return is_wide and rows.size <= FEW * kernel.shape[1]
 
 
 _lock, _before = Lock(), []

@@ -42,10 +42,8 @@ def at_layer(function):
 
     def method(tap, images, targets=None, *, score=jaxcam.score.logit, return_delta=False, **options):
         def seen(name, baseline):
-            if name == "baselines" and tap.context and len(images) > 1:
-                raise NotExpressible("baselines of its own for each input, in expected gradients")
-            if name == "baselines":  # [m, f, 1], whichever the image
-                return jnp.stack([tap.features(jnp.broadcast_to(each, images.shape))[0] for each in baseline])
+            if name == "baselines":  # [m, f, 1]; what the lower half makes of them may depend on the image
+                return jnp.stack([tap.features(jnp.broadcast_to(each, images.shape)) for each in baseline], 1)
             if name != "baseline" or baseline.ndim == images.ndim:
                 return tap.features(baseline) if name == "baseline" else baseline
             return jnp.stack([tap.features(jnp.broadcast_to(each, images.shape)) for each in baseline[0]], 1)
