@@ -508,7 +508,7 @@ def test_a_step_that_is_repeated(monkeypatch):
 
 KINDS = {  # what a program multiplies once, with what, and of which kind it is therefore
     "a convolution": (convolved, (2, 8, 6, 3), (3, 3, 3, 5), compiler.USUAL),
-    "a dense layer": (jnp.matmul, (2, 1024), (1024, 256), compiler.USUAL),
+    "a dense layer": (jnp.matmul, (2, 256), (256, 1024), compiler.USUAL),
     "its gradient": (
         lambda x, kernel: jax.grad(lambda x: jnp.sin(x @ kernel).sum())(x),
         (2, 256),

@@ -23,7 +23,7 @@ def repeated(function: Callable, **named) -> Callable:
     def run(*args, **kwargs):
         chosen = jax.default_backend(), config.rewrite
         leaves, structure = jax.tree.flatten((args, kwargs))
-        key = chosen, structure, tuple(getattr(each, "dtype", each) for each in leaves)
+        key = chosen, structure, tuple((getattr(each, "shape", ()), getattr(each, "dtype", each)) for each in leaves)
         if key not in kinds:
             kinds[key] = kind_of(chosen[0], lambda: compiled(*chosen, USUAL).trace(*args, **kwargs))
         with unwritten(kinds[key] == HALF):

@@ -81,7 +81,7 @@ def _report(path: Path) -> dict | None:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    is_one = isinstance(content, dict) and {"predictions", "methods", "targets", "left_out", "files"} <= set(content)
+    is_one = isinstance(content, dict) and {"predictions", "methods", "targets", "files"} <= set(content)
     return content if is_one else None
 
 

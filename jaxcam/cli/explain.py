@@ -260,7 +260,7 @@ def _job(args, methods: list[str]) -> Job:
             continue
         if report is not None:
             finished.append(report)
-            left_out |= report["left_out"]
+            left_out |= report.get("left_out", {})
             continue
         new[path] = name
         settings.append(own)
