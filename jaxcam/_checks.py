@@ -7,7 +7,8 @@ Values can only be checked where they are known: outside `jit`, and where this p
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import ge, gt, le, lt
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from jaxcam._errors import shown
+from jaxcam._errors import shown, unknown
 
 LARGEST = 1e15  # a pixel whose products still fit into float32
 SPACE = {1: "[n, length, c]", 2: "[n, h, w, c]", 3: "[n, d, h, w, c]"}
@@ -234,8 +235,16 @@ def positive(**arguments: int | None) -> None:
             raise ValueError(f"{name} is {shown(repr(value))}; it must be a whole number, 1 or more.")
 
 
-def number(infinite: bool = False, **arguments: Any) -> None:
-    """Amounts such as `noise` must be numbers, finite where infinity means nothing; a traced one is not known."""
+def number(infinite: bool = False, above=None, least=None, below=None, most=None, **arguments: Any) -> None:
+    """Amounts such as `noise` must be numbers within bounds, finite where infinity means nothing; not known if traced.
+
+    Example:
+      >>> number(above=0, most=1, fraction=1.5)
+      Traceback (most recent call last):
+      ValueError: fraction is 1.5; it must be above 0 and at most 1.
+    """
+    bounds = [("above", gt, above), ("at least", ge, least), ("below", lt, below), ("at most", le, most)]
+    bounds = [each for each in bounds if each[2] is not None]
     for name, value in arguments.items():
         if isinstance(value, Tracer) or (value is None and name in ("deviation", "kernel_scale", "max_sigma")):
             continue
@@ -244,6 +253,16 @@ def number(infinite: bool = False, **arguments: Any) -> None:
         amount: Any = value
         if math.isnan(amount) or (math.isinf(amount) and not infinite):
             raise ValueError(f"{name} is {value}; it must be a {'number' if infinite else 'finite number'}.")
+        if not all(holds(amount, bound) for _, holds, bound in bounds):
+            wanted = " and ".join(f"{word} {bound}" for word, _, bound in bounds)
+            raise ValueError(f"{name} is {value}; it must be {wanted}.")
+
+
+def choice(known: Iterable[str], hint: str = "", **arguments: Any) -> None:
+    """What is one of a few words must be a known one."""
+    for name, value in arguments.items():
+        if value not in list(known):
+            raise unknown(name, value, known, hint)
 
 
 def functions(**arguments: Callable) -> None:

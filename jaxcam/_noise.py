@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from jaxcam._checks import number
 
@@ -22,10 +21,7 @@ class Noise(NamedTuple):
 
 def check_noise(noise, deviation=None) -> Noise:
     """The noise that was asked for, or the error of what is wrong with it."""
-    number(noise=noise, deviation=deviation)
-    for name, value in {"noise": noise, "deviation": deviation}.items():
-        if value is not None and not isinstance(value, Tracer) and not value >= 0:
-            raise ValueError(f"{name} is {value}; it must be zero or more.")
+    number(least=0, noise=noise, deviation=deviation)
     return Noise(noise, deviation)
 
 

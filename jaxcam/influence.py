@@ -171,10 +171,8 @@ def similar(
       Array([[1]], dtype=int32)
     """
     _check_tap("similar", model)
-    model, images, _ = prepare_tap("similar", model, images, None)
+    model, images, _ = prepare_tap("similar", model, images, None, one_layer=True)
     positive(num_images=num_images, chunk_size=chunk_size)
-    if len(model.layers) > 1:
-        raise ValueError(f"similar looks at one layer, and {len(model.layers)} are tapped; tap one of them.")
     if isinstance(similarity, str) and similarity not in SIMILARITIES:
         raise unknown("similarity", similarity, SIMILARITIES)
     measure = SIMILARITIES[similarity] if isinstance(similarity, str) else similarity

@@ -41,9 +41,7 @@ def heatmap_to_mask(
       >>> masks = jaxcam.regions.heatmap_to_mask(heatmaps)
       >>> boxes = jaxcam.regions.mask_to_box(masks)
     """
-    number(threshold=threshold)
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must be above 0 and at most 1.")
+    number(above=0, most=1, threshold=threshold)
     return _heatmap_to_mask(check_heatmaps(heatmaps), threshold, largest)
 
 

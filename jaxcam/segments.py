@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcam._checks import check_images, positive, sizes
+from jaxcam._checks import check_images, number, positive, sizes
 from jaxcam._typing import Images
 
 RESIZED = (224, 224)  # what the numbers of Felzenszwalb's method are for
@@ -73,8 +73,7 @@ def superpixels(images: Images, num_segments: int = 64, *, compactness: float = 
       >>> attributions = jaxcam.lime(model, images, segments=segments)
     """
     positive(num_segments=num_segments)
-    if not compactness > 0:
-        raise ValueError(f"compactness is {compactness}; it must be above 0.")
+    number(above=0, compactness=compactness)
     images = _on_host(images)
     if images.ndim < 4:
         raise ValueError(

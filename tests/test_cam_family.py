@@ -397,9 +397,9 @@ def test_kernel_name(as_user):
 @pytest.mark.parametrize(
     ("method", "option", "message"),
     [
-        (kpca_cam, {"kernel_scale": 0}, "kernel_scale is 0; it must be above zero"),
-        (ss_cam, {"mask_noise": -1}, "mask_noise is -1; it must be zero or more"),
-        (smooth_grad_cam_plus_plus, {"noise": -0.1}, "noise is -0.1; it must be zero or more"),
+        (kpca_cam, {"kernel_scale": 0}, "kernel_scale is 0; it must be above 0"),
+        (ss_cam, {"mask_noise": -1}, "mask_noise is -1; it must be at least 0"),
+        (smooth_grad_cam_plus_plus, {"noise": -0.1}, "noise is -0.1; it must be at least 0"),
     ],
     ids=lambda each: getattr(each, "__name__", None),
 )
@@ -454,5 +454,5 @@ def test_factorization_of_nothing_and_of_several_layers():
     heatmaps, scores = deep_feature_factorization(dead, images, 1, num_iterations=3)
     np.testing.assert_array_equal(heatmaps, 0)
     np.testing.assert_array_equal(scores, 0)
-    with pytest.raises(ValueError, match="explains one layer, and 2 are tapped"):
+    with pytest.raises(ValueError, match="looks at one layer, and 2 are tapped"):
         deep_feature_factorization(helpers.small(("late", "early")), images)

@@ -99,7 +99,7 @@ def test_the_direction_is_that_of_a_logistic_regression():
         ({"random_sets": RANDOM[0]}, ValueError, r"random_sets has shape \(12, 6, 8, 3\); it must be two sets"),
         ({"random_sets": RANDOM[:1]}, ValueError, "two sets or more"),
         ({"concept": coloured(2, RED, 2)}, ValueError, "There are 2 examples of the concept and 12 images in each"),
-        ({"penalty": 0.0}, ValueError, "penalty is 0.0; it must be a positive number"),
+        ({"penalty": 0.0}, ValueError, "penalty is 0.0; it must be above 0"),
         ({"targets": jnp.zeros((9, 2), int)}, ValueError, r"targets has shape \(9, 2\); tcav takes one class"),
     ],
 )

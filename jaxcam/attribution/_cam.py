@@ -20,7 +20,9 @@ from jaxcam._scores import scores
 from jaxcam.taps import Tap
 
 
-def prepare_tap(method: str, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
+def prepare_tap(
+    method: str, model, images, targets, *, one_layer: bool = False
+) -> tuple[Tap, jax.Array, jax.Array | None]:
     """`prepare`, for a method that looks inside the model and needs to know where."""
     if not isinstance(model, Tap):
         raise TypeError(
@@ -32,6 +34,8 @@ def prepare_tap(method: str, model, images, targets) -> tuple[Tap, jax.Array, ja
             f"{method} needs a layer, and the tap is of one function, which has none. Tap two functions, "
             "(features, head), or a module and the name of a layer."
         )
+    if one_layer and len(model.layers) > 1:
+        raise ValueError(f"{method} looks at one layer, and {len(model.layers)} are tapped; tap one of them.")
     return prepare(model, images, targets)
 
 
@@ -114,6 +118,11 @@ def gradient_maps(formula, model, images, scalar, **options) -> tuple[list, jax.
     And for each image whether any of its gradients differs from zero.
     """
     _, activations, gradients = model.gradients(images, scalar)
+    return terms_of(formula, model, images, activations, gradients, **options)
+
+
+def terms_of(formula, model, images, activations, gradients, **options) -> tuple[list, jax.Array]:
+    """The same of activations and gradients that are known."""
     A, G = cells(model, activations, images), cells(model, gradients, images)
     pairs = list(zip(A, G, strict=True))
     maps = [a.laid(jax.vmap(lambda A, G: formula(A, G, **options))(a.values, g.values)) for a, g in pairs]

@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Array, Integer
 
 from jaxcam._array import blur
-from jaxcam._checks import as_array, check_baseline, is_known, picked, positive, prepare, random_key, samples_of
+from jaxcam._checks import as_array, check_baseline, choice, is_known, picked, positive, prepare, random_key, samples_of
 from jaxcam._engine import chunked_map, engine
 from jaxcam._engine.windows import check_large_enough
-from jaxcam._errors import unknown
 from jaxcam._scores import chosen, scores_of_copies
 from jaxcam.attribution.occlusion import parts
 from jaxcam.segments import grid
@@ -70,8 +69,7 @@ def on_segments(design, model, images, targets, *, baseline, segments, num_segme
     """Checks the arguments that all methods on segments share, then runs the engine with the method's design."""
     more = {"num_samples": 1, "key": 0, "perturbation": "baseline", **more}
     positive(chunk_size=chunk_size, num_samples=more["num_samples"])
-    if more["perturbation"] not in PERTURBATIONS:
-        raise unknown("perturbation", more["perturbation"], PERTURBATIONS)
+    choice(PERTURBATIONS, perturbation=more["perturbation"])
     model, images, targets = prepare(model, images, targets)
     segments, num_segments = check_segments(segments, num_segments, images.shape[:-1])
     arrays = check_baseline(baseline, images, several=True), segments, random_key(more.pop("key"))

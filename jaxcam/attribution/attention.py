@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import EXACT
-from jaxcam._checks import number
+from jaxcam._checks import choice, number
 from jaxcam._engine import engine
 from jaxcam._engine.program import backward, gradient, softmax_parts, trace
-from jaxcam._errors import shown, unknown
+from jaxcam._errors import shown
 from jaxcam._scores import chosen, described, scores
 from jaxcam._typing import Images, Maps, Score, Targets
 from jaxcam.attribution._cam import cells, finish, prepare_tap
@@ -82,11 +82,8 @@ def attention_rollout(
       >>> model = jaxcam.tap(module, variables, "layers_2", reshape=jaxcam.tokens((4, 4), drop=0))
       >>> heatmaps = jaxcam.attention_rollout(model, images, token=None)
     """
-    number(residual=residual)
-    if not 0 <= residual <= 1:
-        raise ValueError(f"residual is {residual}; it is a share, so it must lie between 0 and 1.")
-    if fusion not in FUSIONS:
-        raise unknown("fusion", fusion, FUSIONS)
+    number(least=0, most=1, residual=residual)
+    choice(FUSIONS, fusion=fusion)
     model, images, targets = _prepare("attention_rollout", model, images, targets)
     if attention is not None and not callable(attention):
         attention = (attention,) if isinstance(attention, str) else tuple(attention)

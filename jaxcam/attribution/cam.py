@@ -22,6 +22,7 @@ from jaxcam.attribution._cam import (
     gradient_cam,
     gradient_maps,
     prepare_tap,
+    terms_of,
     warn_of_zeros,
 )
 from jaxcam.score import logit
@@ -447,9 +448,8 @@ def _shapley_engine(model, images, targets, *, score, raw):
         return first - second / 2
 
     W = [weights(layer, each) for layer, each in zip(model.layers, activations, strict=True)]
-    pairs = list(zip(cells(model, activations, images), cells(model, W, images), strict=True))
-    maps = [A.laid(jax.vmap(_grad_cam)(A.values, each.values)) for A, each in pairs]
-    return finish(maps, images, raw), jnp.stack([(each.values != 0).any((1, 2)) for _, each in pairs]).any(0)
+    maps, alive = terms_of(_grad_cam, model, images, activations, W)
+    return finish(maps, images, raw), alive
 
 
 def random_cam(

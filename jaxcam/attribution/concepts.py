@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxcam._array import resize
+from jaxcam._array import EXACT, resize
 from jaxcam._checks import check_images, number, positive, random_key
 from jaxcam._engine import chunked_map, engine
-from jaxcam._scores import predicted, scores
+from jaxcam._scores import chosen, scores
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.attribution._cam import prepare_tap, scores_with
 from jaxcam.attribution.decomposition import factorised
@@ -44,10 +44,10 @@ class Tcav(NamedTuple):
       directions: of length one, `[r, *cells, k]`.
     """
 
-    score: float
+    score: Float[Array, ""]
     scores: Float[Array, "r"]
     null: Float[Array, "r"]
-    p_value: float
+    p_value: Float[Array, ""]
     accuracy: Float[Array, "r"]
     sensitivities: Float[Array, "r n"]
     directions: Float[Array, "r ..."]
@@ -98,9 +98,7 @@ def tcav(
       (2,)
     """
     model, images, targets = _one_layer("tcav", model, images, targets)
-    number(penalty=penalty)
-    if not penalty > 0:
-        raise ValueError(f"penalty is {penalty!r}; it must be a positive number.")
+    number(above=0, penalty=penalty)
     concept, random_sets = check_images(concept), jnp.asarray(random_sets)
     if random_sets.ndim != images.ndim + 1 or len(random_sets) < 2:
         raise ValueError(
@@ -111,56 +109,46 @@ def tcav(
             f"There are {len(concept)} examples of the concept and {random_sets.shape[1]} images in each random set; "
             f"it takes {HELD_OUT} at least."
         )
-    gradients = _layer_gradients(model, images, targets, score=score)
-    examples = model.features(concept)
-    randoms = jnp.stack([model.features(each) for each in random_sets])
-    others = jnp.roll(randoms, -1, 0)
-    directions, accuracy = _directions(examples[None].repeat(len(randoms), 0), randoms, penalty)
-    sensitivities = _along(gradients, directions)
-    null = jnp.mean(_along(gradients, _directions(others, randoms, penalty)[0]) > 0, 1)
-    found = jnp.mean(sensitivities > 0, 1)
-    return Tcav(float(found.mean()), found, null, _welch(found, null), accuracy, sensitivities, directions)
-
-
-def _welch(a, b) -> float:
-    """The p-value of Welch's two-sided t-test between two samples of `r` numbers; two constants are equal, or not."""
-    from scipy.stats import t
-
-    a, b = (np.asarray(each, np.float64) for each in (a, b))
-    variances = np.array([each.var(ddof=1) / len(each) for each in (a, b)])
-    difference, error = abs(a.mean() - b.mean()), np.sqrt(variances.sum())
-    if error == 0:
-        return float(difference == 0)
-    degrees = variances.sum() ** 2 / (variances**2 / (np.array([len(a), len(b)]) - 1)).sum()
-    return float(2 * t.sf(difference / error, degrees))
+    return _tcav_engine(model, images, targets, concept, random_sets, score=score, penalty=penalty)
 
 
 @engine
-def _layer_gradients(model, images, targets, *, score):
-    return model.gradients(images, lambda output: scores(score, output, targets).sum())[2][0].astype(jnp.float32)
+def _tcav_engine(model, images, targets, concept, random_sets, *, score, penalty):
+    targets = chosen(model, images, targets)
+    slopes = model.gradients(images, lambda output: scores(score, output, targets).sum())[2][0].astype(jnp.float32)
+    examples, randoms = model.features(concept), jax.lax.map(model.features, random_sets)
+
+    def along(examples):  # the directions from each random set, and the score's derivatives along them
+        directions, accuracy = jax.vmap(partial(_direction, penalty=penalty))(examples, randoms)
+        return jnp.einsum("n...,r...->rn", slopes, directions, precision=EXACT), directions, accuracy
+
+    sensitivities, directions, accuracy = along(jnp.broadcast_to(examples, (len(randoms), *examples.shape)))
+    found, null = (jnp.mean(each > 0, 1) for each in (sensitivities, along(jnp.roll(randoms, -1, 0))[0]))
+    return Tcav(found.mean(), found, null, _welch(found, null), accuracy, sensitivities, directions)
 
 
-def _along(gradients, directions):
-    """The derivatives along directions, `[r, n]`."""
-    return jnp.einsum("n...,r...->rn", gradients, directions, precision="highest")
+def _welch(a, b):
+    """The p-value of Welch's two-sided t-test between two samples of `r` numbers; two constants are equal, or not."""
+    variances = jnp.stack([jnp.var(each, ddof=1) / len(each) for each in (a, b)])
+    constant, difference = variances.sum() == 0, jnp.mean(a) - jnp.mean(b)
+    variances = jnp.where(constant, 1, variances)
+    degrees = variances.sum() ** 2 / jnp.sum(variances**2 / (jnp.array([len(a), len(b)], jnp.float32) - 1))
+    below = degrees / (degrees + difference**2 / variances.sum())
+    return jnp.where(constant, difference == 0, jax.scipy.special.betainc(degrees / 2, 0.5, below))
 
 
-@jax.jit
-def _directions(examples, randoms, penalty):
-    """The direction from each set of `randoms [r, m, ...]` to `examples [r, e, ...]`, and how well it tells them."""
-
-    def of_pair(examples, randoms):
-        x = jnp.concatenate([examples, randoms]).astype(jnp.float32)
-        x = x.reshape(len(x), -1)
-        y = jnp.repeat(jnp.array([1.0, 0.0]), jnp.array([len(examples), len(randoms)]), total_repeat_length=len(x))
-        held = jnp.concatenate([jnp.arange(len(each)) % HELD_OUT == 0 for each in (examples, randoms)])
-        weight, bias = _logistic(x, y, ~held, penalty)
-        right = ((jnp.sum(x * weight, -1) + bias) > 0) == (y > 0)
-        length = jnp.linalg.norm(weight)
-        direction = weight / jnp.where(length == 0, 1, length)
-        return direction.reshape(examples.shape[1:]), jnp.sum(right & held) / jnp.sum(held)
-
-    return jax.vmap(of_pair)(examples, randoms)
+def _direction(examples, randoms, penalty):
+    """The direction from `randoms [m, ...]` to `examples [e, ...]`, and how well it tells those that are held out."""
+    sets = examples, randoms
+    x = jnp.concatenate(sets).astype(jnp.float32)
+    x = x.reshape(len(x), -1)
+    y = (jnp.arange(len(x)) < len(examples)).astype(jnp.float32)
+    held = jnp.concatenate([jnp.arange(len(each)) % HELD_OUT == 0 for each in sets])
+    weight, bias = _logistic(x, y, ~held, penalty)
+    right = (jnp.sum(x * weight, -1) + bias > 0) == (y > 0)
+    length = jnp.linalg.norm(weight)
+    direction = weight / jnp.where(length == 0, 1, length)
+    return direction.reshape(examples.shape[1:]), jnp.sum(right & held) / jnp.sum(held)
 
 
 def _logistic(x, y, used, penalty):
@@ -170,7 +158,7 @@ def _logistic(x, y, used, penalty):
     """
     centre = jnp.sum(x * used[:, None], 0) / jnp.sum(used)
     x = x - centre
-    gram = jnp.einsum("id,jd->ij", x, x, precision="highest")
+    gram = jnp.matmul(x, x.T, precision=EXACT)
     scale = jnp.trace(gram) / len(x)
     gram = gram / jnp.where(scale == 0, 1, scale)
     kernel = jnp.pad(gram, ((0, 0), (0, 1)), constant_values=1.0)  # the last column is the bias
@@ -185,7 +173,7 @@ def _logistic(x, y, used, penalty):
         return a - jnp.linalg.solve(jax.hessian(loss)(a), jax.grad(loss)(a)), None
 
     a = jax.lax.scan(step, jnp.zeros(len(x) + 1), length=NEWTON)[0]
-    weight = jnp.einsum("i,id->d", a[:-1], x, precision="highest") / jnp.where(scale == 0, 1, scale)
+    weight = jnp.matmul(a[:-1], x, precision=EXACT) / jnp.where(scale == 0, 1, scale)
     return weight, a[-1] - jnp.sum(weight * centre)
 
 
@@ -203,7 +191,7 @@ class Craft(NamedTuple):
     components: Float[Array, "r k"]
     importance: Float[Array, "r"]
     maps: Float[Array, "n r ..."]
-    crops: Int[np.ndarray, "r m axes"]
+    crops: Int[Array, "r m axes"]
     window: tuple[int, ...]
 
 
@@ -259,18 +247,12 @@ def craft(
     """
     counts = {"num_components": num_components, "num_iterations": num_iterations, "num_samples": num_samples}
     positive(**counts, chunk_size=chunk_size)
-    number(window=window)
-    if not 0 < window <= 1:
-        raise ValueError(f"window is {window!r}; it must be a share of each side, above 0 and at most 1.")
+    number(above=0, most=1, window=window)
     model, images, targets = _one_layer("craft", model, images, targets)
     size = tuple(max(1, round(window * side)) for side in images.shape[1:-1])
     corners = _corners(images.shape[1:-1], size)
     options = {"score": score, "corners": tuple(map(tuple, corners.tolist())), "size": size, "chunk_size": chunk_size}
-    found = _craft_engine(model, images, targets, random_key(key), **options, **counts)
-    components, importance, maps, strength = found
-    best = np.argsort(-np.asarray(strength), 0, kind="stable")[:5].T  # [r, 5] of crops, image after image
-    crops = np.concatenate([(best // len(corners))[..., None], corners[best % len(corners)]], -1)
-    return Craft(components, importance, maps, crops, size)
+    return Craft(*_craft_engine(model, images, targets, random_key(key), **options, **counts), size)
 
 
 def craft_maps(model: Tap, images: Images, components: Float[Array, "r k"], *, num_iterations: int = 100):
@@ -316,8 +298,7 @@ def _maps_engine(model, images, targets, components, *, num_iterations):
 def _craft_engine(
     model, images, targets, key, *, score, corners, size, num_components, num_iterations, num_samples, chunk_size
 ):
-    targets = predicted(model(images)) if targets is None else targets
-    corners = jnp.asarray(corners)
+    targets, corners = chosen(model, images, targets), jnp.array(corners, jnp.int32)
 
     def crops(indices):
         def crop(image, corner):
@@ -334,7 +315,9 @@ def _craft_engine(
     U = _coefficients(A, W, num_iterations)
     importance = _importance(model, images, targets, key, U, W, score, num_samples, chunk_size, A.dtype).mean(0)
     order = jnp.argsort(-importance)
-    return W[order], importance[order], _laid(U, images)[:, order], strength[:, order]
+    best = jnp.argsort(-strength[:, order], 0)[:5].T  # [r, 5] of crops, image after image
+    places = jnp.concatenate([(best // len(corners))[..., None], corners[best % len(corners)]], -1)
+    return W[order], importance[order], _laid(U, images)[:, order], places
 
 
 def _importance(model, images, targets, key, U, W, score, num_samples, chunk_size, dtype):
@@ -343,7 +326,7 @@ def _importance(model, images, targets, key, U, W, score, num_samples, chunk_siz
 
     def changed(indices):
         masks = jnp.expand_dims(design.keep(indices), range(1, U.ndim - 1))  # [m, ..., r]
-        values = jnp.einsum("nm...r,rk->nm...k", U[:, None] * masks, W, precision="highest").astype(dtype)
+        values = jnp.matmul(U[:, None] * masks, W, precision=EXACT).astype(dtype)
         return scores_with(model, model.layers[0], images, values, targets, score)
 
     return design.attribute(chunked_map(changed, design.num_samples, U, chunk_size))
@@ -380,9 +363,7 @@ def _corners(space, size) -> np.ndarray:
 
 
 def _one_layer(method: str, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
-    model, images, targets = prepare_tap(method, model, images, targets)
-    if len(model.layers) > 1:
-        raise ValueError(f"{method} looks at one layer, and {len(model.layers)} are tapped; tap one of them.")
+    model, images, targets = prepare_tap(method, model, images, targets, one_layer=True)
     if targets is not None and targets.ndim != 1:
         raise ValueError(f"targets has shape {targets.shape}; {method} takes one class for each image.")
     return model, images, targets

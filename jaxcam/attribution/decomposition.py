@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcam._array import EXACT, ROUNDING, normalize, resize
-from jaxcam._checks import number, positive
+from jaxcam._checks import choice, number, positive
 from jaxcam._engine import chunked_map, engine
-from jaxcam._errors import unknown
 from jaxcam._scores import predicted
 from jaxcam._typing import Images, Maps, Raw, Score, Targets
 from jaxcam.attribution._cam import activation_cam, cells, gradient_cam, prepare_tap, scores_with
@@ -194,11 +193,8 @@ def kpca_cam(
     Example:
       >>> heatmaps = jaxcam.kpca_cam(model, images, kernel="rbf")
     """
-    if kernel not in KERNELS:
-        raise unknown("kernel", kernel, KERNELS)
-    number(kernel_scale=kernel_scale)
-    if kernel_scale is not None and not kernel_scale > 0:
-        raise ValueError(f"kernel_scale is {kernel_scale}; it must be above zero.")
+    choice(KERNELS, kernel=kernel)
+    number(above=0, kernel_scale=kernel_scale)
     options = {"kernel": KERNELS[kernel], "scale": kernel_scale}
     return activation_cam("kpca_cam", _kpca_cam, model, images, targets, raw, **options)
 
@@ -328,9 +324,7 @@ def deep_feature_factorization(
       >>> heatmaps, scores = jaxcam.deep_feature_factorization(model, images, num_components=3)
     """
     positive(num_components=num_components, num_iterations=num_iterations, chunk_size=chunk_size)
-    model, images, targets = prepare_tap("deep_feature_factorization", model, images, targets)
-    if len(model.layers) > 1:
-        raise ValueError(f"deep_feature_factorization explains one layer, and {len(model.layers)} are tapped; tap one.")
+    model, images, targets = prepare_tap("deep_feature_factorization", model, images, targets, one_layer=True)
     counts = {"num_components": num_components, "num_iterations": num_iterations, "chunk_size": chunk_size}
     return _factorization_engine(model, images, targets, score=score, raw=raw, **counts)
 

@@ -6,6 +6,7 @@ never falls back to the plain gradient silently.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -32,7 +33,7 @@ from jaxcam._engine.program import (
 )
 from jaxcam._scores import chosen, scores
 from jaxcam._typing import Baseline, Explained, Images, Score, Targets
-from jaxcam.attribution.paths import Sums, gathered, with_deltas, without_paths
+from jaxcam.attribution.paths import Paths, integral
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
@@ -98,11 +99,10 @@ def deep_lift(
 
 
 @engine
-def _deep_lift_engine(model, images, targets, baseline, *, score, chunk_size, **options):
+def _deep_lift_engine(model, images, targets, baseline, *, score, multiply_by_inputs, return_delta, chunk_size):
     targets = chosen(model, images, targets)
     samples = jnp.zeros_like(images)[:, None] + samples_of(baseline, images)  # varies over a mesh as the images do
-    count = samples.shape[1]
-    sums = Sums(count, **options)
+    count, is_one = samples.shape[1], not is_several(baseline, images)
 
     def slopes(starts):
         m = starts.shape[1]
@@ -110,15 +110,14 @@ def _deep_lift_engine(model, images, targets, baseline, *, score, chunk_size, **
         rest = jnp.repeat(targets, m, axis=0), spread(flat(starts)), repeated(score, m)
         return _multipliers(*copies, *rest).reshape(starts.shape)
 
-    def pairs(indices):
+    def pairs(indices):  # a path of one step, from one end to the other
         starts = picked(samples, indices)
         way = images.astype(jnp.float32)[:, None] - starts.astype(jnp.float32)
         return starts, jnp.full(len(indices), 1 / count, jnp.float32), way
 
-    found = gathered(slopes, pairs, count, images, chunk_size, sums)
-    shared = {"score": score, "chunk_size": chunk_size, "sums": sums}
-    found = with_deltas(found, lambda indices: picked(samples, indices), model, images, targets, **shared)
-    return found if is_several(baseline, images) else without_paths(found)
+    options = {"score": score, "chunk_size": chunk_size, "slopes": slopes}
+    options["paths"] = Paths(count, partial(picked, samples), is_one, multiply_by_inputs, return_delta)
+    return integral(model, images, targets, pairs, 1, **options)
 
 
 def _multipliers(model, images, targets, baseline, score):

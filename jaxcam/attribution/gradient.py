@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxcam._array import normalize
-from jaxcam._checks import prepare
+from jaxcam._checks import number, prepare
 from jaxcam._engine import engine
 from jaxcam._scores import input_gradient
 from jaxcam._typing import Attributions, Heatmaps, Images, Score, Targets
@@ -112,8 +112,7 @@ def heatmap(attributions, images=None, *, percentile: float | int = 99) -> Heatm
     Example:
       >>> heatmaps = jaxcam.heatmap(jaxcam.saliency(model, images), percentile=100)
     """
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile is {percentile}; it must be above 0 and at most 100.")
+    number(above=0, most=100, percentile=percentile)
     if images is None:
         if attributions.ndim not in (3, 4):
             raise ValueError(

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import defined, nearest, resize
-from jaxcam._checks import prepare
+from jaxcam._checks import choice, prepare
 from jaxcam._engine import engine
 from jaxcam._engine.program import backward, contains_relu, gradient, relu_operand, seeds, trace
-from jaxcam._errors import shown
 from jaxcam._scores import scores
 from jaxcam._typing import Attributions, Images, Score, Targets
 from jaxcam.attribution._cam import gradient_maps, prepare_tap, warn_of_zeros
@@ -136,8 +135,7 @@ def guided_grad_cam(
     Example:
       >>> attributions = jaxcam.guided_grad_cam(model, images)
     """
-    if interpolation not in RESIZE:
-        raise ValueError(f'interpolation is {shown(repr(interpolation))}; it must be "linear" or "nearest".')
+    choice(RESIZE, interpolation=interpolation)
     model, images, targets = prepare_tap("guided_grad_cam", model, images, targets)
     result, alive = _guided_grad_cam_engine(model, images, targets, score=score, interpolation=interpolation)
     warn_of_zeros(model, alive)

@@ -58,9 +58,7 @@ def guided_integrated_gradients(
     """
     model, images, targets = prepare(model, images, targets)
     positive(num_steps=num_steps)
-    number(fraction=fraction, max_distance=max_distance)
-    if not (0 < fraction <= 1 and 0 < max_distance <= 1):
-        raise ValueError(f"fraction is {fraction} and max_distance is {max_distance}; both must be in (0, 1].")
+    number(above=0, most=1, fraction=fraction, max_distance=max_distance)
     baseline = check_baseline(baseline, images)
     options = {"score": score, "num_steps": num_steps, "fraction": fraction, "max_distance": max_distance}
     return _guided_engine(model, images, targets, baseline, **options)

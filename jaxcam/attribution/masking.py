@@ -9,7 +9,6 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from jaxcam._array import normalize, resize
 from jaxcam._checks import number, positive, random_key
@@ -122,9 +121,7 @@ def ss_cam(
     Example:
       >>> heatmaps = jaxcam.ss_cam(model, images, num_samples=4, max_channels=16)
     """
-    number(mask_noise=mask_noise)
-    if not isinstance(mask_noise, Tracer) and not mask_noise >= 0:
-        raise ValueError(f"mask_noise is {mask_noise}; it must be zero or more.")
+    number(least=0, mask_noise=mask_noise)
     options = {"num_samples": num_samples, "mask_noise": mask_noise, "key": random_key(key)}
     return _masked("ss_cam", _noisy, model, images, targets, score, raw, chunk_size, max_channels, **options)
 

@@ -1,6 +1,6 @@
 """Path methods: the gradient integrated on the way from a baseline to the image.
 
-`integral` sums `gradient * way` over the steps of its paths; a method is where its path runs: straight from one
+`integral` sums `gradient * way` over the steps of the paths; a method is where its path runs: straight from one
 baseline, straight from many, or from blurred to sharp. The attributions of an image sum to the score's difference
 between the path's ends. Points are made a chunk of steps at a time, for all images, so memory does not grow with the
 number of steps.
@@ -19,6 +19,7 @@ from jaxcam._checks import (
     all_finite,
     as_array,
     check_baseline,
+    choice,
     is_several,
     number,
     picked,
@@ -28,7 +29,6 @@ from jaxcam._checks import (
     samples_of,
 )
 from jaxcam._engine import chunked_map, chunked_sum, engine
-from jaxcam._errors import unknown
 from jaxcam._scores import chosen, gradients_of_copies, scores, scores_of_copies
 from jaxcam._typing import Attributions, Baseline, Explained, Images, Key, Score, Targets
 from jaxcam.score import logit
@@ -37,60 +37,52 @@ from jaxcam.taps import Tap
 BORDERS = ("inside", "zeros")
 
 
-class Sums(NamedTuple):
+class Paths(NamedTuple):
     """What a method gathers along its paths."""
 
-    count: int = 1  # paths: baselines, or draws
+    count: int = 1  # baselines, or draws
+    starts: Callable | None = None  # where paths `[m]` begin, `[1 or n, 1 or m, *space, c]`
+    is_one: bool = False  # and has one delta, `[n]`, where others have `[n, count]`
     multiply_by_inputs: bool = True
     return_delta: bool = False
 
 
-ONE_PATH = Sums()
 _quadrature = cache(np.polynomial.legendre.leggauss)  # of 500 points it takes longer than the rest of a trace
 
 
-def integral(model, images, targets, curve: Callable, count: int, *, score, chunk_size, sums=ONE_PATH):
-    """`sum_s share_s gradient(point_s) way_s` over `count` steps, float32 like the images, and what each path adds.
+def integral(model, images, targets, curve: Callable, num_steps: int, *, score, chunk_size, paths=None, slopes=None):
+    """`sum_s share_s gradient(point_s) way_s` over the steps of each path, float32 like the images.
 
-    `points, shares, ways = curve(steps[m])`, of `[n, m, *space, c]`, `[m]` and `[1 or n, 1 or m, *space, c]`.
+    `points, shares, ways = curve(steps[m])`, of `[n, m, *space, c]`, `[m]` and `[1 or n, 1 or m, *space, c]`; the steps
+    of one path come after those of the other. `slopes(points)` may take the gradient's place. With
+    `paths.return_delta` it is a pair: what the attributions of each path miss is their sum less the score's difference.
     """
-    targets = chosen(model, images, targets)
+    targets, paths = chosen(model, images, targets), paths or Paths()
 
-    def slopes(points):
+    def gradient(points):
         return gradients_of_copies(model, points.astype(images.dtype), targets, score)
-
-    return gathered(slopes, curve, count, images, chunk_size, sums)
-
-
-def gathered(slopes: Callable, curve: Callable, count: int, images, chunk_size, sums):
-    """`integral` of any `slopes(points)`: with `sums.return_delta` a pair, of which the second is `[n, sums.count]`."""
 
     def add(steps, weights):
         points, shares, ways = curve(steps)
-        terms = slopes(points) * of_each(shares * weights, images)
+        terms = (slopes or gradient)(points) * of_each(shares * weights, images)
         products = terms * ways
-        total = jnp.sum(products if sums.multiply_by_inputs else terms, axis=1)
-        if not sums.return_delta:
+        total = jnp.sum(products if paths.multiply_by_inputs else terms, axis=1)
+        if not paths.return_delta:
             return total
-        path = jax.nn.one_hot(steps // (count // sums.count), sums.count, dtype=jnp.float32)
+        path = jax.nn.one_hot(steps // num_steps, paths.count, dtype=jnp.float32)
         return total, jnp.matmul(products.sum(range(2, products.ndim)), path, precision=EXACT)
 
-    return chunked_sum(add, count, images, chunk_size)
-
-
-def with_deltas(found, start_of: Callable, model, images, targets, *, score, chunk_size, sums):
-    """The attributions, and of each path what they miss: their sum less the score's difference, `[n, sums.count]`."""
-    if not sums.return_delta:
-        return found
-    attributions, totals = found
-
-    def before(paths):
-        starts = start_of(paths)
-        starts = jnp.broadcast_to(starts, (images.shape[0], len(paths), *images.shape[1:]))
+    def before(indices):
+        starts = jnp.broadcast_to(paths.starts(indices), (images.shape[0], len(indices), *images.shape[1:]))
         return scores_of_copies(model, starts.astype(images.dtype), targets, score)
 
+    found = chunked_sum(add, paths.count * num_steps, images, chunk_size)
+    if not paths.return_delta:
+        return found
+    attributions, sums = found
     after = scores(score, model(images), targets)[:, None]
-    return attributions, totals * sums.count - (after - chunked_map(before, sums.count, images, chunk_size))
+    deltas = sums * paths.count - (after - chunked_map(before, paths.count, images, chunk_size))
+    return attributions, deltas[:, 0] if paths.is_one else deltas
 
 
 def straight_line(images, starts, steps, num_steps: int):
@@ -159,23 +151,16 @@ def integrated_gradients(
 
 
 @engine
-def _integrated_engine(model, images, targets, baseline, *, score, num_steps, chunk_size, **options):
-    targets, starts = chosen(model, images, targets), samples_of(baseline, images).astype(jnp.float32)
-    count = starts.shape[1]
-    shared = {"score": score, "chunk_size": chunk_size, "sums": Sums(count, **options)}
+def _integrated_engine(model, images, targets, baseline, *, num_steps, multiply_by_inputs, return_delta, **options):
+    starts = samples_of(baseline, images).astype(jnp.float32)
+    count, is_one = starts.shape[1], not is_several(baseline, images)
 
     def curve(steps):
         points, shares, ways = straight_line(images, picked(starts, steps // num_steps), steps % num_steps, num_steps)
         return points, shares / count, ways
 
-    found = integral(model, images, targets, curve, count * num_steps, **shared)
-    found = with_deltas(found, lambda paths: picked(starts, paths), model, images, targets, **shared)
-    return found if is_several(baseline, images) else without_paths(found)
-
-
-def without_paths(found):
-    """The delta of a single path, `[n]`."""
-    return (found[0], found[1][:, 0]) if isinstance(found, tuple) else found
+    paths = Paths(count, partial(picked, starts), is_one, multiply_by_inputs, return_delta)
+    return integral(model, images, targets, curve, num_steps, paths=paths, **options)
 
 
 def expected_gradients(
@@ -250,9 +235,9 @@ def _check_baselines(baselines, images):
 
 
 @engine
-def _expected_engine(model, images, targets, baselines, key, *, score, num_samples, chunk_size, **options):
-    targets = chosen(model, images, targets)
-    shared = {"score": score, "chunk_size": chunk_size, "sums": Sums(num_samples, **options)}
+def _expected_engine(
+    model, images, targets, baselines, key, *, num_samples, multiply_by_inputs, return_delta, **options
+):
     draw, place = jax.random.split(key)
     shape, places = images.shape[1:], _places(place, num_samples)
     if baselines is not None:
@@ -271,8 +256,8 @@ def _expected_engine(model, images, targets, baselines, key, *, score, num_sampl
         way = images.astype(jnp.float32)[:, None] - start
         return start + of_each(places[samples], images) * way, jnp.full(len(samples), 1 / num_samples, jnp.float32), way
 
-    found = integral(model, images, targets, curve, num_samples, **shared)
-    return with_deltas(found, drawn, model, images, targets, **shared)
+    paths = Paths(num_samples, drawn, False, multiply_by_inputs, return_delta)
+    return integral(model, images, targets, curve, 1, paths=paths, **options)
 
 
 def _places(key, num_samples: int):
@@ -326,12 +311,9 @@ def blur_integrated_gradients(
     """
     model, images, targets = prepare(model, images, targets)
     positive(num_steps=num_steps, chunk_size=chunk_size)
-    number(max_sigma=max_sigma)
+    number(above=0, max_sigma=max_sigma)
+    choice(BORDERS, border=border)
     max_sigma = max(images.shape[1:-1]) / 2 if max_sigma is None else max_sigma
-    if not max_sigma > 0:
-        raise ValueError(f"max_sigma is {max_sigma}; it must be above zero.")
-    if border not in BORDERS:
-        raise unknown("border", border, BORDERS)
     options = {"max_sigma": max_sigma, "border": border, "num_steps": num_steps, "chunk_size": chunk_size}
     return _blur_engine(model, images, targets, score=score, **options)
 

@@ -79,9 +79,7 @@ def rise(
     positive(chunk_size=chunk_size, num_samples=num_samples)
     model, images, targets = prepare(model, images, targets)
     cells = sizes("cells", cells, images.shape[1:-1])
-    number(fraction=fraction)
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction is {fraction}; it is a probability, so it must lie between 0 and 1.")
+    number(above=0, below=1, fraction=fraction)
     options = {"num_samples": num_samples, "cells": cells, "fraction": fraction, "score": score}
     arrays = check_baseline(baseline, images, several=True), random_key(key)
     return _rise_engine(model, images, targets, *arrays, **options, chunk_size=chunk_size)
@@ -240,12 +238,8 @@ def lime(
     Example:
       >>> attributions = jaxcam.lime(model, images, num_samples=100)
     """
-    number(infinite=True, kernel_width=kernel_width)
-    number(alpha=alpha)
-    if not kernel_width > 0:
-        raise ValueError(f"kernel_width is {kernel_width}; it must be above 0.")
-    if not alpha >= 0:
-        raise ValueError(f"alpha is {alpha}; it must be zero or more.")
+    number(infinite=True, above=0, kernel_width=kernel_width)
+    number(least=0, alpha=alpha)
     shared = {"score": score, "baseline": baseline, "segments": segments, "num_segments": num_segments}
     options = {"num_samples": num_samples, "key": key, "chunk_size": chunk_size}
     options |= {"kernel_width": kernel_width, "alpha": float(alpha)}

@@ -7,16 +7,15 @@ are taken greedily, the densest first; each pixel gets the density of the segmen
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxcam._checks import as_array, is_known, positive, prepare
+from jaxcam._checks import as_array, choice, is_known, positive, prepare
 from jaxcam._engine import engine
-from jaxcam._errors import unknown
 from jaxcam._typing import Heatmaps, Images, Score, Targets
 from jaxcam.attribution.paths import integral, of_each, straight_line
 from jaxcam.score import logit
@@ -94,8 +93,7 @@ def xrai(
     """
     model, images, targets = prepare(model, images, targets)
     positive(num_steps=num_steps, chunk_size=chunk_size, min_pixels=min_pixels)
-    if channels not in CHANNELS:
-        raise unknown("channels", channels, CHANNELS)
+    choice(CHANNELS, channels=channels)
     if min_pixels is None:
         min_pixels = min(50, -(-math.prod(images.shape[1:-1]) // 1000))
     segments = _default(images) if segments is None else segments
@@ -215,7 +213,7 @@ def _xrai_engine(model, images, targets, parts, *, score, channels, min_pixels, 
         starts = jnp.where(of_each(steps < num_steps, images), black, white)
         return straight_line(images, starts, steps % num_steps, num_steps)
 
-    lines: Any = integral(model, images, targets, curve, 2 * num_steps, score=score, chunk_size=chunk_size)
+    lines = integral(model, images, targets, curve, 2 * num_steps, score=score, chunk_size=chunk_size)
     attributions = CHANNELS[channels](lines / 2, axis=-1)
     for_all = [each.shape[0] == 1 for each in parts]
     arrays = [each[0] if one else each for each, one in zip(parts, for_all, strict=True)]
