@@ -7,7 +7,7 @@ from inspect import signature
 import jaxcam
 from jaxcam.attribution import METHODS
 
-NAMES = [name for name, row in METHODS.items() if row.needs != "tokens"]
+NAMES = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "concepts"]
 OF_SEGMENTS = ("lime", "kernel_shap", "shapley_sampling", "sobol", "hsic", "feature_ablation", "xrai")
 
 

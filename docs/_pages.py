@@ -23,6 +23,7 @@ MODULES = ("score", "segments", "lrp_rules", "regions", "influence", "plot", "da
 CORE = {
     "Any model": ["tap", "Tap", "tokens", "Tokens", "layers"],
     "Several methods": ["explain", "compare", "Comparison", "heatmap"],
+    "Concepts": ["Tcav", "Craft", "craft_maps"],
     "Models with weights": ["load", "Classifier", "image.Preprocess", "sample"],
     "Export": ["export", "exported_weights"],
 }
@@ -196,7 +197,10 @@ GALLERY_OPTIONS = {
     "hsic": "num_samples=100",
     "deep_feature_factorization": "num_components=3",
 }
-ON_TOKENS = "It needs a vision transformer: [that page](../vit.md) has its picture.\n"
+ON_PAGES = {  # pictures that the gallery's photograph and model cannot give
+    "tokens": "It needs a vision transformer: [that page](../vit.md) has its picture.\n",
+    "concepts": "It is about a class and not about an image: [that page](../tcav-and-craft.md) has its picture.\n",
+}
 GALLERY = """# Gallery
 
 Every method on one photograph, half cat and half cup, for the two classes that EfficientNet-Lite0 sees in it. A method
@@ -251,7 +255,7 @@ def gallery() -> str:
                 f"**When.** {row.when}\n",
                 facts(row),
             ]
-            lines.append(ON_TOKENS if row.needs == "tokens" else cell(row))
+            lines.append(ON_PAGES.get(row.needs) or ON_PAGES.get(row.gives) or cell(row))
     return "\n".join(lines)
 
 

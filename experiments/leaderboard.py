@@ -28,7 +28,7 @@ from jaxcam.attribution import METHODS
 from jaxcam.metrics import METRICS
 
 # A row is a method, by default at the last stage, or "method@layer".
-NAMES = [name for name, row in METHODS.items() if row.needs != "tokens" and row.gives != "parts"]
+NAMES = [name for name, row in METHODS.items() if row.needs != "tokens" and row.is_map]
 EARLIER = ("grad_cam", "hires_cam", "layer_cam")
 PART = 8  # methods that a process compiles before it forgets their programs
 FEW = 8  # images for the metrics that run the method many times, with few forward passes each time

@@ -13,6 +13,8 @@ from jaxcam import influence, lrp_rules, metrics, regions, score, segments
 from jaxcam._engine import config
 from jaxcam.attribution import (
     METHODS,
+    Craft,
+    Tcav,
     ablation_cam,
     attention_relevance,
     attention_rollout,
@@ -90,8 +92,10 @@ def __getattr__(name: str):
 __all__ = [
     "Classifier",
     "Comparison",
+    "Craft",
     "METHODS",
     "Tap",
+    "Tcav",
     "Tokens",
     "ablation_cam",
     "app",

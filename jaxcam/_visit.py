@@ -161,9 +161,7 @@ def available(model: Tap) -> list[str]:
     return [
         name
         for name, row in METHODS.items()
-        if row.gives != "parts"
-        and (row.needs != "tokens" or is_of_tokens)
-        and (row.on_host is None or find_spec(row.on_host))
+        if row.is_map and (row.needs != "tokens" or is_of_tokens) and (row.on_host is None or find_spec(row.on_host))
     ]
 
 

@@ -132,8 +132,10 @@ def _function(name, given, score) -> tuple[Callable, dict]:
         raise TypeError(
             f"The method {name!r} is {given!r}; it must be a function (model, images, targets), or a dict of options."
         )
-    if _registered(method, "gives") == "parts":
-        raise ValueError(f"The method {name!r} gives parts and their scores, and no heatmap; call it by itself.")
+    if _registered(method, "is_map") is False:
+        raise ValueError(
+            f"The method {name!r} gives {_registered(method, 'gives')}, and no heatmap; call it by itself."
+        )
     if _unwrapped(method)[1].get("raw") or options.get("raw"):
         raise ValueError(f"The method {name!r} has raw=True, and a raw map is not a heatmap; call it by itself.")
     return method, options if score is None else {"score": score, **options}

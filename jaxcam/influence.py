@@ -22,6 +22,7 @@ from jaxcam._engine import chunked_fold, engine
 from jaxcam._errors import shown, unknown
 from jaxcam._scores import predicted, scores
 from jaxcam._typing import Images, Score, Targets
+from jaxcam.attribution import Method
 from jaxcam.attribution._cam import prepare_tap
 from jaxcam.metrics.sanity import weight_names, weights_below
 from jaxcam.score import log_probability
@@ -103,6 +104,9 @@ def tracin(
         training images than `num_images`; a tap with context.
       TypeError: `model` is not a tap, or there are no labels.
 
+    When: training images behind a prediction, mislabelled ones among them, with checkpoints of the training at hand.
+    Not for all parameters of a large network at once.
+
     Reference: Pruthi et al. 2020, Estimating Training Data Influence by Tracing Gradient Descent,
     https://arxiv.org/abs/2002.08484
 
@@ -162,6 +166,9 @@ def similar(
       ValueError: images of a wrong shape; an unknown similarity; fewer training images than `num_images`; a tap on
         several layers, or with context.
       TypeError: `model` is not a tap on a layer.
+
+    When: examples that a person can compare with the image, for one pass over the training set. Not as the cause of the
+    prediction: what looks alike need not have taught it.
 
     Reference: Hanawa et al. 2021, Evaluation of Similarity-based Explanations, https://arxiv.org/abs/2006.04528
 
@@ -400,3 +407,13 @@ def _chosen(variables, parameters) -> tuple[bool, ...]:
             raise unknown("layer with parameters", parameters, dict.fromkeys(each.rpartition(".")[0] for each in known))
         raise ValueError(f"No parameters are left. Some of the model's: {', '.join(known[:5]) or 'none'}.")
     return tuple(name in found for name in names)
+
+
+TRAINING = "which training images"
+METHODS = {
+    row.name: row
+    for row in [
+        Method(tracin, TRAINING, "tap", "training images", "3, and 4 for each training image"),
+        Method(similar, TRAINING, "tap", "training images", "1, and 1 for each training image", sees_class=False),
+    ]
+}

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxcam._array import normalize
 from jaxcam._checks import as_array, number
+from jaxcam.attribution import Method
 from jaxcam.metrics._checks import AnyHeatmaps, check_heatmaps
 from jaxcam.metrics.localization import Masks
 
@@ -33,6 +34,8 @@ def heatmap_to_mask(
 
     Raises:
       ValueError: wrong shapes, NaN, or a threshold outside of (0, 1].
+
+    When: one object, and a map that is warm on all of it. Not for several objects, of which one piece is kept.
 
     Reference: Zhou et al. 2016, Learning Deep Features for Discriminative Localization,
     https://arxiv.org/abs/1512.04150
@@ -90,6 +93,12 @@ def mask_to_box(masks: Masks) -> Float[Array, "n edges"]:
     Raises:
       ValueError: masks of a wrong shape.
 
+    When: a detector made of a classifier, or a comparison with boxes that people drew. Not for what is no box, such as
+    a winding road.
+
+    Reference: Zhou et al. 2016, Learning Deep Features for Discriminative Localization,
+    https://arxiv.org/abs/1512.04150
+
     Example:
       >>> mask_to_box(jnp.zeros((1, 8, 8), bool).at[:, 2:4, 3:7].set(True))
       Array([[3., 2., 7., 4.]], dtype=float32)
@@ -111,3 +120,13 @@ def _mask_to_box(masks):
         high.append(jnp.where(along, places + 1, 0).max(-1))
     boxes = jnp.stack([*low, *high], -1)
     return jnp.where(jnp.isfinite(boxes), boxes, 0)
+
+
+REGION = "from a map to a region"
+METHODS = {
+    row.name: row
+    for row in [
+        Method(heatmap_to_mask, REGION, "heatmaps", "masks", "0", sees_class=False),
+        Method(mask_to_box, REGION, "masks", "boxes", "0", sees_class=False),
+    ]
+}

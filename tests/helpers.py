@@ -88,7 +88,7 @@ KINKED = {  # on the way to their maps: ranks, signs, choices, or the kinks of a
 METHODS = [
     Method(row, OPTIONS.get(name, {}), name not in KINKED, name == "cam")
     for name, row in jaxcam.METHODS.items()
-    if row.needs != "tokens" and row.gives != "parts"
+    if row.needs != "tokens" and row.is_map
 ]
 
 

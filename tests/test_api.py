@@ -20,6 +20,7 @@ import pytest
 import jaxcam
 from jaxcam import _typing
 from jaxcam.attribution import METHODS
+from jaxcam.cli.listings import every_method
 from jaxcam.metrics import METRICS
 
 PACKAGE = pathlib.Path(jaxcam.__file__).parent
@@ -194,6 +195,7 @@ VOCABULARY = {
     "chunk_size": ("int | None", None),
     "composite": None,
     "code": None,
+    "concept": None,  # examples of what TCAV asks about
     "complexity": None,
     "correlation": None,
     "classes": None,  # that Finer-CAM compares with
@@ -229,9 +231,11 @@ VOCABULARY = {
     "num_segments": ("int | None", None),
     "num_steps": None,
     "order": ("str", "combined"),
+    "penalty": ("float | int", 0.01),
     "perturbation": None,
     "radius": ("float | int", 0.02),
     "randomize": None,
+    "random_sets": None,
     "raw": None,  # of those that weigh channels, also "channels"
     "residual": ("float | int", 0.5),
     "return_delta": ("bool", False),
@@ -246,6 +250,7 @@ VOCABULARY = {
     "window": None,
 }
 DIFFERENT = {
+    ("craft", "num_components"),  # of a class, where deep_feature_factorization takes those of an image
     ("insertion", "baseline"),  # the paper inserts into the blurred image
     ("irof", "baseline"),  # the paper takes the mean colour
     ("monotonicity_correlation", "baseline"),  # the paper draws the features
@@ -269,7 +274,7 @@ def test_signatures(name):
         assert positional == ["model", "images", "targets"]
         assert parameters["targets"].default is None and "score" in parameters
     for option in (each for each in parameters.values() if each.kind == each.KEYWORD_ONLY):
-        assert option.default is not option.empty, option
+        assert option.default is not option.empty or option.name in ("concept", "random_sets"), option
         assert option.name in VOCABULARY, f"{option.name} is a new word"
         if VOCABULARY[option.name] is not None and (name, option.name) not in DIFFERENT:
             annotation, default = VOCABULARY[option.name]
@@ -278,7 +283,7 @@ def test_signatures(name):
 
 def test_the_registry_says_what_is_so():
     """What a row claims is what the signature has."""
-    for row in METHODS.values():
+    for row in every_method().values():
         parameters = inspect.signature(row.function).parameters
         assert row.draws == ("key" in parameters), row.name
         assert row.summary and row.when and row.reference and row.cost and row.family

@@ -228,7 +228,7 @@ def test_all_methods_are_those_with_heatmaps_for_the_kind_of_model():
     for_all = set(suitable(["all"], CONVOLUTIONAL))
     assert {"grad_cam", "integrated_gradients", "sobol"} < for_all
     of_tokens = {"attention_rollout", "attention_relevance", "le_grad"}
-    assert set(METHODS) - for_all == of_tokens | {"deep_feature_factorization"}
+    assert set(METHODS) - for_all == of_tokens | {"deep_feature_factorization", "tcav", "craft"}
     assert set(suitable(["all"], TRANSFORMER)) == for_all | of_tokens
     assert suitable(command.USUAL, CONVOLUTIONAL) == list(command.USUAL)
     assert suitable(command.USUAL, TRANSFORMER) == list(command.USUAL_OF_TOKENS)
@@ -581,7 +581,7 @@ MISTAKES = [
     (["explian"], "invalid choice: 'explian'"),
     (["explain", "--foo"], "unrecognized arguments: --foo"),
     (["explain", "--method", "gradcam"], "Unknown method 'gradcam'. Did you mean 'grad_cam'"),
-    (["explain", "--method", "deep_feature_factorization"], "gives parts and their scores, no heatmap"),
+    (["explain", "--method", "deep_feature_factorization"], "gives parts, no heatmap"),
     (["explain", "--target", "catt"], "Unknown label 'catt'. Did you mean 'cat'?"),
     (["explain", "--target", "10"], "Target 10 is out of range: the model has 10 classes, 0 to 9."),
     (["explain", "--target", "-1"], "Target -1 is out of range"),
@@ -649,7 +649,7 @@ def test_lists_are_readable_at_80_columns(command, capsys, monkeypatch):
     assert cli.main([command]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
-    for row in (METHODS if command == "methods" else METRICS).values():
+    for row in (listings.every_method() if command == "methods" else METRICS).values():
         [link] = re.findall(r"https://\S+$", row.reference) or [""]
         assert link in shown, "links are whole"
 

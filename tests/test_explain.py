@@ -92,7 +92,7 @@ def test_it_is_compiled_once(caplog):
         ({"a": "grad_cam"}, "The method 'a' is 'grad_cam'; it must be a function"),
         ({"a": {}}, "Unknown method 'a'"),
         ({"rise": {"num_sample": 3}}, "Unknown option of rise 'num_sample'. Did you mean 'num_samples'"),
-        (["deep_feature_factorization"], "gives parts and their scores, and no heatmap"),
+        (["deep_feature_factorization"], "gives parts, and no heatmap"),
         ({"a": ["grad_cam"]}, "The method 'a' is .'grad_cam'.; it must be a function"),
         (["saliency", jaxcam.saliency], "Two of the methods have the same name; pass a dict"),
         ({"a": partial(jaxcam.full_grad, raw=True)}, "The method 'a' has raw=True, and a raw map is not a heatmap"),

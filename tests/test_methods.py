@@ -18,6 +18,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import jaxcam
+from jaxcam.cli.listings import every_method as every_row
 
 ROWS = [pytest.param(each, id=each.name) for each in helpers.METHODS]
 every_method = pytest.mark.parametrize("method", ROWS)
@@ -225,3 +226,39 @@ def _single(raw):
     maps = np.maximum(np.asarray(raw), 0)
     maps = (maps - maps.min((1, 2), keepdims=True)) / np.ptp(maps, (1, 2), keepdims=True)
     return np.stack([PIL.Image.fromarray(each).resize((16, 12), PIL.Image.Resampling.BILINEAR) for each in maps])
+
+
+# --- What gives no maps -----------------------------------------------------------------------------------------------
+
+OTHERS = helpers.images(6, seed=4)
+ANSWERS = {  # one call of each row of the registry that gives something else than a map of each image
+    "deep_feature_factorization": lambda model, images: jaxcam.deep_feature_factorization(
+        model, images, 1, num_components=2, num_iterations=5
+    ),
+    "tcav": lambda model, images: jaxcam.tcav(
+        model, images, 1, concept=OTHERS, random_sets=helpers.images(12, seed=3).reshape(3, 4, 12, 16, 3)
+    ),
+    "craft": lambda model, images: jaxcam.craft(
+        model, images, 1, num_components=2, num_iterations=5, num_samples=2, window=0.5
+    ),
+    "tracin": lambda model, images: jaxcam.influence.tracin(
+        model, images, 1, training=(OTHERS, jnp.arange(6) % 4), num_images=2
+    ),
+    "similar": lambda model, images: jaxcam.influence.similar(model, images, training=OTHERS, num_images=2),
+    "heatmap_to_mask": lambda model, images: jaxcam.regions.heatmap_to_mask(jaxcam.grad_cam(model, images)),
+    "mask_to_box": lambda model, images: jaxcam.regions.mask_to_box(jaxcam.grad_cam(model, images) > 0.5),
+}
+
+
+@pytest.mark.parametrize("name", [name for name, row in every_row().items() if not row.is_map])
+def test_answers_that_are_no_maps(name):
+    """Numbers of one meaning, under `jit` as without, the same again, and none of what are no images."""
+    call, model = ANSWERS[name], helpers.small("early")
+    found = call(model, IMAGES)
+    for compiled in (call(model, IMAGES), jax.jit(call)(model, IMAGES)):
+        for each, expected in zip(jax.tree.leaves(compiled), jax.tree.leaves(found), strict=True):
+            assert getattr(each, "dtype", int) in (jnp.float32, jnp.int32, bool, int) and np.isfinite(each).all()
+            np.testing.assert_allclose(each, expected, atol=1e-4 * float(np.abs(expected).max()))
+    assert any(np.any(each) for each in jax.tree.leaves(found))
+    with pytest.raises(ValueError, match=r"shape \(12, 16\)"):
+        call(model, IMAGES[0, ..., 0])

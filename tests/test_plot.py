@@ -199,7 +199,7 @@ def test_methods_are_called_by_their_titles():
     assert {"Grad-CAM++", "mine"} < set(written)
     titles = [method.title for method in METHODS.values()]
     assert len(set(titles)) == len(titles) and max(map(len, titles)) < 28
-    drawn = [name for name, method in METHODS.items() if method.gives != "parts"]
+    drawn = [name for name, method in METHODS.items() if method.is_map]
     written = texts(plot.panel(photograph(), {name: heat() for name in drawn}))
     assert {METHODS[name].title for name in drawn} < set(written), "whole"
 

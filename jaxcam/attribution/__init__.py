@@ -22,7 +22,7 @@ from jaxcam.attribution.cam import (
     smooth_grad_cam_plus_plus,
     x_grad_cam,
 )
-from jaxcam.attribution.concepts import craft, craft_maps, tcav
+from jaxcam.attribution.concepts import Craft, Tcav, craft, craft_maps, tcav
 from jaxcam.attribution.decomposition import deep_feature_factorization, eigen_cam, eigen_grad_cam, fem, kpca_cam
 from jaxcam.attribution.deep_lift import deep_lift
 from jaxcam.attribution.full_grad import full_grad
@@ -51,7 +51,8 @@ class Method(NamedTuple):
       function: the method itself.
       family: the heading under which lists show it.
       needs: `"tap"`, `"tokens"` (a tap with `reshape`, on a transformer), or `"callable"`: any function of images.
-      gives: `"heatmaps"` in [0, 1], signed `"attributions"`, or `"parts"` with scores.
+      gives: `"heatmaps"` in [0, 1], signed `"attributions"`, or what is no map of an image: `"parts"` with scores,
+        `"concepts"` of a class, and what the rows of `jaxcam.influence` and `jaxcam.regions` give.
       cost: in forward passes of the model, for its default options; `k` are the layer's channels, `d` the segments.
       draws: whether it draws random numbers, by `key`.
       sees_class: whether another target gives another map.
@@ -74,6 +75,11 @@ class Method(NamedTuple):
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it gives a map of each image, as panels, metrics and data sets take them."""
+        return self.gives in ("heatmaps", "attributions")
 
     @property
     def title(self) -> str:
@@ -108,7 +114,7 @@ def summary(function: Callable) -> str:
 
 GRADIENT, FORWARD = "CAM, one partial backward pass", "CAM, forward passes only"
 AROUND, LAYERS, INPUT, PATHS = "around any CAM", "every layer at once", "gradient", "paths"
-REWRITTEN, PERTURBATION = "rewritten backward pass", "perturbation"
+REWRITTEN, PERTURBATION, CONCEPTS = "rewritten backward pass", "perturbation", "concepts of a class"
 
 ROWS = [
     Method(grad_cam, GRADIENT, "tap", "heatmaps", "1"),
@@ -163,7 +169,16 @@ ROWS = [
     ),
     Method(sobol, PERTURBATION, "callable", "attributions", "num_samples (d + 2)", draws=True),
     Method(hsic, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
+    Method(tcav, CONCEPTS, "tap", "concepts", "3, and 1 for each example and random image"),
+    Method(
+        craft,
+        CONCEPTS,
+        "tap",
+        "concepts",
+        "2, crops, num_samples (num_components + 2)",
+        draws=True,
+    ),
 ]
 METHODS = {row.name: row for row in ROWS}
 
-__all__ = ["METHODS", "Method", "craft", "craft_maps", "heatmap", "summary", "tcav", *METHODS]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["METHODS", "Craft", "Method", "Tcav", "craft_maps", "heatmap", "summary", *METHODS]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -87,6 +87,9 @@ def tcav(
       ValueError: images, examples or targets of a wrong shape; too few examples or sets; a tap on several layers.
       TypeError: `model` is not a tap.
 
+    When: whether a class needs what you can show by examples, such as stripes. Not for a picture of one image, nor with
+    random images that differ from the examples in more than the concept.
+
     Reference: Kim et al. 2018, Interpretability Beyond Feature Attribution: Quantitative Testing with Concept
     Activation Vectors, https://arxiv.org/abs/1711.11279
 
@@ -236,6 +239,9 @@ def craft(
       ValueError: images or targets of a wrong shape; a window outside of (0, 1]; a layer that is not spatial or knows
         nothing of the images; a tap on several layers.
       TypeError: `model` is not a tap.
+
+    When: what the images of a class have in common for the model, without naming it first. Not for one image, nor where
+    the layer's values are negative.
 
     Reference: Fel et al. 2023, CRAFT: Concept Recursive Activation FacTorization for Explainability,
     https://arxiv.org/abs/2211.10154

@@ -213,7 +213,7 @@ def _methods(names: Sequence[str]) -> list[str]:
 
     missing = {name for name, row in METHODS.items() if row.on_host and importlib.util.find_spec(row.on_host) is None}
     if "all" in names:
-        names = [name for name, row in METHODS.items() if row.gives != "parts"]
+        names = [name for name, row in METHODS.items() if row.is_map]
         for name in missing.intersection(names):
             complain(f"{name} is left out: it {_wants(METHODS[name].on_host)}")
         return [name for name in names if name not in missing]
@@ -222,8 +222,8 @@ def _methods(names: Sequence[str]) -> list[str]:
             raise ValueError(f"{name!r} follows --method, so it was taken for a method; put images before --method.")
         if name not in METHODS:
             raise unknown("method", name, METHODS, "`jaxcam methods` lists them all.")
-        if METHODS[name].gives == "parts":
-            raise ValueError(f"{name} gives parts and their scores, no heatmap; call jaxcam.{name} from Python.")
+        if not METHODS[name].is_map:
+            raise ValueError(f"{name} gives {METHODS[name].gives}, no heatmap; call jaxcam.{name} from Python.")
         if name in missing:
             raise ValueError(f"{name} {_wants(METHODS[name].on_host)}")
     return list(dict.fromkeys(names))

@@ -57,14 +57,19 @@ def list_models(args) -> None:
 
 
 def list_methods(args) -> None:
-    """The registry of methods."""
+    """The registry of methods; first those of maps, which `explain` takes."""
+    _list(every_method().values(), "needs", "cost")
+    show(
+        "\nNeeds: a tap of a layer, tokens (a tap of a transformer, with reshape), any callable, or what others gave. "
+        "Costs are forward passes with the default options, for k channels of the layer and d segments."
+    )
+
+
+def every_method() -> dict:
+    from jaxcam import influence, regions
     from jaxcam.attribution import METHODS
 
-    _list(METHODS.values(), "needs", "cost")
-    show(
-        "\nNeeds: a tap of a layer, tokens (a tap of a transformer, with reshape), or any callable. Costs are forward "
-        "passes with the default options, for k channels of the layer and d segments."
-    )
+    return METHODS | influence.METHODS | regions.METHODS
 
 
 def list_metrics(args) -> None:
