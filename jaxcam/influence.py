@@ -23,7 +23,7 @@ from jaxcam._errors import shown, unknown
 from jaxcam._scores import predicted, scores
 from jaxcam._typing import Images, Score, Targets
 from jaxcam.attribution import Method
-from jaxcam.attribution._cam import prepare_tap
+from jaxcam.attribution._cam import check_one_layer, prepare_tap
 from jaxcam.metrics.sanity import weight_names, weights_below
 from jaxcam.score import log_probability
 from jaxcam.taps import Tap
@@ -178,7 +178,8 @@ def similar(
       Array([[1]], dtype=int32)
     """
     _check_tap("similar", model)
-    model, images, _ = prepare_tap("similar", model, images, None, one_layer=True)
+    model, images, _ = prepare_tap("similar", model, images, None)
+    check_one_layer("similar", model)
     positive(num_images=num_images, chunk_size=chunk_size)
     if isinstance(similarity, str) and similarity not in SIMILARITIES:
         raise unknown("similarity", similarity, SIMILARITIES)

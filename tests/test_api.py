@@ -54,6 +54,7 @@ INSIDE = {
     "taps": [["tap"], ["linen", "nnx", "keras", "equinox", "functions", "tokens"]],
     "attribution": [
         ["_cam"],
+        ["_method"],
         ["cam", "masking", "decomposition", "full_grad", "attention", "gradient", "paths", "guided_paths"],
         ["occlusion", "lrp"],
         ["noise", "wrappers", "xrai", "guided_backprop", "deep_lift", "_masked"],

@@ -20,9 +20,7 @@ from jaxcam._scores import scores
 from jaxcam.taps import Tap
 
 
-def prepare_tap(
-    method: str, model, images, targets, *, one_layer: bool = False
-) -> tuple[Tap, jax.Array, jax.Array | None]:
+def prepare_tap(method: str, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
     """`prepare`, for a method that looks inside the model and needs to know where."""
     if not isinstance(model, Tap):
         raise TypeError(
@@ -34,9 +32,12 @@ def prepare_tap(
             f"{method} needs a layer, and the tap is of one function, which has none. Tap two functions, "
             "(features, head), or a module and the name of a layer."
         )
-    if one_layer and len(model.layers) > 1:
-        raise ValueError(f"{method} looks at one layer, and {len(model.layers)} are tapped; tap one of them.")
     return prepare(model, images, targets)
+
+
+def check_one_layer(method: str, model) -> None:
+    if len(model.layers) > 1:
+        raise ValueError(f"{method} looks at one layer, and {len(model.layers)} are tapped; tap one of them.")
 
 
 class Cells(NamedTuple):
@@ -145,16 +146,10 @@ def warn_of_zeros(model, alive) -> None:
         )
 
 
-def activation_cam(method, formula, model, images, targets, raw, **options):
-    """A method that is a formula of one image's activations, `formula(A, **options) -> terms`: no class enters."""
-    model, images, targets = prepare_tap(method, model, images, targets)
-    return _activation_engine(model, images, targets, formula=formula, raw=raw, options=options)
-
-
-@engine
-def _activation_engine(model, images, targets, *, formula, raw, options):
+def activation_cam(formula, model, images, raw):
+    """A method that is a formula of one image's activations, `formula(A) -> terms`: no class enters."""
     found = cells(model, model.run(images)[1], images)
-    return finish([A.laid(jax.vmap(lambda A: formula(A, **options))(A.values)) for A in found], images, raw)
+    return finish([A.laid(jax.vmap(formula)(A.values)) for A in found], images, raw)
 
 
 def scores_with(model, layer, images, values, targets, score):

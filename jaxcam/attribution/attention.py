@@ -13,19 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import EXACT
-from jaxcam._checks import choice, number
-from jaxcam._engine import engine
+from jaxcam._checks import choice
 from jaxcam._engine.program import backward, gradient, softmax_parts, trace
 from jaxcam._errors import shown
 from jaxcam._scores import chosen, described, scores
 from jaxcam._typing import Images, Maps, Score, Targets
-from jaxcam.attribution._cam import cells, finish, prepare_tap
+from jaxcam.attribution._cam import cells, finish
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 FUSIONS = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}  # of the heads
 
 
+@as_method
 def attention_rollout(
     model: Tap,
     images: Images,
@@ -82,26 +83,8 @@ def attention_rollout(
       >>> model = jaxcam.tap(module, variables, "layers_2", reshape=jaxcam.tokens((4, 4), drop=0))
       >>> heatmaps = jaxcam.attention_rollout(model, images, token=None)
     """
-    number(least=0, most=1, residual=residual)
+    _check_tokens("attention_rollout", model)
     choice(FUSIONS, fusion=fusion)
-    model, images, targets = _prepare("attention_rollout", model, images, targets)
-    if attention is not None and not callable(attention):
-        attention = (attention,) if isinstance(attention, str) else tuple(attention)
-    options = {"token": token, "residual": residual, "fusion": fusion, "attention": attention}
-    return _rollout_engine(model, images, targets, raw=raw, **options)
-
-
-def _prepare(method, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
-    model, images, targets = prepare_tap(method, model, images, targets)
-    if model.reshape is None:
-        raise ValueError(
-            f"{method} needs to know how tokens lie on the image: `jaxcam.tap(..., reshape=jaxcam.tokens((h, w)))`."
-        )
-    return model, images, targets
-
-
-@engine
-def _rollout_engine(model, images, targets, *, raw, token, residual, fusion, attention):
     layers = _same_sequence("attention_rollout", _weights(model, images, attention))
     identity = rollout = jnp.eye(layers[0].shape[-1], dtype=jnp.float32)
     for weights in layers:
@@ -109,6 +92,13 @@ def _rollout_engine(model, images, targets, *, raw, token, residual, fusion, att
         total = step.sum(-1, keepdims=True)
         rollout = jnp.matmul(step / jnp.where(total > 0, total, 1), rollout, precision=EXACT)
     return _of_token(model, rollout, images, raw, token)
+
+
+def _check_tokens(method, model) -> None:
+    if model.reshape is None:
+        raise ValueError(
+            f"{method} needs to know how tokens lie on the image: `jaxcam.tap(..., reshape=jaxcam.tokens((h, w)))`."
+        )
 
 
 def _of_token(model, arrived, images, raw, token):
@@ -125,6 +115,7 @@ def _of_keys(model, values, images, raw):
     return finish([A.laid(A.values[..., 0])], images, raw)
 
 
+@as_method
 def attention_relevance(
     model: Tap,
     images: Images,
@@ -168,12 +159,7 @@ def attention_relevance(
       >>> model = jaxcam.tap(module, variables, module.layer, reshape=module.reshape)
       >>> heatmaps = jaxcam.attention_relevance(model, images)
     """
-    model, images, targets = _prepare("attention_relevance", model, images, targets)
-    return _relevance_engine(model, images, targets, score=score, raw=raw, token=token)
-
-
-@engine
-def _relevance_engine(model, images, targets, *, score, raw, token):
+    _check_tokens("attention_relevance", model)
     targets = chosen(model, images, targets)
     program = trace(lambda images: scores(score, model(images), targets).sum(), images)
     values, found = program.run(images), {}
@@ -196,6 +182,7 @@ def _relevance_engine(model, images, targets, *, score, raw, token):
     return _of_token(model, relevance, images, raw, token)
 
 
+@as_method
 def le_grad(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
     """LeGrad: how sensitive the score is to the attention of each layer, when that layer's tokens are read out at once.
 
@@ -232,12 +219,7 @@ def le_grad(model: Tap, images: Images, targets: Targets = None, *, score: Score
       >>> blocks = [f"encoder.layers.encoder_layer_{index}" for index in range(2)]
       >>> heatmaps = jaxcam.le_grad(jaxcam.tap(module, variables, blocks, reshape=module.reshape), images)
     """
-    model, images, targets = _prepare("le_grad", model, images, targets)
-    return _le_grad_engine(model, images, targets, score=score, raw=raw)
-
-
-@engine
-def _le_grad_engine(model, images, targets, *, score, raw):
+    _check_tokens("le_grad", model)
     targets = chosen(model, images, targets)
     program = trace(lambda images: tuple(model.run(images)[1]), images)
     values = program.run(images)
@@ -307,7 +289,7 @@ def _weights(model, images, attention) -> Sequence:
     elif callable(attention):
         layers = tuple(attention(model, images))  # pyright: ignore[reportArgumentType]
     else:
-        layers = model.run(images, layers=attention)[1]
+        layers = model.run(images, layers=(attention,) if isinstance(attention, str) else tuple(attention))[1]
     if not layers:
         raise ValueError(f"attention is {shown(repr(attention))}, which gives no layers; name one at least.")
     for each in layers:

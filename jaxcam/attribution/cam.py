@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import defined, flat, repeated
-from jaxcam._checks import is_known, positive, random_key
+from jaxcam._checks import is_known
 from jaxcam._engine import chunked_sum, engine
-from jaxcam._noise import check_noise, deviations, noisy_copies
+from jaxcam._noise import Noise, deviations, noisy_copies
 from jaxcam._scores import chosen, scores
 from jaxcam._typing import Images, Key, Maps, Raw, Score, Targets
 from jaxcam.attribution._cam import (
@@ -25,6 +25,7 @@ from jaxcam.attribution._cam import (
     terms_of,
     warn_of_zeros,
 )
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
@@ -318,6 +319,7 @@ def _cam(A, G):
     return defined(len(A) * mean * A, constant)
 
 
+@as_method
 def smooth_grad_cam_plus_plus(
     model: Tap,
     images: Images,
@@ -367,16 +369,7 @@ def smooth_grad_cam_plus_plus(
     Example:
       >>> heatmaps = jaxcam.smooth_grad_cam_plus_plus(model, images, num_samples=8)
     """
-    positive(num_samples=num_samples, chunk_size=chunk_size)
-    amount, key = check_noise(noise, deviation), random_key(key)
-    model, images, targets = prepare_tap("smooth_grad_cam_plus_plus", model, images, targets)
-    options = {"score": score, "raw": raw, "num_samples": num_samples, "chunk_size": chunk_size}
-    return _smooth_engine(model, images, targets, key, noise=amount, **options)
-
-
-@engine
-def _smooth_engine(model, images, targets, key, *, score, raw, num_samples, noise, chunk_size):
-    targets, spread = chosen(model, images, targets), deviations(images, noise)
+    targets, spread = chosen(model, images, targets), deviations(images, Noise(noise, deviation))
 
     def add_powers(samples, weights):
         noisy = noisy_copies(images, spread, key, samples)
@@ -452,6 +445,7 @@ def _shapley_engine(model, images, targets, *, score, raw):
     return finish(maps, images, raw), alive
 
 
+@as_method
 def random_cam(
     model: Tap,
     images: Images,
@@ -491,8 +485,4 @@ def random_cam(
     Example:
       >>> heatmaps = jaxcam.random_cam(model, images, key=jax.random.key(1))
     """
-    return activation_cam("random_cam", _random_cam, model, images, targets, raw, key=random_key(key))
-
-
-def _random_cam(A, key):
-    return jax.random.uniform(key, A.shape[-1:], jnp.float32, -1, 1) * A
+    return activation_cam(lambda A: jax.random.uniform(key, A.shape[-1:], jnp.float32, -1, 1) * A, model, images, raw)

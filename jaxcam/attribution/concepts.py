@@ -19,7 +19,8 @@ from jaxcam._checks import check_images, number, positive, random_key
 from jaxcam._engine import chunked_map, engine
 from jaxcam._scores import chosen, scores
 from jaxcam._typing import Images, Key, Score, Targets
-from jaxcam.attribution._cam import prepare_tap, scores_with
+from jaxcam.attribution._cam import check_one_layer, prepare_tap, scores_with
+from jaxcam.attribution._method import as_method
 from jaxcam.attribution.decomposition import factorised
 from jaxcam.attribution.sensitivity import total_indices
 from jaxcam.score import logit
@@ -198,6 +199,7 @@ class Craft(NamedTuple):
     window: tuple[int, ...]
 
 
+@as_method
 def craft(
     model: Tap,
     images: Images,
@@ -369,7 +371,8 @@ def _corners(space, size) -> np.ndarray:
 
 
 def _one_layer(method: str, model, images, targets) -> tuple[Tap, jax.Array, jax.Array | None]:
-    model, images, targets = prepare_tap(method, model, images, targets, one_layer=True)
+    model, images, targets = prepare_tap(method, model, images, targets)
+    check_one_layer(method, model)
     if targets is not None and targets.ndim != 1:
         raise ValueError(f"targets has shape {targets.shape}; {method} takes one class for each image.")
     return model, images, targets

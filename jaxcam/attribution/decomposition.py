@@ -13,17 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcam._array import EXACT, ROUNDING, normalize, resize
-from jaxcam._checks import choice, number, positive
-from jaxcam._engine import chunked_map, engine
+from jaxcam._checks import choice, number
+from jaxcam._engine import chunked_map
 from jaxcam._scores import predicted
 from jaxcam._typing import Images, Maps, Raw, Score, Targets
-from jaxcam.attribution._cam import activation_cam, cells, gradient_cam, prepare_tap, scores_with
+from jaxcam.attribution._cam import activation_cam, cells, check_one_layer, gradient_cam, scores_with
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 _product = partial(jnp.matmul, precision=EXACT)
 
 
+@as_method
 def eigen_cam(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
     """Eigen-CAM: the activations' first principal component.
 
@@ -56,7 +58,7 @@ def eigen_cam(model: Tap, images: Images, targets: Targets = None, *, score: Sco
     Example:
       >>> heatmaps = jaxcam.eigen_cam(model, images)
     """
-    return activation_cam("eigen_cam", principal_map, model, images, targets, raw)
+    return activation_cam(principal_map, model, images, raw)
 
 
 def eigen_grad_cam(
@@ -150,6 +152,7 @@ def _top_eigenvector_jvp(primals, tangents):
     return top, _product(vectors, shares * _product(vectors.T, _product(change, top)))
 
 
+@as_method
 def kpca_cam(
     model: Tap,
     images: Images,
@@ -195,8 +198,7 @@ def kpca_cam(
     """
     choice(KERNELS, kernel=kernel)
     number(above=0, kernel_scale=kernel_scale)
-    options = {"kernel": KERNELS[kernel], "scale": kernel_scale}
-    return activation_cam("kpca_cam", _kpca_cam, model, images, targets, raw, **options)
+    return activation_cam(partial(_kpca_cam, kernel=KERNELS[kernel], scale=kernel_scale), model, images, raw)
 
 
 def _sigmoid(inner, scale):
@@ -226,6 +228,7 @@ def _kpca_cam(A, kernel, scale):
     return _signed(projected, X)
 
 
+@as_method
 def fem(
     model: Tap,
     images: Images,
@@ -266,7 +269,7 @@ def fem(
       >>> heatmaps = jaxcam.fem(model, images)
     """
     number(deviations=deviations)
-    return activation_cam("fem", _fem, model, images, targets, raw, deviations=deviations)
+    return activation_cam(partial(_fem, deviations=deviations), model, images, raw)
 
 
 def _fem(A, deviations):
@@ -276,6 +279,7 @@ def _fem(A, deviations):
     return weights * A
 
 
+@as_method
 def deep_feature_factorization(
     model: Tap,
     images: Images,
@@ -323,14 +327,7 @@ def deep_feature_factorization(
     Example:
       >>> heatmaps, scores = jaxcam.deep_feature_factorization(model, images, num_components=3)
     """
-    positive(num_components=num_components, num_iterations=num_iterations, chunk_size=chunk_size)
-    model, images, targets = prepare_tap("deep_feature_factorization", model, images, targets, one_layer=True)
-    counts = {"num_components": num_components, "num_iterations": num_iterations, "chunk_size": chunk_size}
-    return _factorization_engine(model, images, targets, score=score, raw=raw, **counts)
-
-
-@engine
-def _factorization_engine(model, images, targets, *, score, raw, num_components, num_iterations, chunk_size):
+    check_one_layer("deep_feature_factorization", model)
     output, (activation,) = model.run(images)
     targets = predicted(output) if targets is None else targets
     (A,) = cells(model, [activation], images)

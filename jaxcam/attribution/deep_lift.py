@@ -11,8 +11,8 @@ from functools import partial
 import jax.numpy as jnp
 
 from jaxcam._array import ROUNDING, flat, repeated
-from jaxcam._checks import check_baseline, is_several, picked, positive, prepare, samples_of
-from jaxcam._engine import engine, spread
+from jaxcam._checks import is_several, picked, samples_of
+from jaxcam._engine import spread
 from jaxcam._engine.program import (
     ELEMENTWISE,
     MAXIMA,
@@ -33,11 +33,13 @@ from jaxcam._engine.program import (
 )
 from jaxcam._scores import chosen, scores
 from jaxcam._typing import Baseline, Explained, Images, Score, Targets
+from jaxcam.attribution._method import as_method
 from jaxcam.attribution.paths import Paths, integral
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 
+@as_method
 def deep_lift(
     model: Tap | Callable,
     images: Images,
@@ -91,15 +93,6 @@ def deep_lift(
     Example:
       >>> attributions = jaxcam.deep_lift(model, images)
     """
-    positive(chunk_size=chunk_size)
-    model, images, targets = prepare(model, images, targets)
-    baseline = check_baseline(baseline, images, several=True)
-    options = {"multiply_by_inputs": multiply_by_inputs, "return_delta": return_delta, "chunk_size": chunk_size}
-    return _deep_lift_engine(model, images, targets, baseline, score=score, **options)
-
-
-@engine
-def _deep_lift_engine(model, images, targets, baseline, *, score, multiply_by_inputs, return_delta, chunk_size):
     targets = chosen(model, images, targets)
     samples = jnp.zeros_like(images)[:, None] + samples_of(baseline, images)  # varies over a mesh as the images do
     count, is_one = samples.shape[1], not is_several(baseline, images)

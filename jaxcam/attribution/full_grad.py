@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import normalize, resize
-from jaxcam._engine import engine
 from jaxcam._scores import scores
 from jaxcam._typing import Images, Maps, Score, Targets
-from jaxcam.attribution._cam import prepare_tap
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 
+@as_method
 def full_grad(model: Tap, images: Images, targets: Targets = None, *, score: Score = logit, raw: bool = False) -> Maps:
     """FullGrad: the image and the biases of all layers, each times its gradient.
 
@@ -49,12 +49,7 @@ def full_grad(model: Tap, images: Images, targets: Targets = None, *, score: Sco
     Example:
       >>> heatmaps = jaxcam.full_grad(model, images)
     """
-    model, images, targets = prepare_tap("full_grad", model, images, targets)
-    return _full_grad_engine(model, images, targets, score=score, raw=raw)
 
-
-@engine
-def _full_grad_engine(model, images, targets, *, score, raw):
     def total(images, perturbations):
         output, biases = model.biases(images, perturbations)
         return scores(score, output, targets).sum(), biases

@@ -9,14 +9,15 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxcam._array import normalize
-from jaxcam._checks import number, prepare
-from jaxcam._engine import engine
+from jaxcam._checks import number
 from jaxcam._scores import input_gradient
 from jaxcam._typing import Attributions, Heatmaps, Images, Score, Targets
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 
+@as_method
 def saliency(model: Tap | Callable, images: Images, targets: Targets = None, *, score: Score = logit) -> Attributions:
     """Saliency: the gradient of the score with respect to the image.
 
@@ -43,15 +44,10 @@ def saliency(model: Tap | Callable, images: Images, targets: Targets = None, *, 
       >>> attributions = jaxcam.saliency(model, images)
       >>> heatmaps = jaxcam.heatmap(attributions)
     """
-    model, images, targets = prepare(model, images, targets)
-    return _saliency_engine(model, images, targets, score=score)
-
-
-@engine
-def _saliency_engine(model, images, targets, *, score):
     return input_gradient(model, images, targets, score)
 
 
+@as_method
 def input_x_gradient(
     model: Tap | Callable, images: Images, targets: Targets = None, *, score: Score = logit
 ) -> Attributions:
@@ -79,12 +75,6 @@ def input_x_gradient(
     Example:
       >>> attributions = jaxcam.input_x_gradient(model, images)
     """
-    model, images, targets = prepare(model, images, targets)
-    return _product_engine(model, images, targets, score=score)
-
-
-@engine
-def _product_engine(model, images, targets, *, score):
     return input_gradient(model, images, targets, score) * images.astype(jnp.float32)
 
 

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import defined, nearest, resize
-from jaxcam._checks import choice, prepare
+from jaxcam._checks import choice
 from jaxcam._engine import engine
 from jaxcam._engine.program import backward, contains_relu, gradient, relu_operand, seeds, trace
 from jaxcam._scores import scores
 from jaxcam._typing import Attributions, Images, Score, Targets
 from jaxcam.attribution._cam import gradient_maps, prepare_tap, warn_of_zeros
+from jaxcam.attribution._method import as_method
 from jaxcam.attribution.cam import _grad_cam
 from jaxcam.score import logit
 from jaxcam.taps import Tap
@@ -25,6 +26,7 @@ from jaxcam.taps import Tap
 RESIZE = {"linear": resize, "nearest": nearest}
 
 
+@as_method
 def guided_backprop(
     model: Tap | Callable, images: Images, targets: Targets = None, *, score: Score = logit
 ) -> Attributions:
@@ -57,14 +59,14 @@ def guided_backprop(
     Example:
       >>> attributions = jaxcam.guided_backprop(model, images)
     """
-    model, images, targets = prepare(model, images, targets)
-    return _relu_engine(model, images, targets, relu_rule=_guided, score=score)
+    return _relu_gradient(_guided, model, images, lambda output: scores(score, output, targets).sum())
 
 
 def _guided(x, gradient):
     return jnp.where(x > 0, jax.nn.relu(gradient), 0)
 
 
+@as_method
 def deconvnet(model: Tap | Callable, images: Images, targets: Targets = None, *, score: Score = logit) -> Attributions:
     """Deconvolution: a ReLU passes only positive gradients, wherever it was active.
 
@@ -92,17 +94,11 @@ def deconvnet(model: Tap | Callable, images: Images, targets: Targets = None, *,
     Example:
       >>> attributions = jaxcam.deconvnet(model, images)
     """
-    model, images, targets = prepare(model, images, targets)
-    return _relu_engine(model, images, targets, relu_rule=_deconvolution, score=score)
+    return _relu_gradient(_deconvolution, model, images, lambda output: scores(score, output, targets).sum())
 
 
 def _deconvolution(x, gradient):
     return jax.nn.relu(gradient)
-
-
-@engine
-def _relu_engine(model, images, targets, *, relu_rule, score):
-    return _relu_gradient(relu_rule, model, images, lambda output: scores(score, output, targets).sum())
 
 
 def guided_grad_cam(

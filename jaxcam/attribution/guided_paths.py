@@ -5,14 +5,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._checks import check_baseline, filled, number, positive, prepare
-from jaxcam._engine import engine, scan
+from jaxcam._checks import check_baseline, filled, number
+from jaxcam._engine import scan
 from jaxcam._scores import chosen, input_gradient
 from jaxcam._typing import Attributions, Baseline, Images, Score, Targets
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 
+@as_method
 def guided_integrated_gradients(
     model: Tap | Callable,
     images: Images,
@@ -56,19 +58,11 @@ def guided_integrated_gradients(
     Example:
       >>> attributions = jaxcam.guided_integrated_gradients(model, images, num_steps=50)
     """
-    model, images, targets = prepare(model, images, targets)
-    positive(num_steps=num_steps)
-    number(above=0, most=1, fraction=fraction, max_distance=max_distance)
-    baseline = check_baseline(baseline, images)
-    options = {"score": score, "num_steps": num_steps, "fraction": fraction, "max_distance": max_distance}
-    return _guided_engine(model, images, targets, baseline, **options)
-
-
-@engine
-def _guided_engine(model, images, targets, baseline, *, score, num_steps, fraction, max_distance):
+    number(above=0, most=1, fraction=fraction)
     targets = chosen(model, images, targets)
     end = images.astype(jnp.float32)
-    start = jnp.zeros_like(end) + filled(baseline, images).astype(jnp.float32)  # varies over a mesh as the images do
+    start = filled(check_baseline(baseline, images), images).astype(jnp.float32)
+    start = jnp.zeros_like(end) + start  # varies over a mesh as the images do
 
     def gradient(points):
         return input_gradient(model, points.astype(images.dtype), targets, score)

@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import normalize, resize
-from jaxcam._checks import number, positive, random_key
-from jaxcam._engine import chunked_map, engine
+from jaxcam._engine import chunked_map
 from jaxcam._scores import predicted, scores, scores_of_copies
 from jaxcam._typing import Images, Key, Maps, Raw, Score, Targets
-from jaxcam.attribution._cam import cells, finish, prepare_tap, scores_with
+from jaxcam.attribution._cam import cells, finish, scores_with
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 MANY = 5_000  # forward passes for one image: more are rarely meant
 
 
+@as_method
 def score_cam(
     model: Tap,
     images: Images,
@@ -64,13 +65,10 @@ def score_cam(
     Example:
       >>> heatmaps = jaxcam.score_cam(model, images, chunk_size=64)
     """
-    return _masked("score_cam", _plain, model, images, targets, score, raw, chunk_size, max_channels)
+    return _masked(lambda masks, channels, samples: masks, model, images, targets, score, raw, chunk_size, max_channels)
 
 
-def _plain(masks, channels, samples):
-    return masks
-
-
+@as_method
 def ss_cam(
     model: Tap,
     images: Images,
@@ -121,19 +119,18 @@ def ss_cam(
     Example:
       >>> heatmaps = jaxcam.ss_cam(model, images, num_samples=4, max_channels=16)
     """
-    number(least=0, mask_noise=mask_noise)
-    options = {"num_samples": num_samples, "mask_noise": mask_noise, "key": random_key(key)}
-    return _masked("ss_cam", _noisy, model, images, targets, score, raw, chunk_size, max_channels, **options)
+
+    def noisy(masks, channels, samples):
+        def draw(channel, sample):
+            of_mask = jax.random.fold_in(jax.random.fold_in(key, channel), sample)
+            return jax.random.normal(of_mask, masks.shape[2:], jnp.float32)
+
+        return masks + mask_noise * jax.vmap(jax.vmap(draw), (0, None))(channels, samples)
+
+    return _masked(noisy, model, images, targets, score, raw, chunk_size, max_channels, num_samples)
 
 
-def _noisy(masks, channels, samples, mask_noise, key):
-    def draw(channel, sample):
-        of_mask = jax.random.fold_in(jax.random.fold_in(key, channel), sample)
-        return jax.random.normal(of_mask, masks.shape[2:], jnp.float32)
-
-    return masks + mask_noise * jax.vmap(jax.vmap(draw), (0, None))(channels, samples)
-
-
+@as_method
 def is_cam(
     model: Tap,
     images: Images,
@@ -180,34 +177,22 @@ def is_cam(
     Example:
       >>> heatmaps = jaxcam.is_cam(model, images, num_samples=4, max_channels=16)
     """
-    options = {"num_samples": num_samples, "count": num_samples}
-    return _masked("is_cam", _growing, model, images, targets, score, raw, chunk_size, max_channels, **options)
+
+    def growing(masks, channels, samples):
+        step = jnp.expand_dims(samples.astype(jnp.float32) + 1, range(1, masks.ndim - 1))
+        return masks * (step * (step + 1) / (2 * num_samples))
+
+    return _masked(growing, model, images, targets, score, raw, chunk_size, max_channels, num_samples)
 
 
-def _growing(masks, channels, samples, count):
-    step = jnp.expand_dims(samples.astype(jnp.float32) + 1, range(1, masks.ndim - 1))
-    return masks * (step * (step + 1) / (2 * count))
-
-
-def _masked(method, variant, model, images, targets, score, raw, chunk_size, max_channels, *, num_samples=1, **options):
+def _masked(variant, model, images, targets, score, raw, chunk_size, max_channels, num_samples=1):
     """A method that is a formula of the masks, `variant(masks[n, m, *space], channels[1 or n, m], samples[m])`."""
-    positive(chunk_size=chunk_size, num_samples=num_samples, max_channels=max_channels)
-    model, images, targets = prepare_tap(method, model, images, targets)
-    counts = {"chunk_size": chunk_size, "max_channels": max_channels, "num_samples": num_samples}
-    what = {"method": method, "variant": variant, "score": score, "raw": raw, "options": options}
-    return _masked_engine(model, images, targets, **what, **counts)
-
-
-@engine
-def _masked_engine(
-    model, images, targets, *, method, variant, score, raw, options, chunk_size, max_channels, num_samples
-):
     output, activations = model.run(images)
     targets = predicted(output) if targets is None else targets
 
     def coarse_map(A):
         used = _channels(A, max_channels)
-        _say_cost(method, used.shape[1], num_samples)
+        _say_cost(used.shape[1], num_samples)
 
         def masked_scores(indices):
             ranks, samples = jnp.divmod(indices, num_samples)
@@ -215,7 +200,7 @@ def _masked_engine(
             masks = _of_channels(A, channels)
             masks = masks.reshape(*masks.shape[:2], *A.space)
             masks = normalize(resize(masks, images.shape[1:-1], align_corners=True), 2)
-            masks = variant(masks, channels, samples, **options)[..., None].astype(images.dtype)
+            masks = variant(masks, channels, samples)[..., None].astype(images.dtype)
             return scores_of_copies(model, images[:, None] * masks, targets, score)
 
         found = chunked_map(masked_scores, used.shape[1] * num_samples, images, chunk_size)
@@ -226,11 +211,11 @@ def _masked_engine(
     return finish([coarse_map(A) for A in cells(model, activations, images)], images, raw)
 
 
-def _say_cost(method, channels: int, num_samples: int) -> None:
+def _say_cost(channels: int, num_samples: int) -> None:
     """Before it starts: while the program is traced."""
     if channels * num_samples > MANY:
         warnings.warn(
-            f"{method} takes {channels * num_samples:,} forward passes for each image, {num_samples} for each of "
+            f"Each image takes {channels * num_samples:,} forward passes, {num_samples} for each of "
             f"{channels:,} channels; with fewer of both (num_samples=4, max_channels=64) it is done sooner.",
             stacklevel=2,
         )
@@ -249,6 +234,7 @@ def _of_channels(A, channels):
     return jnp.take_along_axis(jnp.moveaxis(A.values, -1, 1), channels[:, :, None], axis=1)
 
 
+@as_method
 def ablation_cam(
     model: Tap,
     images: Images,
@@ -292,13 +278,6 @@ def ablation_cam(
     Example:
       >>> heatmaps = jaxcam.ablation_cam(model, images, chunk_size=64)
     """
-    positive(chunk_size=chunk_size)
-    model, images, targets = prepare_tap("ablation_cam", model, images, targets)
-    return _ablation_engine(model, images, targets, score=score, raw=raw, chunk_size=chunk_size)
-
-
-@engine
-def _ablation_engine(model, images, targets, *, score, raw, chunk_size):
     output, activations = model.run(images)
     targets = predicted(output) if targets is None else targets
     whole = scores(score, output, targets)[:, None]

@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import EXACT, flat, repeated
-from jaxcam._checks import functions, positive, prepare, random_key
-from jaxcam._engine import chunked_sum, engine, spread
+from jaxcam._engine import chunked_sum, spread
 from jaxcam._errors import shown
-from jaxcam._noise import check_noise, deviations, noisy_copies
+from jaxcam._noise import Noise, deviations, noisy_copies
 from jaxcam._scores import chosen
 from jaxcam._typing import Images, Key, Score, Targets
+from jaxcam.attribution._method import as_method
 from jaxcam.attribution.gradient import saliency
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 
+@as_method
 def smooth_grad(
     model: Tap | Callable,
     images: Images,
@@ -75,15 +76,11 @@ def smooth_grad(
     Example:
       >>> attributions = jaxcam.smooth_grad(model, images, method=jaxcam.input_x_gradient, num_samples=10)
     """
-    options = {"score": score, "method": method, "return_delta": return_delta}
-    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
-    return _moments(_mean, model, images, targets, key, noise, deviation, **options)
+    options = score, method, Noise(noise, deviation), num_samples, return_delta, chunk_size, key
+    return _moments(lambda mean, square: mean, model, images, targets, *options)
 
 
-def _mean(mean, square):
-    return mean
-
-
+@as_method
 def smooth_grad_squared(
     model: Tap | Callable,
     images: Images,
@@ -132,15 +129,11 @@ def smooth_grad_squared(
     Example:
       >>> attributions = jaxcam.smooth_grad_squared(model, images, num_samples=10)
     """
-    options = {"score": score, "method": method, "return_delta": return_delta}
-    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
-    return _moments(_mean_square, model, images, targets, key, noise, deviation, **options)
+    options = score, method, Noise(noise, deviation), num_samples, return_delta, chunk_size, key
+    return _moments(lambda mean, square: square, model, images, targets, *options)
 
 
-def _mean_square(mean, square):
-    return square
-
-
+@as_method
 def var_grad(
     model: Tap | Callable,
     images: Images,
@@ -189,32 +182,19 @@ def var_grad(
     Example:
       >>> attributions = jaxcam.var_grad(model, images, num_samples=10)
     """
-    options = {"score": score, "method": method, "return_delta": return_delta}
-    options |= {"num_samples": num_samples, "chunk_size": chunk_size}
-    return _moments(_variance, model, images, targets, key, noise, deviation, **options)
+    options = score, method, Noise(noise, deviation), num_samples, return_delta, chunk_size, key
+    return _moments(_variance, model, images, targets, *options)
 
 
 def _variance(mean, square):
     return jnp.maximum(square - mean**2, 0)
 
 
-def _moments(formula, model, images, targets, key, noise, deviation, *, num_samples, chunk_size, **options):
+def _moments(formula, model, images, targets, score, method, noise, num_samples, return_delta, chunk_size, key):
     """A method that is a formula of the mean and the mean square, `formula(mean, square) -> map`."""
-    model, images, targets = prepare(model, images, targets)
-    positive(num_samples=num_samples, chunk_size=chunk_size)
-    method = options["method"]
-    functions(method=method)
-    if options["return_delta"] and "return_delta" not in signature(method).parameters:
+    if return_delta and "return_delta" not in signature(method).parameters:
         name = shown(getattr(method, "__name__", repr(method)))
         raise ValueError(f"return_delta is True, and {name} has no deltas; jaxcam.integrated_gradients has.")
-    options |= {"num_samples": num_samples, "chunk_size": chunk_size, "noise": check_noise(noise, deviation)}
-    return _moments_engine(model, images, targets, random_key(key), formula=formula, **options)
-
-
-@engine
-def _moments_engine(
-    model, images, targets, key, *, formula, score, method, noise, num_samples, return_delta, chunk_size
-):
     targets = chosen(model, images, targets)
     deviation = deviations(images, noise)
 

@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import along, repeated
-from jaxcam._checks import check_baseline, picked, positive, prepare, samples_of, sizes
-from jaxcam._engine import chunked_map, engine
+from jaxcam._checks import picked, samples_of, sizes
+from jaxcam._engine import chunked_map
 from jaxcam._engine.windows import check_large_enough, windowed
 from jaxcam._scores import predicted, scores
 from jaxcam._typing import Baseline, Heatmaps, Images, Score, Sizes, Targets
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
 PARTS = 8  # the default cuts each side of the image into this many
 
 
+@as_method
 def occlusion(
     model: Tap | Callable,
     images: Images,
@@ -67,8 +69,6 @@ def occlusion(
     Example:
       >>> attributions = jaxcam.occlusion(model, images, window=8, stride=4)
     """
-    positive(chunk_size=chunk_size)
-    model, images, targets = prepare(model, images, targets)
     space = images.shape[1:-1]
     window = parts(space) if window is None else sizes("window", window, space)
     stride = tuple(-(-side // 2) for side in window) if stride is None else sizes("stride", stride, space)
@@ -76,13 +76,7 @@ def occlusion(
         raise ValueError(f"window is {window}, which is larger than the images, {space}.")
     if any(step > side and side < whole for step, side, whole in zip(stride, window, space, strict=True)):
         raise ValueError(f"stride is {stride}, which leaves pixels uncovered between windows of {window}.")
-    options = {"score": score, "window": window, "stride": stride, "chunk_size": chunk_size}
-    return _occlusion_engine(model, images, targets, check_baseline(baseline, images, several=True), **options)
-
-
-@engine
-def _occlusion_engine(model, images, targets, baseline, *, score, window, stride, chunk_size):
-    sides = tuple(map(covered, images.shape[1:-1], window, stride))
+    sides = tuple(map(covered, space, window, stride))
     drops = drops_without(model, images, targets, baseline, sides, score, chunk_size)
     return along(drops, [(side / side.sum(0)).T for side in sides], 1)
 

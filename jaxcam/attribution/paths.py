@@ -18,7 +18,6 @@ from jaxcam._array import EXACT, blur
 from jaxcam._checks import (
     all_finite,
     as_array,
-    check_baseline,
     choice,
     is_several,
     number,
@@ -31,6 +30,7 @@ from jaxcam._checks import (
 from jaxcam._engine import chunked_map, chunked_sum, engine
 from jaxcam._scores import chosen, gradients_of_copies, scores, scores_of_copies
 from jaxcam._typing import Attributions, Baseline, Explained, Images, Key, Score, Targets
+from jaxcam.attribution._method import as_method
 from jaxcam.score import logit
 from jaxcam.taps import Tap
 
@@ -98,6 +98,7 @@ def of_each(values, images):
     return values.reshape(-1, *(1,) * (images.ndim - 1))
 
 
+@as_method
 def integrated_gradients(
     model: Tap | Callable,
     images: Images,
@@ -143,15 +144,6 @@ def integrated_gradients(
     Example:
       >>> attributions = jaxcam.integrated_gradients(model, images, num_steps=32)
     """
-    model, images, targets = prepare(model, images, targets)
-    positive(num_steps=num_steps, chunk_size=chunk_size)
-    baseline = check_baseline(baseline, images, several=True)
-    options = {"multiply_by_inputs": multiply_by_inputs, "return_delta": return_delta, "chunk_size": chunk_size}
-    return _integrated_engine(model, images, targets, baseline, score=score, num_steps=num_steps, **options)
-
-
-@engine
-def _integrated_engine(model, images, targets, baseline, *, num_steps, multiply_by_inputs, return_delta, **options):
     starts = samples_of(baseline, images).astype(jnp.float32)
     count, is_one = starts.shape[1], not is_several(baseline, images)
 
@@ -160,7 +152,7 @@ def _integrated_engine(model, images, targets, baseline, *, num_steps, multiply_
         return points, shares / count, ways
 
     paths = Paths(count, partial(picked, starts), is_one, multiply_by_inputs, return_delta)
-    return integral(model, images, targets, curve, num_steps, paths=paths, **options)
+    return integral(model, images, targets, curve, num_steps, score=score, chunk_size=chunk_size, paths=paths)
 
 
 def expected_gradients(
@@ -267,6 +259,7 @@ def _places(key, num_samples: int):
     return jax.random.permutation(jax.random.fold_in(key, 1), places)
 
 
+@as_method
 def blur_integrated_gradients(
     model: Tap | Callable,
     images: Images,
@@ -309,19 +302,11 @@ def blur_integrated_gradients(
     Example:
       >>> attributions = jaxcam.blur_integrated_gradients(model, images, num_steps=32)
     """
-    model, images, targets = prepare(model, images, targets)
-    positive(num_steps=num_steps, chunk_size=chunk_size)
-    number(above=0, max_sigma=max_sigma)
     choice(BORDERS, border=border)
-    max_sigma = max(images.shape[1:-1]) / 2 if max_sigma is None else max_sigma
-    options = {"max_sigma": max_sigma, "border": border, "num_steps": num_steps, "chunk_size": chunk_size}
-    return _blur_engine(model, images, targets, score=score, **options)
+    widest = max(images.shape[1:-1]) / 2 if max_sigma is None else max_sigma
 
-
-@engine
-def _blur_engine(model, images, targets, *, score, max_sigma, border, num_steps, chunk_size):
     def at(times):  # from 0, the strongest blur, to 1, the image
-        return jax.vmap(lambda sigma: blur(images, sigma, border), out_axes=1)(max_sigma * (1 - times) ** 2)
+        return jax.vmap(lambda sigma: blur(images, sigma, border), out_axes=1)(widest * (1 - times) ** 2)
 
     def curve(steps):
         """The image at the middle of each step, and the change that the whole step makes: exact in sum."""

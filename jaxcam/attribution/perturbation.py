@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import EXACT, resize
-from jaxcam._checks import check_baseline, number, positive, prepare, random_key, sizes
-from jaxcam._engine import chunked_sum, engine
+from jaxcam._checks import number, prepare, sizes
+from jaxcam._engine import chunked_sum
 from jaxcam._typing import Baseline, Heatmaps, Images, Key, Score, Targets
 from jaxcam.attribution._masked import Design, Segments, masked_scores, on_segments, orders
+from jaxcam.attribution._method import as_method
 from jaxcam.attribution.occlusion import occlusion, parts
 from jaxcam.score import logit
 from jaxcam.taps import Tap
@@ -26,6 +27,7 @@ RIDGE = 1e-5  # beside a design whose columns have variance 1/4: a bias of 1e-4 
 SWEEPS = 100  # of the Lasso over all coefficients; columns are nearly independent, so that a few dozen are enough
 
 
+@as_method
 def rise(
     model: Tap | Callable,
     images: Images,
@@ -76,18 +78,9 @@ def rise(
     Example:
       >>> attributions = jaxcam.rise(model, images, num_samples=100, score=jaxcam.score.probability)
     """
-    positive(chunk_size=chunk_size, num_samples=num_samples)
-    model, images, targets = prepare(model, images, targets)
-    cells = sizes("cells", cells, images.shape[1:-1])
     number(above=0, below=1, fraction=fraction)
-    options = {"num_samples": num_samples, "cells": cells, "fraction": fraction, "score": score}
-    arrays = check_baseline(baseline, images, several=True), random_key(key)
-    return _rise_engine(model, images, targets, *arrays, **options, chunk_size=chunk_size)
-
-
-@engine
-def _rise_engine(model, images, targets, baseline, key, *, num_samples, cells, fraction, score, chunk_size):
     space = images.shape[1:-1]
+    cells = sizes("cells", cells, space)
     grids, offsets = _rise_draws(key, fraction, num_samples, cells, space)
     upsampled = tuple((count + 1) * -(-side // count) for count, side in zip(cells, space, strict=True))
 

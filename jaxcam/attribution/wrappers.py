@@ -14,11 +14,12 @@ from jaxtyping import Array, Int
 
 from jaxcam._array import Rows, flat, normalize, repeated
 from jaxcam._checks import as_array, functions, number, positive
-from jaxcam._engine import chunked_sum, engine, spread
+from jaxcam._engine import chunked_sum, spread
 from jaxcam._errors import shown
 from jaxcam._scores import chosen, described, scores
 from jaxcam._typing import Heatmaps, Images, Maps, Raw, Score, Targets
 from jaxcam.attribution._cam import finish, layer_heatmap, prepare_tap
+from jaxcam.attribution._method import as_method
 from jaxcam.attribution.cam import grad_cam, grad_cam_plus_plus
 from jaxcam.attribution.decomposition import principal_map
 from jaxcam.score import logit
@@ -27,6 +28,7 @@ from jaxcam.taps import Tap
 Classes = Int[Array, "..."] | Int[np.ndarray, "..."] | tuple[int, ...] | list[int] | None
 
 
+@as_method
 def aug_smooth(
     model: Tap,
     images: Images,
@@ -72,19 +74,10 @@ def aug_smooth(
     Example:
       >>> heatmaps = jaxcam.aug_smooth(model, images, method=jaxcam.hires_cam)
     """
-    positive(chunk_size=chunk_size)
-    functions(method=method)
-    model, images, targets = prepare_tap("aug_smooth", model, images, targets)
     if not isinstance(factors, tuple | list) or not factors:
         raise ValueError(f"factors is {shown(repr(factors))}; it must hold one number or more.")
     for each in factors:
         number(factors=each)
-    options = {"score": score, "method": method, "factors": tuple(factors), "chunk_size": chunk_size}
-    return _augmented_engine(model, images, targets, **options)
-
-
-@engine
-def _augmented_engine(model, images, targets, *, score, method, factors, chunk_size):
     targets = chosen(model, images, targets)
     axis, scales = images.ndim - 2, jnp.asarray(factors, images.dtype)
 
@@ -105,6 +98,7 @@ def _augmented_engine(model, images, targets, *, score, method, factors, chunk_s
     return normalize(chunked_sum(add, 2 * len(factors), images, chunk_size))
 
 
+@as_method
 def eigen_smooth(
     model: Tap,
     images: Images,
@@ -147,13 +141,7 @@ def eigen_smooth(
     Example:
       >>> heatmaps = jaxcam.eigen_smooth(model, images, method=jaxcam.layer_cam)
     """
-    functions(method=method)
-    model, images, targets = prepare_tap("eigen_smooth", model, images, targets)
-    return _eigen_engine(model, images, targets, score=score, raw=raw, method=method)
 
-
-@engine
-def _eigen_engine(model, images, targets, *, score, raw, method):
     def projected(terms):
         flat_terms = terms.reshape(terms.shape[0], -1, terms.shape[-1])
         return jax.vmap(principal_map)(flat_terms).reshape(terms.shape[:-1])
@@ -167,6 +155,7 @@ def _each(maps) -> tuple:
     return maps if isinstance(maps, tuple) else (maps,)
 
 
+@as_method
 def refine_cam(
     model: Tap,
     images: Images,
@@ -207,13 +196,6 @@ def refine_cam(
       >>> classifier = jaxcam.load("resnet18_cifar10")
       >>> heatmaps = jaxcam.refine_cam(classifier.tap(("layer3", "layer4")), images)
     """
-    functions(method=method)
-    model, images, targets = prepare_tap("refine_cam", model, images, targets)
-    return _refine_engine(model, images, targets, score=score, method=method)
-
-
-@engine
-def _refine_engine(model, images, targets, *, score, method):
     product = 1
     for each in _each(method(model, images, targets, score=score, raw=True)):
         product = product * normalize(layer_heatmap(each, images))
