@@ -185,6 +185,23 @@ def check_baseline(baseline, images, several: bool = False):
     return all_finite("baseline", as_array(baseline))
 
 
+def check_baselines(baselines, images):
+    """Baselines as an array `[1 or n, m, *space, c]`; a number, and `None`, which stands for noise, stay."""
+    if baselines is None or isinstance(baselines, int | float):
+        number(baselines=0 if baselines is None else baselines)
+        return baselines
+    shape = getattr(baselines, "shape", None)
+    n, *one = images.shape
+    if shape is None or shape not in ((), (*shape[:1], *one), (n, *shape[1:2], *one)) or 0 in shape:
+        given = f"is a {type(baselines).__name__}" if shape is None else f"has shape {shape}"
+        one = ", ".join(map(str, one))
+        raise ValueError(
+            f"baselines {given}; it must be a number, an array [m, {one}] or [{n}, m, {one}], or None for normal noise."
+        )
+    baselines = all_finite("baselines", as_array(baselines))
+    return baselines if baselines.ndim in (0, images.ndim + 1) else baselines[None]
+
+
 def all_finite(name: str, array: jax.Array) -> jax.Array:
     """The array, where none of its values is known to be NaN or infinite."""
     if is_known(array) and not np.isfinite(np.asarray(array)).all():

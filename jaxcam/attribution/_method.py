@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from jaxcam._checks import check_baseline, functions, number, positive, prepare, random_key
+from jaxcam._checks import check_baseline, check_baselines, functions, number, positive, prepare, random_key
 from jaxcam._engine import engine
 from jaxcam.attribution._cam import prepare_tap
 from jaxcam.taps import Tap
@@ -53,4 +53,6 @@ def _checked(name: str, value, images):
         functions(**{name: value})
     elif name == "baseline":
         return check_baseline(value, images, several=True)
+    elif name == "baselines":
+        return check_baselines(value, images)
     return random_key(value) if name == "key" else value

@@ -16,18 +16,12 @@ import numpy as np
 
 from jaxcam._array import EXACT, blur
 from jaxcam._checks import (
-    all_finite,
-    as_array,
     choice,
     is_several,
-    number,
     picked,
-    positive,
-    prepare,
-    random_key,
     samples_of,
 )
-from jaxcam._engine import chunked_map, chunked_sum, engine
+from jaxcam._engine import chunked_map, chunked_sum
 from jaxcam._scores import chosen, gradients_of_copies, scores, scores_of_copies
 from jaxcam._typing import Attributions, Baseline, Explained, Images, Key, Score, Targets
 from jaxcam.attribution._method import as_method
@@ -155,6 +149,7 @@ def integrated_gradients(
     return integral(model, images, targets, curve, num_steps, score=score, chunk_size=chunk_size, paths=paths)
 
 
+@as_method
 def expected_gradients(
     model: Tap | Callable,
     images: Images,
@@ -202,34 +197,6 @@ def expected_gradients(
     Example:
       >>> attributions = jaxcam.expected_gradients(model, images, num_samples=20)
     """
-    model, images, targets = prepare(model, images, targets)
-    positive(num_samples=num_samples, chunk_size=chunk_size)
-    baselines, key = _check_baselines(baselines, images), random_key(key)
-    options = {"multiply_by_inputs": multiply_by_inputs, "return_delta": return_delta, "chunk_size": chunk_size}
-    return _expected_engine(model, images, targets, baselines, key, score=score, num_samples=num_samples, **options)
-
-
-def _check_baselines(baselines, images):
-    """Baselines as an array `[1 or n, m, *space, c]`; a number, and `None`, which stands for noise, stay."""
-    if baselines is None or isinstance(baselines, int | float):
-        number(baselines=0 if baselines is None else baselines)
-        return baselines
-    shape = getattr(baselines, "shape", None)
-    n, *one = images.shape
-    if shape is None or shape not in ((), (*shape[:1], *one), (n, *shape[1:2], *one)) or 0 in shape:
-        given = f"is a {type(baselines).__name__}" if shape is None else f"has shape {shape}"
-        one = ", ".join(map(str, one))
-        raise ValueError(
-            f"baselines {given}; it must be a number, an array [m, {one}] or [{n}, m, {one}], or None for normal noise."
-        )
-    baselines = all_finite("baselines", as_array(baselines))
-    return baselines if baselines.ndim in (0, images.ndim + 1) else baselines[None]
-
-
-@engine
-def _expected_engine(
-    model, images, targets, baselines, key, *, num_samples, multiply_by_inputs, return_delta, **options
-):
     draw, place = jax.random.split(key)
     shape, places = images.shape[1:], _places(place, num_samples)
     if baselines is not None:
@@ -249,7 +216,7 @@ def _expected_engine(
         return start + of_each(places[samples], images) * way, jnp.full(len(samples), 1 / num_samples, jnp.float32), way
 
     paths = Paths(num_samples, drawn, False, multiply_by_inputs, return_delta)
-    return integral(model, images, targets, curve, 1, paths=paths, **options)
+    return integral(model, images, targets, curve, 1, score=score, chunk_size=chunk_size, paths=paths)
 
 
 def _places(key, num_samples: int):
