@@ -17,7 +17,7 @@ from jaxcam._checks import as_array, number, positive, random_key
 from jaxcam._engine import engine
 from jaxcam._errors import unknown
 from jaxcam._typing import Images, Key, Score, Targets
-from jaxcam.metrics._altered import Curve, Model, looked_at, prepare_maps, removal_order, scores_of
+from jaxcam.metrics._altered import Curve, Model, between, looked_at, prepare_maps, removal_order, scores_of
 from jaxcam.metrics._checks import AnyHeatmaps, Values, check_fractions, or_nan, warn_of_zeros
 from jaxcam.score import probability
 
@@ -98,7 +98,7 @@ def road(
 @engine
 def _road_engine(model, images, targets, heatmaps, key, *, score, order, fractions, grain, chunk_size):
     targets, before = looked_at(model, images, targets, score)
-    ranks, pixels = removal_order(heatmaps)[:, None], math.prod(heatmaps.shape[1:])
+    ranks, pixels = removal_order(heatmaps), math.prod(heatmaps.shape[1:])
     orders = ("lerf", "morf") if order == "combined" else (order,)
     counts = [1 + int(each * (pixels - 1) + 1e-9) for each in fractions]  # as np.percentile would
     # Which ranks each copy loses, from the first to before the last: one copy for each order and fraction.
@@ -106,8 +106,7 @@ def _road_engine(model, images, targets, heatmaps, key, *, score, order, fractio
     first, last = jnp.asarray(ends, jnp.int32).T
 
     def altered(indices):
-        begin, end = (each[indices].reshape(1, -1, *(1,) * (images.ndim - 2)) for each in (first, last))
-        removed = (ranks >= begin) & (ranks < end)
+        removed = between(ranks, first[indices], last[indices])
         filled = _impute(images[:, None], removed)
         if grain:
             keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
