@@ -112,6 +112,13 @@ def between(ranks, low, high):
     return (ranks[:, None] >= low) & (ranks[:, None] < high)
 
 
+def beside(values, axis: int):
+    """What comes before each value along an axis, and what comes after it: zeros beyond the edges."""
+    edges = [(int(each == axis),) * 2 for each in range(values.ndim)]
+    padded, size = jnp.pad(values, edges), values.shape[axis]
+    return [jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2)]
+
+
 def pixel_counts(images, num_steps: int) -> tuple[int, ...]:
     """How many pixels the first `i` of `num_steps` equal shares of an image hold, for `i` from zero."""
     pixels = math.prod(images.shape[1:-1])

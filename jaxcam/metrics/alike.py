@@ -115,8 +115,7 @@ def _alike_engine(model, images, _targets, heatmaps, *, alike, by):
 
 
 def _same(heatmaps, code):
-    codes = code(heatmaps)
-    codes = codes.reshape(heatmaps.shape[0], -1)
+    codes = code(heatmaps).reshape(heatmaps.shape[0], -1)
     return (codes[:, None] == codes).all(-1)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from jaxcam._array import defined, normalize
-from jaxcam._checks import as_array, is_known, number
+from jaxcam._checks import as_array, is_known
 from jaxcam._errors import shown
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, seen
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, all_zero, check_heatmaps, check_maps, or_nan, share
 from jaxcam.metrics.similarity import average_ranks
 
 Masks = Bool[Array, "n *space"] | Bool[np.ndarray, "n *space"] | Num[Array, "n *space"] | Num[np.ndarray, "n *space"]
@@ -81,8 +81,7 @@ def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) ->
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int) or tolerance < 0:
         raise ValueError(f"tolerance is {shown(repr(tolerance))}; it must be a whole number of pixels, 0 or more.")
-    heatmaps, masks = checked_masks(heatmaps, masks)
-    return _pointing_game(heatmaps, masks, tolerance)
+    return _pointing_game(*checked_masks(heatmaps, masks), tolerance)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -113,11 +112,6 @@ def energy_pointing_game(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
       >>> energies = jaxcam.metrics.energy_pointing_game(heatmaps, masks)
     """
     heatmaps, masks = checked_masks(heatmaps, masks)
-    return _energy(heatmaps, masks)
-
-
-@jax.jit
-def _energy(heatmaps, masks):
     return _mass_inside(jax.nn.relu(heatmaps), masks)
 
 
@@ -175,7 +169,7 @@ def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
 
 @jax.jit
 def _rank_accuracy(heatmaps, masks):
-    return _share_of_highest(heatmaps, masks, _count(masks)[:, None])
+    return _share_highest(heatmaps, masks, _count(masks)[:, None])
 
 
 def top_k_intersection(
@@ -205,9 +199,7 @@ def top_k_intersection(
     Example:
       >>> shares = jaxcam.metrics.top_k_intersection(heatmaps, masks, fraction=0.05)
     """
-    number(fraction=fraction)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}; it is a share of the pixels, above 0 and at most 1.")
+    share("the pixels", fraction=fraction)
     return _intersection(*checked_masks(heatmaps, masks), fraction, normalize)
 
 
@@ -215,18 +207,18 @@ def top_k_intersection(
 def _intersection(heatmaps, masks, fraction, normalize):
     pixels = heatmaps[0].size
     size = jnp.full((heatmaps.shape[0], 1), max(1, round(fraction * pixels)), jnp.float32)
-    shares = _share_of_highest(heatmaps, masks, size)
+    shares = _share_highest(heatmaps, masks, size)
     return shares * pixels / _count(masks) if normalize else shares
 
 
-def _share_of_highest(heatmaps, masks, size):
+def _share_highest(heatmaps, masks, size):
     """The share inside of the mask, of as many of the highest pixels as `size` says."""
     flat, inside = heatmaps.reshape(heatmaps.shape[0], -1), masks.reshape(masks.shape[0], -1)
     places = jnp.arange(flat.shape[1], dtype=jnp.float32)
     last = jnp.sum(jnp.where(places == size - 1, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
     above, tied = flat > last, flat == last
-    share_of_tied = _count(tied & inside) / _count(tied)
-    shares = (_count(above & inside) + (size[:, 0] - _count(above)) * share_of_tied) / size[:, 0]
+    share_tied = _count(tied & inside) / _count(tied)
+    shares = (_count(above & inside) + (size[:, 0] - _count(above)) * share_tied) / size[:, 0]
     return _defined(shares, heatmaps, masks)
 
 
@@ -287,9 +279,7 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int
     Example:
       >>> overlaps = jaxcam.metrics.iou_with_mask(heatmaps, masks, threshold=0.2)
     """
-    number(threshold=threshold)
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must be above 0 and at most 1.")
+    share("the map's range", threshold=threshold)
     return _iou(*checked_masks(heatmaps, masks), threshold)
 
 
@@ -326,21 +316,15 @@ def checked_masks(heatmaps, masks):
     masks = _inside(masks)
     if masks.shape != heatmaps.shape:
         raise ValueError(f"masks has shape {masks.shape} and heatmaps {heatmaps.shape}; they must be the same.")
-    if is_known(masks):
-        empty = np.flatnonzero(~seen(_any, masks))
-        if empty.size:
-            raise ValueError(f"The mask of image {empty[0]} is empty; leave images without an object out.")
+    empty = all_zero(masks)
+    if empty.size:
+        raise ValueError(f"The mask of image {empty[0]} is empty; leave images without an object out.")
     return heatmaps, masks
 
 
 @jax.jit
 def _inside(masks):
-    return masks if masks.dtype == bool else masks > 0
-
-
-@jax.jit
-def _any(masks):
-    return masks.any(_space(masks))
+    return masks > 0
 
 
 def _space(maps):
