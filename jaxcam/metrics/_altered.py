@@ -16,12 +16,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcam import _typing
-from jaxcam._array import blur
+from jaxcam._array import along, blur
 from jaxcam._checks import check_baseline, filled, random_key
 from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
+from jaxcam._noise import Noise, check_noise, deviations
 from jaxcam._scores import chosen, predicted, scores, scores_of_copies
-from jaxcam.metrics._checks import Values, check_heatmaps, or_nan, prepare_one
+from jaxcam.attribution.occlusion import covered, drops_without
+from jaxcam.metrics._checks import Values, check_heatmaps, not_negative, or_nan, prepare_one
 from jaxcam.taps import Tap
 
 Model = Tap | Callable
@@ -165,6 +167,14 @@ def _removal_order_of(heatmaps, regions: Regions | None):
     return ranks, jnp.sum(sizes > 0, -1, jnp.float32), regions.count
 
 
+@engine
+def patches_engine(model, images, targets, heatmaps, baseline, key, *, score, formula, window, stride, chunk_size):
+    """A formula of the map's sum in each patch, and of the drop of the score without it: `[n, patches]` both."""
+    sides = list(map(covered, images.shape[1:-1], window, stride))
+    drops = drops_without(model, images, targets, fill(baseline, images, key), sides, score, chunk_size)
+    return formula(*(each.reshape(len(images), -1) for each in (along(heatmaps, sides, 1), drops)))
+
+
 def area_under(scores, shares):
     """The area under each curve, by the trapezoid rule, `[n]`."""
     return jnp.trapezoid(scores, shares, axis=-1)
@@ -205,3 +215,28 @@ def fill(baseline, images, key):
     if isinstance(baseline, str):
         baseline = NAMED[baseline](images.astype(jnp.float32), key).astype(images.dtype)
     return filled(baseline, images)
+
+
+class Change(NamedTuple):
+    """How images are changed at random: a kind or a function, and how much."""
+
+    perturbation: str | Callable
+    radius: float | jax.Array
+    noise: Noise
+
+    def __call__(self, key, images):
+        """The change of each image, `float32[n or 1, *space, c]`."""
+        change = self.perturbation
+        if callable(change):
+            return jax.vmap(lambda image: change(key, image))(images).astype(jnp.float32)
+        if change == "uniform":
+            return jax.random.uniform(key, images.shape[1:], jnp.float32, -self.radius, self.radius)
+        return deviations(images, self.noise) * jax.random.normal(key, images.shape[1:], jnp.float32)
+
+
+def check_perturbation(perturbation, radius, noise, deviation, kinds=("uniform", "noise")) -> Change:
+    """The change that was asked for, or the error of what is wrong with it."""
+    not_negative(radius=radius)
+    if not callable(perturbation) and perturbation not in kinds:
+        raise unknown("perturbation", perturbation, kinds, "It can also be a function.")
+    return Change(perturbation, radius, check_noise(noise, deviation))
