@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxcam import _typing
 from jaxcam._array import along, blur
 from jaxcam._checks import check_baseline, filled, random_key
 from jaxcam._engine import chunked_map, engine
 from jaxcam._errors import unknown
 from jaxcam._noise import Noise, check_noise, deviations
 from jaxcam._scores import chosen, predicted, scores, scores_of_copies
+from jaxcam._typing import Baseline
 from jaxcam.attribution.occlusion import covered, drops_without
 from jaxcam.metrics._checks import Values, check_heatmaps, not_negative, or_nan, prepare_one
 from jaxcam.taps import Tap
 
 Model = Tap | Callable
-Fill = str | _typing.Baseline
+Fill = str | Baseline
 
 
 class Curve(NamedTuple):
@@ -72,11 +72,11 @@ def prepare_altered(model, images, targets, heatmaps, baseline, key, *, unit: bo
 def prepare_method(model, images, targets):
     """What is wrong with the arguments, and the classes to explain: those given, or what the model predicts."""
     model, images, targets = prepare_one(model, images, targets)
-    return model, images, _classes(model, images, targets)
+    return model, images, classes(model, images, targets)
 
 
 @engine
-def _classes(model, images, targets):
+def classes(model, images, targets):
     return chosen(model, images, targets)
 
 
@@ -99,6 +99,12 @@ def scores_of(model, images, targets, score, altered, count, chunk_size):
 def exchanged(images, fills, where):
     """Copies of the images, `fills` in the place of the pixels `where [n or 1, m, *space]`: `[n, m, *space, c]`."""
     return jnp.where(where[..., None], fills[:, None], images[:, None])
+
+
+def let_through(images, heatmaps, fills):
+    """The images as far as the heatmaps, in [0, 1], show them, and `fills` for the rest."""
+    shown = heatmaps[..., None].astype(images.dtype)
+    return shown * images + (1 - shown) * fills
 
 
 def removal_order(heatmaps):

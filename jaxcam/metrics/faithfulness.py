@@ -20,6 +20,7 @@ from jaxcam.metrics._altered import (
     area_under,
     curve_engine,
     fill,
+    let_through,
     looked_at,
     pixel_counts,
     prepare_altered,
@@ -296,8 +297,7 @@ def _masked(formula, model, images, targets, heatmaps, baseline, key, *, score, 
 @engine
 def _masked_engine(model, images, targets, heatmaps, baseline, key, *, formula, score, form):
     targets, before = looked_at(model, images, targets, score)
-    shown = heatmaps[..., None].astype(images.dtype)
-    altered = shown * images + (1 - shown) * fill(baseline, images, key)
+    altered = let_through(images, heatmaps, fill(baseline, images, key))
     return formula(before, scores(score, model(altered), targets), form)
 
 

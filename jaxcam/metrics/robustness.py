@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam import _typing
 from jaxcam._checks import as_array, check_baseline, check_images, filled, functions, positive, random_key
 from jaxcam._engine import scan
-from jaxcam._typing import Images, Key
+from jaxcam._typing import Baseline, Images, Key
 from jaxcam.metrics._altered import check_perturbation
 from jaxcam.metrics._checks import Values, check_maps
 
@@ -173,7 +172,7 @@ def local_lipschitz(
     return over_changes(explain, images, slope, how, num_samples, key).max(0)
 
 
-def continuity(explain: Callable, images: Images, *, baseline: _typing.Baseline = None, num_steps: int = 28) -> Values:
+def continuity(explain: Callable, images: Images, *, baseline: Baseline = None, num_steps: int = 28) -> Values:
     """Continuity: the largest change of the explanation per change of the image, while the image is moved; low is good.
 
     `continuity = max_s |explain(image moved by s) - explain(image)|_1 / |image moved by s - image|_2`.
@@ -275,6 +274,7 @@ def difference(images, others):
     return images.astype(jnp.float32) - others.astype(jnp.float32)
 
 
+@jax.jit
 def quotient(change, of):
     """`change / of`, zero where nothing was changed."""
     return jnp.where(of == 0, 0, change / jnp.where(of == 0, 1, of))
