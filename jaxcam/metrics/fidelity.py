@@ -291,7 +291,8 @@ def _sets_engine(
         orders = jax.vmap(lambda key: jax.random.permutation(key, math.prod(cells)))(keys[samples % num_samples])
         gone = (orders < chosen[samples // num_samples, None])[:, patches]
         after = scores_of_copies(model, exchanged(images, fills, gone[None]), targets, score)
-        return jnp.tensordot(heatmaps, gone.astype(jnp.float32), (space, space), EXACT), before[:, None] - after
+        sums = jnp.tensordot(heatmaps, gone.astype(jnp.float32), (space, space), precision=EXACT)
+        return sums, before[:, None] - after
 
     pairs = chunked_map(one_chunk, len(chosen) * num_samples, images, chunk_size)
     pairs = [each.reshape(-1, len(chosen), num_samples) for each in pairs]

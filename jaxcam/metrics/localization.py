@@ -164,12 +164,7 @@ def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     Example:
       >>> accuracies = jaxcam.metrics.relevance_rank_accuracy(attributions, masks)
     """
-    return _rank_accuracy(*checked_masks(_magnitudes(heatmaps, masks), masks))
-
-
-@jax.jit
-def _rank_accuracy(heatmaps, masks):
-    return _share_highest(heatmaps, masks, _count(masks)[:, None])
+    return _share_of_highest(*checked_masks(_magnitudes(heatmaps, masks), masks))
 
 
 def top_k_intersection(
@@ -200,26 +195,21 @@ def top_k_intersection(
       >>> shares = jaxcam.metrics.top_k_intersection(heatmaps, masks, fraction=0.05)
     """
     share("the pixels", fraction=fraction)
-    return _intersection(*checked_masks(heatmaps, masks), fraction, normalize)
+    return _share_of_highest(*checked_masks(heatmaps, masks), fraction, normalize)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _intersection(heatmaps, masks, fraction, normalize):
-    pixels = heatmaps[0].size
-    size = jnp.full((heatmaps.shape[0], 1), max(1, round(fraction * pixels)), jnp.float32)
-    shares = _share_highest(heatmaps, masks, size)
-    return shares * pixels / _count(masks) if normalize else shares
-
-
-def _share_highest(heatmaps, masks, size):
-    """The share inside of the mask, of as many of the highest pixels as `size` says."""
+def _share_of_highest(heatmaps, masks, fraction=None, normalize=False):
+    """The share inside of the mask, of a fraction of the pixels, the highest, or of as many as the mask has."""
     flat, inside = heatmaps.reshape(heatmaps.shape[0], -1), masks.reshape(masks.shape[0], -1)
-    places = jnp.arange(flat.shape[1], dtype=jnp.float32)
-    last = jnp.sum(jnp.where(places == size - 1, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
+    pixels, object_size = flat.shape[1], _count(masks)
+    size = object_size if fraction is None else jnp.full_like(object_size, max(1, round(fraction * pixels)))
+    is_last = jnp.arange(pixels, dtype=jnp.float32) == size[:, None] - 1
+    last = jnp.sum(jnp.where(is_last, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
     above, tied = flat > last, flat == last
-    share_tied = _count(tied & inside) / _count(tied)
-    shares = (_count(above & inside) + (size[:, 0] - _count(above)) * share_tied) / size[:, 0]
-    return _defined(shares, heatmaps, masks)
+    share_of_tied = _count(tied & inside) / _count(tied)
+    shares = (_count(above & inside) + (size - _count(above)) * share_of_tied) / size
+    return _defined(shares * pixels / object_size if normalize else shares, heatmaps, masks)
 
 
 def mask_auc(heatmaps: AnyHeatmaps, masks: Masks) -> Values:

@@ -63,11 +63,8 @@ def selectivity(
     Example:
       >>> areas = jaxcam.metrics.selectivity(model, images, heatmaps, window=8)
     """
-    positive(chunk_size=chunk_size)
     arguments = prepare_altered(model, images, targets, heatmaps, baseline, key)
-    regions = _patches(images, window)
-    options = {"score": score, "formula": area_under, "chunk_size": chunk_size}
-    return _removed(arguments, regions, regions.count, curve, **options)
+    return _removed(arguments, _patches(images, window), area_under, score, chunk_size, curve)
 
 
 def region_perturbation(
@@ -121,11 +118,9 @@ def region_perturbation(
     Example:
       >>> drops = jaxcam.metrics.region_perturbation(model, images, heatmaps, num_steps=12)
     """
-    positive(chunk_size=chunk_size, num_steps=num_steps)
+    positive(num_steps=num_steps)
     arguments = prepare_altered(model, images, targets, heatmaps, baseline, key)
-    regions = _patches(images, window)
-    options = {"score": score, "formula": _mean_drop, "chunk_size": chunk_size}
-    return _removed(arguments, regions, min(num_steps, regions.count), curve, **options)
+    return _removed(arguments, _patches(images, window), _mean_drop, score, chunk_size, curve, num_steps)
 
 
 def irof(
@@ -182,11 +177,9 @@ def irof(
     Example:
       >>> areas = jaxcam.metrics.irof(model, images, heatmaps, segments=jaxcam.segments.grid((32, 32), 8))
     """
-    positive(chunk_size=chunk_size)
     arguments = prepare_altered(model, images, targets, heatmaps, baseline, key)
     regions = Regions(*check_segments(segments, num_segments, images.shape[:-1]), mean=True)
-    options = {"score": score, "formula": _area_over, "chunk_size": chunk_size}
-    return _removed(arguments, regions, regions.count, curve, **options)
+    return _removed(arguments, regions, _area_over, score, chunk_size, curve)
 
 
 def _area_over(scores, shares):
@@ -204,7 +197,10 @@ def _patches(images, window) -> Regions:
     return Regions(as_array(labels), int(labels.max()) + 1)
 
 
-def _removed(arguments, regions, num_steps, curve, **options):
+def _removed(arguments, regions, formula, score, chunk_size, curve, num_steps=None):
+    positive(chunk_size=chunk_size)
     warn_of_zeros(arguments[3], stacklevel=4)
-    result = curve_engine(*arguments, regions, counts=tuple(range(num_steps + 1)), **options)
+    counts = tuple(range(1 + min(regions.count, num_steps or regions.count)))
+    options = {"score": score, "formula": formula, "counts": counts, "chunk_size": chunk_size}
+    result = curve_engine(*arguments, regions, **options)
     return result if curve else result.value
