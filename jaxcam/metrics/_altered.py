@@ -1,8 +1,8 @@
 """What the metrics that alter images share: many altered copies of each image, and the score of every one.
 
 `scores_of` builds the copies inside the chunk in which the model sees them, so nothing holds them all; `fill` makes
-what stands in the place of pixels that are taken away. Random numbers are the same for every image, so that no image
-influences another one's value.
+what stands in the place of pixels that are taken away, and a `Change` what is added to pixels. Random numbers are the
+same for every image, so that no image influences another one's value.
 """
 
 import math

@@ -285,7 +285,7 @@ def _sets_engine(
     fills, keys = fill(baseline, images, key), jax.random.split(key, num_samples)
     places = [np.arange(size) * count // size for size, count in zip(images.shape[1:-1], cells, strict=True)]
     patches = np.ravel_multi_index(np.ix_(*places), cells)  # which one each pixel belongs to
-    chosen, space = jnp.asarray(chosen, jnp.int32), range(1, heatmaps.ndim)
+    chosen, space = jnp.asarray(chosen, jnp.int32), tuple(range(1, heatmaps.ndim))
 
     def one_chunk(samples):
         orders = jax.vmap(lambda key: jax.random.permutation(key, math.prod(cells)))(keys[samples % num_samples])
