@@ -67,12 +67,14 @@ def max_box_acc(
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _boxes(heatmaps, masks, threshold, num_steps, chunk_size):
-    maps, truth = normalize(heatmaps), _box(masks[:, None])
+    maps, truth = normalize(heatmaps), jax.vmap(_box)(masks)
     levels = jnp.arange(num_steps, dtype=jnp.float32) / num_steps
 
+    def overlap(one, box, level):
+        return _overlap(_box(_largest_part(one >= level)), box)
+
     def one_chunk(indices):
-        above = maps[:, None] >= levels[indices].reshape(1, -1, *(1,) * (maps.ndim - 1))
-        return _overlap(_box(jax.vmap(jax.vmap(_largest_part))(above)), truth)
+        return jax.vmap(jax.vmap(overlap, (None, None, 0)), (0, 0, None))(maps, truth, levels[indices])
 
     overlaps = chunked_map(one_chunk, num_steps, maps[..., None], chunk_size)
     hits = defined(or_nan(overlaps >= threshold, heatmaps), masks.any(tuple(range(1, masks.ndim)))[:, None])
@@ -97,22 +99,21 @@ def _largest_part(mask):
     return mask & (names == mask.size - 1 - jnp.argmax(areas[::-1]))
 
 
-def _box(masks):
-    """The first place and the one after the last along each axis of space, `[n, m, 2, axes]`; zeros of no pixel."""
+def _box(mask):
+    """The first place and the one after the last along each axis of space, `[2, axes]`; zeros of no pixel."""
     edges = []
-    for axis in range(2, masks.ndim):
-        along = masks.any([each for each in range(2, masks.ndim) if each != axis])
-        last = along.shape[-1] - jnp.argmax(along[..., ::-1], -1)
-        edges.append(jnp.stack([jnp.argmax(along, -1), jnp.where(along.any(-1), last, 0)], -1))
+    for axis in range(mask.ndim):
+        along = mask.any([each for each in range(mask.ndim) if each != axis])
+        last = len(along) - jnp.argmax(along[::-1])
+        edges.append(jnp.stack([jnp.argmax(along), jnp.where(along.any(), last, 0)]))
     return jnp.stack(edges, -1)
 
 
 def _overlap(a, b):
-    """The intersection over union of boxes."""
-    low, high = jnp.maximum(a[..., 0, :], b[..., 0, :]), jnp.minimum(a[..., 1, :], b[..., 1, :])
-    common, size_a, size_b = map(_size, (jnp.stack([low, high], -2), a, b))
+    """The intersection over union of two boxes."""
+    common, size_a, size_b = map(_size, (jnp.stack([jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])]), a, b))
     return common / jnp.maximum(size_a + size_b - common, 1)
 
 
-def _size(boxes):
-    return jnp.prod(jnp.maximum(boxes[..., 1, :] - boxes[..., 0, :], 0).astype(jnp.float32), -1)
+def _size(box):
+    return jnp.prod(jnp.maximum(box[1] - box[0], 0).astype(jnp.float32))
