@@ -272,7 +272,7 @@ def average_increase(
       `float32[n]`, one or zero; the mean over images is the published number.
 
     Raises:
-      ValueError: arrays of a wrong shape, type or range; an unknown baseline; heatmaps outside [0, 1]; an unknown form.
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline; heatmaps outside [0, 1].
 
     Reference: Chattopadhay et al. 2018, Grad-CAM++: Improved Visual Explanations, https://arxiv.org/abs/1710.11063
 

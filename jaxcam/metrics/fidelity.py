@@ -79,8 +79,7 @@ def infidelity(
       `float32[n]`, in units of the score squared.
 
     Raises:
-      ValueError: arrays of a wrong shape, type or range; an unknown baseline; attributions of another shape, an
-        unknown perturbation.
+      ValueError: arrays of a wrong shape, type or range; an unknown perturbation; a window larger than the images.
 
     Reference: Yeh et al. 2019, On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392
 
@@ -154,7 +153,7 @@ def mu_fidelity(
     Args:
       model: a tap or any callable `images -> output`.
       images: `float[n, *space, c]`, normalised as the model expects.
-      heatmaps: `float[n, *space]`; only the order of the pixels counts.
+      heatmaps: `float[n, *space]`, such as attributions summed over channels.
       targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
         t]`.
       score: what is measured, `(output, targets[n]) -> [n]`.
@@ -320,7 +319,7 @@ def occlusion_correlation(
     Args:
       model: a tap or any callable `images -> output`.
       images: `float[n, *space, c]`, normalised as the model expects.
-      heatmaps: `float[n, *space]`; only the order of the pixels counts.
+      heatmaps: `float[n, *space]`, such as attributions summed over channels.
       targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
         t]`.
       score: what is measured, `(output, targets[n]) -> [n]`.

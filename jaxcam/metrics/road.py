@@ -72,8 +72,8 @@ def road(
       `float32[n]` in units of the score.
 
     Raises:
-      ValueError: arrays of a wrong shape, type or range; an unknown baseline; an unknown order, a fraction
-        outside (0, 1), or a negative grain.
+      ValueError: arrays of a wrong shape, type or range; an unknown order, a fraction outside (0, 1), or a negative
+        grain.
 
     Reference: Rong et al. 2022, A Consistent and Efficient Evaluation Strategy for Attribution Methods,
     https://arxiv.org/abs/2202.00449

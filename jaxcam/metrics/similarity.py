@@ -84,7 +84,7 @@ def iou_top(a: AnyMaps, b: AnyMaps, *, fraction: float | int = 0.1) -> Values:
       fraction: share of the pixels, above 0 and at most 1.
 
     Returns:
-      `float32[n]` in [-1, 1]; zero where a map is constant.
+      `float32[n]` in [0, 1]; zero where a map is constant.
 
     Raises:
       ValueError: shapes that differ, or NaN.
