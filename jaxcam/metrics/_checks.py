@@ -77,11 +77,25 @@ def check_fractions(fractions: Any) -> tuple[float, ...]:
     return tuple(map(float, fractions))
 
 
+def share(whole: str, **arguments: Any) -> None:
+    """Thresholds and the like must be numbers above 0 and at most 1."""
+    number(**arguments)
+    for name, value in arguments.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} is {value}; it is a share of {whole}, above 0 and at most 1.")
+
+
+def not_negative(**arguments: Any) -> None:
+    """Amounts such as a radius must be numbers, zero or more."""
+    number(**arguments)
+    for name, value in arguments.items():
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}; it must be zero or more.")
+
+
 def warn_of_zeros(heatmaps, stacklevel: int) -> None:
     """A warning where a known map is zero everywhere, for metrics that take nothing from it but the pixels' order."""
-    if not is_known(heatmaps):
-        return
-    zero = np.flatnonzero(seen(_is_zero, heatmaps))
+    zero = all_zero(heatmaps)
     if zero.size:
         more = f" (and {zero.size - 1} more)" if zero.size > 1 else ""
         warnings.warn(
@@ -89,6 +103,11 @@ def warn_of_zeros(heatmaps, stacklevel: int) -> None:
             "the metric's value.",
             stacklevel=stacklevel,
         )
+
+
+def all_zero(maps) -> np.ndarray:
+    """The places of those maps that are known to be zero everywhere."""
+    return np.flatnonzero(seen(_is_zero, maps)) if is_known(maps) else np.array([], int)
 
 
 def or_nan(values, *maps):

@@ -110,13 +110,11 @@ def sufficiency(model: Model, images: Images, heatmaps: AnyHeatmaps, *, threshol
 def _alike_engine(model, images, _targets, heatmaps, *, alike, by):
     classes = predicted(model(images))
     others = alike(heatmaps, by) & ~jnp.eye(len(classes), dtype=bool)
-    same, count = ((each & others).sum(-1) for each in (classes[:, None] == classes, jnp.array(True)))
-    return or_nan(same.astype(jnp.float32) / count.astype(jnp.float32), heatmaps)
+    return or_nan(jnp.mean(classes[:, None] == classes, -1, jnp.float32, where=others), heatmaps)
 
 
 def _same(heatmaps, code):
-    codes = code(heatmaps)
-    codes = codes.reshape(heatmaps.shape[0], -1)
+    codes = code(heatmaps).reshape(heatmaps.shape[0], -1)
     return (codes[:, None] == codes).all(-1)
 
 

@@ -1,16 +1,14 @@
 """Axioms that attributions should satisfy: they add up to what they explain, and are zero where nothing happens."""
 
 import jax.numpy as jnp
-import numpy as np
+from jax.tree_util import Partial
 
-from jaxcam._array import along
-from jaxcam._checks import number, positive, random_key, sizes
+from jaxcam._checks import positive, random_key, sizes
 from jaxcam._engine import engine
 from jaxcam._scores import scores
 from jaxcam._typing import Images, Key, Score, Sizes, Targets
-from jaxcam.attribution.occlusion import covered, drops_without
-from jaxcam.metrics._altered import Fill, Model, check_fill, fill, looked_at, prepare_maps
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_maps, or_nan, prepare_one
+from jaxcam.metrics._altered import Fill, Model, check_fill, fill, looked_at, patches_engine, prepare_altered
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_maps, not_negative, or_nan, prepare_one
 from jaxcam.score import logit
 
 
@@ -114,21 +112,14 @@ def non_sensitivity(
       >>> values = jaxcam.metrics.non_sensitivity(model, images, heatmaps, window=8)
     """
     positive(chunk_size=chunk_size)
-    number(negligible=negligible)
-    if not negligible >= 0:
-        raise ValueError(f"negligible is {negligible}; it must be zero or more.")
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
-    space = images.shape[1:-1]
-    window = tuple(np.minimum(sizes("window", window, space), space).tolist())
-    baseline, key = check_fill(baseline, images), random_key(key)
-    options = {"score": score, "window": window, "negligible": negligible, "chunk_size": chunk_size}
-    return _patches_engine(model, images, targets, heatmaps, baseline, key, **options)
+    not_negative(negligible=negligible)
+    model, images, targets, heatmaps, *fills = prepare_altered(model, images, targets, heatmaps, baseline, key)
+    window = sizes("window", window, images.shape[1:-1])
+    options = {"score": score, "formula": Partial(_wrong, negligible=negligible), "chunk_size": chunk_size}
+    return patches_engine(model, images, targets, jnp.abs(heatmaps), *fills, window=window, stride=window, **options)
 
 
-@engine
-def _patches_engine(model, images, targets, heatmaps, baseline, key, *, score, window, negligible, chunk_size):
-    sides = list(map(covered, images.shape[1:-1], window, window))
-    drops = drops_without(model, images, targets, fill(baseline, images, key), sides, score, chunk_size)
-    unmarked, unmoved = (jnp.abs(each) < negligible for each in (along(jnp.abs(heatmaps), sides, 1), drops))
-    wrong = jnp.mean(unmarked ^ unmoved, tuple(range(1, drops.ndim)), dtype=jnp.float32)
-    return or_nan(wrong, heatmaps, drops)
+def _wrong(sums, drops, negligible):
+    """The share of the patches that have a value or do something, and not both."""
+    unmarked, unmoved = sums < negligible, jnp.abs(drops) < negligible
+    return or_nan(jnp.mean(unmarked ^ unmoved, -1, dtype=jnp.float32), sums, drops)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from jaxcam._checks import functions, random_key
 from jaxcam._engine import engine
 from jaxcam._typing import Images, Key, Score, Targets
-from jaxcam.metrics._altered import Fill, Model, check_fill, fill, prepare_method
+from jaxcam.metrics._altered import Fill, Model, check_fill, fill, let_through, prepare_method
 from jaxcam.metrics._checks import AnyHeatmaps, Values, check_heatmaps
 from jaxcam.metrics.faithfulness import average_drop
 from jaxcam.metrics.road import road
@@ -84,7 +84,7 @@ def coherency(
     Example:
       >>> values = jaxcam.metrics.coherency(jaxcam.grad_cam, model, images)
     """
-    return _coherency(*_mapped(method, model, images, targets, baseline), key)
+    return _coherency(method, *_mapped(method, model, images, targets, baseline), key)
 
 
 def adcc(
@@ -125,10 +125,9 @@ def adcc(
     Example:
       >>> values = jaxcam.metrics.adcc(jaxcam.grad_cam, model, images)
     """
-    given = _mapped(method, model, images, targets, baseline)
-    _, model, images, targets, maps, baseline = given
+    model, images, targets, maps, baseline = _mapped(method, model, images, targets, baseline)
     drop = average_drop(model, images, maps, targets, score=score, baseline=baseline, key=key)
-    return _adcc(_coherency(*given, key), l1_complexity(maps), drop)
+    return _adcc(_coherency(method, model, images, targets, maps, baseline, key), l1_complexity(maps), drop)
 
 
 def arcc(
@@ -172,11 +171,10 @@ def arcc(
     Example:
       >>> values = jaxcam.metrics.arcc(jaxcam.grad_cam, model, images, fractions=(0.5,))
     """
-    given = _mapped(method, model, images, targets, None)
-    _, model, images, targets, maps, _ = given
+    model, images, targets, maps, baseline = _mapped(method, model, images, targets, None)
     options = {"score": score, "fractions": fractions, "grain": grain, "chunk_size": chunk_size, "key": key}
     faithful = road(model, images, maps, targets, **options)
-    return _arcc(_coherency(*given, key), l1_complexity(maps), faithful)
+    return _arcc(_coherency(method, model, images, targets, maps, baseline, key), l1_complexity(maps), faithful)
 
 
 def _mapped(method, model, images, targets, baseline):
@@ -184,18 +182,17 @@ def _mapped(method, model, images, targets, baseline):
     functions(method=method)
     model, images, targets = prepare_method(model, images, targets)
     baseline = check_fill(baseline, images)
-    return method, model, images, targets, check_heatmaps(method(model, images, targets), images, unit=True), baseline
+    return model, images, targets, check_heatmaps(method(model, images, targets), images, unit=True), baseline
 
 
 def _coherency(method, model, images, targets, maps, baseline, key):
-    shown = _let_through(model, images, targets, maps, baseline, random_key(key))
+    shown = _part_shown(model, images, targets, maps, baseline, random_key(key))
     return _found_again(check_heatmaps(method(model, shown, targets), images), maps)
 
 
 @engine
-def _let_through(_model, images, _targets, maps, baseline, key):
-    shown = maps[..., None].astype(images.dtype)
-    return shown * images + (1 - shown) * fill(baseline, images, key)
+def _part_shown(_model, images, _targets, maps, baseline, key):
+    return let_through(images, maps, fill(baseline, images, key))
 
 
 @jax.jit

@@ -5,27 +5,25 @@ predicted for the unaltered image, throughout. A map matters only through the or
 or as a mask with values in [0, 1] (drop, increase, gain).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxcam._checks import as_array, positive, random_key
+from jaxcam._checks import positive
 from jaxcam._engine import engine
 from jaxcam._errors import unknown
-from jaxcam._scores import chosen, scores
+from jaxcam._scores import scores
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.metrics._altered import (
     Curve,
     Fill,
     Model,
-    check_fill,
+    area_under,
+    curve_engine,
     fill,
+    let_through,
     looked_at,
-    prepare_maps,
-    removal_order,
-    scores_by_rank,
+    pixel_counts,
+    prepare_altered,
 )
 from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan, warn_of_zeros
 from jaxcam.score import probability
@@ -80,8 +78,7 @@ def deletion(
     Example:
       >>> areas = jaxcam.metrics.deletion(model, images, heatmaps, num_steps=32)
     """
-    options = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size, "insert": False}
-    return _removal(model, images, targets, heatmaps, baseline, key, curve, **options)
+    return _removal(model, images, heatmaps, targets, score, baseline, num_steps, chunk_size, key, curve, insert=False)
 
 
 def insertion(
@@ -129,29 +126,17 @@ def insertion(
     Example:
       >>> areas = jaxcam.metrics.insertion(model, images, heatmaps, num_steps=32)
     """
-    options = {"score": score, "num_steps": num_steps, "chunk_size": chunk_size, "insert": True}
-    return _removal(model, images, targets, heatmaps, baseline, key, curve, **options)
+    return _removal(model, images, heatmaps, targets, score, baseline, num_steps, chunk_size, key, curve, insert=True)
 
 
-def _removal(model, images, targets, heatmaps, baseline, key, curve, *, score, num_steps, chunk_size, insert):
+def _removal(model, images, heatmaps, targets, score, baseline, num_steps, chunk_size, key, curve, *, insert):
     positive(num_steps=num_steps, chunk_size=chunk_size)
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
+    model, images, targets, heatmaps, *fills = prepare_altered(model, images, targets, heatmaps, baseline, key)
     warn_of_zeros(heatmaps, stacklevel=4)
-    pixels = math.prod(images.shape[1:-1])
-    counts = tuple(int(round(each)) for each in np.arange(num_steps + 1) / num_steps * pixels)
-    options = {"score": score, "counts": counts, "chunk_size": chunk_size, "insert": insert}
-    baseline, key = check_fill(baseline, images), random_key(key)
-    scores, value = _removal_engine(model, images, targets, heatmaps, baseline, key, **options)
-    return Curve(as_array(np.divide(counts, pixels), np.float32), scores, value) if curve else value
-
-
-@engine
-def _removal_engine(model, images, targets, heatmaps, baseline, key, *, score, counts, chunk_size, insert):
-    targets, fills = chosen(model, images, targets), fill(baseline, images, key)
-    ends = (fills, images) if insert else (images, fills)
-    values = scores_by_rank(model, images, targets, score, removal_order(heatmaps), *ends, counts, chunk_size)
-    values = or_nan(values, heatmaps)
-    return values, jnp.trapezoid(values, jnp.asarray(counts, jnp.float32) / counts[-1], axis=-1)
+    options = {"score": score, "formula": area_under, "counts": pixel_counts(images, num_steps)}
+    options |= {"chunk_size": chunk_size, "insert": insert}
+    result = curve_engine(model, images, targets, heatmaps, *fills, **options)
+    return result if curve else result.value
 
 
 def average_drop(
@@ -287,7 +272,7 @@ def average_increase(
       `float32[n]`, one or zero; the mean over images is the published number.
 
     Raises:
-      ValueError: arrays of a wrong shape, type or range; an unknown baseline; heatmaps outside [0, 1]; an unknown form.
+      ValueError: arrays of a wrong shape, type or range; an unknown baseline; heatmaps outside [0, 1].
 
     Reference: Chattopadhay et al. 2018, Grad-CAM++: Improved Visual Explanations, https://arxiv.org/abs/1710.11063
 
@@ -298,23 +283,21 @@ def average_increase(
 
 
 def _increase(before, after, form):
-    return or_nan((after > before).astype(jnp.float32), before, after)
+    return or_nan(after > before, before, after)
 
 
 def _masked(formula, model, images, targets, heatmaps, baseline, key, *, score, form):
     """A formula of the scores of the images and of what the maps let through."""
     if form not in ("relative", "absolute"):
         raise unknown("form", form, ("relative", "absolute"))
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps, unit=True)
-    baseline, key = check_fill(baseline, images), random_key(key)
-    return _masked_engine(model, images, targets, heatmaps, baseline, key, formula=formula, score=score, form=form)
+    arguments = prepare_altered(model, images, targets, heatmaps, baseline, key, unit=True)
+    return _masked_engine(*arguments, formula=formula, score=score, form=form)
 
 
 @engine
 def _masked_engine(model, images, targets, heatmaps, baseline, key, *, formula, score, form):
     targets, before = looked_at(model, images, targets, score)
-    shown = heatmaps[..., None].astype(images.dtype)
-    altered = shown * images + (1 - shown) * fill(baseline, images, key)
+    altered = let_through(images, heatmaps, fill(baseline, images, key))
     return formula(before, scores(score, model(altered), targets), form)
 
 

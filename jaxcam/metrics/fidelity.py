@@ -5,22 +5,30 @@ Infidelity compares the two as numbers, mu-fidelity and occlusion correlation as
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Float
 
-from jaxcam._array import EXACT, along
+from jaxcam._array import EXACT
 from jaxcam._checks import as_array, functions, number, positive, random_key, sizes
 from jaxcam._engine import chunked_map, engine
-from jaxcam._errors import unknown
-from jaxcam._noise import check_noise, deviations
 from jaxcam._scores import scores_of_copies
 from jaxcam._typing import Images, Key, Score, Sizes, Targets
-from jaxcam.attribution.occlusion import covered, drops_without
-from jaxcam.metrics._altered import Curve, Fill, Model, check_fill, exchanged, fill, looked_at, prepare_maps
+from jaxcam.attribution.occlusion import covered
+from jaxcam.metrics._altered import (
+    Curve,
+    Fill,
+    Model,
+    check_perturbation,
+    exchanged,
+    fill,
+    looked_at,
+    patches_engine,
+    prepare_altered,
+)
 from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_fractions, check_maps, prepare_one
 from jaxcam.metrics.similarity import pearson
 from jaxcam.score import logit, probability
@@ -71,8 +79,7 @@ def infidelity(
       `float32[n]`, in units of the score squared.
 
     Raises:
-      ValueError: arrays of a wrong shape, type or range; an unknown baseline; attributions of another shape, an
-        unknown perturbation.
+      ValueError: arrays of a wrong shape, type or range; an unknown perturbation; a window larger than the images.
 
     Reference: Yeh et al. 2019, On the (In)fidelity and Sensitivity of Explanations, https://arxiv.org/abs/1901.09392
 
@@ -84,30 +91,24 @@ def infidelity(
     attributions, space = check_maps(attributions, "attributions"), images.shape[1:-1]
     if attributions.shape not in (images.shape, images.shape[:-1]):
         raise ValueError(f"attributions has shape {attributions.shape}, which does not fit images {images.shape}.")
-    if not callable(perturbation) and perturbation not in ("noise", "square"):
-        raise unknown("perturbation", perturbation, ("noise", "square"), "It can also be a function.")
-    window = sizes("window", window, space) if perturbation == "square" else None
-    if window is not None and any(np.greater(window, space)):
-        raise ValueError(f"window is {window}, larger than the images, {_by(space)}.")
-    options = {"score": score, "perturbation": perturbation, "noise": check_noise(noise, deviation), "window": window}
-    options |= {"normalize": normalize, "num_samples": num_samples, "chunk_size": chunk_size}
+    how = check_perturbation(perturbation, 0, noise, deviation, kinds=("noise", "square"))
+    if perturbation == "square":
+        window = sizes("window", window, space)
+        if any(np.greater(window, space)):
+            raise ValueError(f"window is {window}, larger than the images, {_by(space)}.")
+        how = how._replace(perturbation=Partial(_square, window=window))
+    options = {"score": score, "how": how, "normalize": normalize, "num_samples": num_samples, "chunk_size": chunk_size}
     return _infidelity_engine(model, images, targets, attributions, random_key(key), **options)
 
 
 @engine
-def _infidelity_engine(
-    model, images, targets, attributions, key, *, score, perturbation, noise, window, normalize, num_samples, chunk_size
-):
+def _infidelity_engine(model, images, targets, attributions, key, *, score, how, normalize, num_samples, chunk_size):
     targets, before = looked_at(model, images, targets, score)
     attributions = attributions.reshape(*images.shape[:-1], -1)  # one value for all channels, or one for each
-    draw, size = _perturbation(perturbation, window), 1
-    if perturbation == "noise":
-        size = deviations(images, noise)[:, None]
 
     def one_chunk(samples):
         keys = jax.vmap(lambda sample: jax.random.fold_in(key, sample))(samples)
-        change = jax.vmap(lambda image: jax.vmap(lambda key: draw(key, image))(keys))(images)
-        change = size * change.astype(jnp.float32)
+        change = jax.vmap(lambda key: how(key, images), out_axes=1)(keys)
         after = scores_of_copies(model, images[:, None] - change.astype(images.dtype), targets, score)
         return jnp.sum(attributions[:, None] * change, tuple(range(2, change.ndim))), before[:, None] - after
 
@@ -116,14 +117,6 @@ def _infidelity_engine(
         squares = jnp.sum(expected**2, -1, keepdims=True)
         expected *= jnp.sum(expected * actual, -1, keepdims=True) / jnp.where(squares == 0, 1, squares)
     return jnp.mean((expected - actual) ** 2, -1)
-
-
-def _perturbation(perturbation: Any, window) -> Callable:
-    if callable(perturbation):
-        return perturbation
-    if perturbation == "noise":
-        return lambda key, image: jax.random.normal(key, image.shape, jnp.float32)
-    return lambda key, image: _square(key, image, window)
 
 
 def _square(key, image, window: tuple[int, ...]):
@@ -160,7 +153,7 @@ def mu_fidelity(
     Args:
       model: a tap or any callable `images -> output`.
       images: `float[n, *space, c]`, normalised as the model expects.
-      heatmaps: `float[n, *space]`; only the order of the pixels counts.
+      heatmaps: `float[n, *space]`, such as attributions summed over channels.
       targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
         t]`.
       score: what is measured, `(output, targets[n]) -> [n]`.
@@ -265,7 +258,7 @@ def _of_random_sets(
     """The correlation over random sets of patches, for each share of the patches, `[n, fractions]`."""
     positive(num_samples=num_samples, chunk_size=chunk_size)
     functions(correlation=correlation)
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
+    model, images, *others = prepare_altered(model, images, targets, heatmaps, baseline, key)
     space = images.shape[1:-1]
     cells = sizes("cells", cells, space)
     if any(np.greater(cells, space)):
@@ -278,10 +271,9 @@ def _of_random_sets(
             raise ValueError(
                 f"fraction is {fraction}, which makes {chosen[-1]} of {count} patches; some must go and some stay."
             )
-    baseline, key = check_fill(baseline, images), random_key(key)
     options = {"score": score, "cells": cells, "chosen": tuple(chosen), "correlation": correlation}
     options |= {"num_samples": num_samples, "chunk_size": chunk_size}
-    return _sets_engine(model, images, targets, heatmaps, baseline, key, **options)
+    return _sets_engine(model, images, *others, **options)
 
 
 @engine
@@ -292,23 +284,18 @@ def _sets_engine(
     fills, keys = fill(baseline, images, key), jax.random.split(key, num_samples)
     places = [np.arange(size) * count // size for size, count in zip(images.shape[1:-1], cells, strict=True)]
     patches = np.ravel_multi_index(np.ix_(*places), cells)  # which one each pixel belongs to
-    chosen = jnp.asarray(chosen, jnp.int32)
+    chosen, space = jnp.asarray(chosen, jnp.int32), tuple(range(1, heatmaps.ndim))
 
     def one_chunk(samples):
         orders = jax.vmap(lambda key: jax.random.permutation(key, math.prod(cells)))(keys[samples % num_samples])
         gone = (orders < chosen[samples // num_samples, None])[:, patches]
         after = scores_of_copies(model, exchanged(images, fills, gone[None]), targets, score)
-        return _sums(heatmaps, gone), before[:, None] - after
+        sums = jnp.tensordot(heatmaps, gone.astype(jnp.float32), (space, space), precision=EXACT)
+        return sums, before[:, None] - after
 
-    expected, actual = chunked_map(one_chunk, len(chosen) * num_samples, images, chunk_size)
-    pairs = [each.reshape(-1, len(chosen), num_samples) for each in (expected, actual)]
+    pairs = chunked_map(one_chunk, len(chosen) * num_samples, images, chunk_size)
+    pairs = [each.reshape(-1, len(chosen), num_samples) for each in pairs]
     return jax.vmap(correlation, in_axes=1, out_axes=1)(*pairs)
-
-
-def _sums(heatmaps, sets):
-    """The sum of each map over each of `sets [m, *space]`, `[n, m]`."""
-    heatmaps, sets = heatmaps.reshape(heatmaps.shape[0], -1), sets.reshape(sets.shape[0], -1)
-    return jnp.einsum("np,mp->nm", heatmaps, sets.astype(jnp.float32), precision=EXACT)
 
 
 def occlusion_correlation(
@@ -332,7 +319,7 @@ def occlusion_correlation(
     Args:
       model: a tap or any callable `images -> output`.
       images: `float[n, *space, c]`, normalised as the model expects.
-      heatmaps: `float[n, *space]`; only the order of the pixels counts.
+      heatmaps: `float[n, *space]`, such as attributions summed over channels.
       targets: `int[n]`, one class for all, or `None` for each image's predicted class; one class an image, no `[n,
         t]`.
       score: what is measured, `(output, targets[n]) -> [n]`.
@@ -362,25 +349,14 @@ def occlusion_correlation(
     """
     positive(chunk_size=chunk_size)
     functions(correlation=correlation)
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
+    model, images, *others = prepare_altered(model, images, targets, heatmaps, baseline, key)
     space = images.shape[1:-1]
     window = sizes("window", window, space)
     stride = window if stride is None else sizes("stride", stride, space)
     if math.prod(map(len, map(covered, space, window, stride))) < 2:
         raise ValueError(f"window is {_by(window)}, which leaves one patch of an image {_by(space)}: too large.")
-    baseline, key = check_fill(baseline, images), random_key(key)
-    options = {"score": score, "window": window, "stride": stride, "correlation": correlation, "chunk_size": chunk_size}
-    return _occlusion_engine(model, images, targets, heatmaps, baseline, key, **options)
-
-
-@engine
-def _occlusion_engine(
-    model, images, targets, heatmaps, baseline, key, *, score, window, stride, correlation, chunk_size
-):
-    sides = list(map(covered, images.shape[1:-1], window, stride))
-    drops = drops_without(model, images, targets, fill(baseline, images, key), sides, score, chunk_size)
-    sums = along(heatmaps, sides, 1)
-    return correlation(sums.reshape(images.shape[0], -1), drops.reshape(images.shape[0], -1))
+    options = {"score": score, "formula": correlation, "window": window, "stride": stride, "chunk_size": chunk_size}
+    return patches_engine(model, images, *others, **options)
 
 
 def _by(space) -> str:

@@ -17,9 +17,9 @@ from PIL import Image
 
 from jaxcam._checks import as_array, is_known, random_key
 from jaxcam._engine import engine
-from jaxcam._scores import chosen, scores
+from jaxcam._scores import scores
 from jaxcam._typing import Images, Key, Score, Targets
-from jaxcam.metrics._altered import Curve, Model, prepare_maps, removal_order
+from jaxcam.metrics._altered import Curve, Model, classes, prepare_maps, removal_order
 from jaxcam.metrics._checks import AnyHeatmaps, Values, check_fractions, warn_of_zeros
 from jaxcam.score import probability
 
@@ -135,17 +135,15 @@ def _information_curve(model, images, heatmaps, targets, score, fractions, key, 
     if not (is_known(images) and is_known(heatmaps)):
         raise ValueError("The arrays are not known here, and files are made on the host: call it outside of jit.")
     warn_of_zeros(heatmaps, stacklevel=4)
-    targets = _targets(model, images, targets)
+    targets = classes(model, images, targets)
     pictures = np.asarray(jax.device_get(images), np.float32)
-    ranks, hint = np.asarray(jax.device_get(removal_order(heatmaps))), _hint(random_key(key), pictures.shape[1:3])
+    ranks, hint = jax.device_get(removal_order(heatmaps)), _hint(random_key(key), pictures.shape[1:3])
     pixels = hint.size
     counts = [pixels - int(np.ceil((1 - each) * (pixels - 1) - 1e-9)) for each in fractions]  # as np.quantile would
 
     def measure(copies):
         values = _score(model, _beside(images, copies.astype(images.dtype)), targets, score=score)
-        return np.asarray(jax.device_get(values)), np.array(
-            [_bytes(*each) for each in zip(copies, pictures, strict=True)]
-        )
+        return jax.device_get(values), [_bytes(*each) for each in zip(copies, pictures, strict=True)]
 
     shown = [
         np.stack([_seen(*each, hint, count) for each in zip(pictures, ranks, strict=True)]) for count in [0, *counts]
@@ -161,11 +159,6 @@ def _information_curve(model, images, heatmaps, targets, score, fractions, key, 
 def _beside(images, values: np.ndarray) -> jax.Array:
     """What was made on the host, on the device of the images, if they are held to one."""
     return jax.device_put(values, images.sharding if images.committed and len(images.devices()) == 1 else None)
-
-
-@engine
-def _targets(model, images, targets):
-    return chosen(model, images, targets)
 
 
 @engine

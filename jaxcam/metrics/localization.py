@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from jaxcam._array import defined, normalize
-from jaxcam._checks import as_array, is_known, number
+from jaxcam._checks import as_array, is_known
 from jaxcam._errors import shown
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, seen
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, all_zero, check_heatmaps, check_maps, or_nan, share
 from jaxcam.metrics.similarity import average_ranks
 
 Masks = Bool[Array, "n *space"] | Bool[np.ndarray, "n *space"] | Num[Array, "n *space"] | Num[np.ndarray, "n *space"]
@@ -81,8 +81,7 @@ def pointing_game(heatmaps: AnyHeatmaps, masks: Masks, *, tolerance: int = 0) ->
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int) or tolerance < 0:
         raise ValueError(f"tolerance is {shown(repr(tolerance))}; it must be a whole number of pixels, 0 or more.")
-    heatmaps, masks = checked_masks(heatmaps, masks)
-    return _pointing_game(heatmaps, masks, tolerance)
+    return _pointing_game(*checked_masks(heatmaps, masks), tolerance)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -113,11 +112,6 @@ def energy_pointing_game(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
       >>> energies = jaxcam.metrics.energy_pointing_game(heatmaps, masks)
     """
     heatmaps, masks = checked_masks(heatmaps, masks)
-    return _energy(heatmaps, masks)
-
-
-@jax.jit
-def _energy(heatmaps, masks):
     return _mass_inside(jax.nn.relu(heatmaps), masks)
 
 
@@ -170,12 +164,7 @@ def relevance_rank_accuracy(heatmaps: AnyMaps, masks: Masks) -> Values:
     Example:
       >>> accuracies = jaxcam.metrics.relevance_rank_accuracy(attributions, masks)
     """
-    return _rank_accuracy(*checked_masks(_magnitudes(heatmaps, masks), masks))
-
-
-@jax.jit
-def _rank_accuracy(heatmaps, masks):
-    return _share_of_highest(heatmaps, masks, _count(masks)[:, None])
+    return _share_of_highest(*checked_masks(_magnitudes(heatmaps, masks), masks))
 
 
 def top_k_intersection(
@@ -205,29 +194,22 @@ def top_k_intersection(
     Example:
       >>> shares = jaxcam.metrics.top_k_intersection(heatmaps, masks, fraction=0.05)
     """
-    number(fraction=fraction)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}; it is a share of the pixels, above 0 and at most 1.")
-    return _intersection(*checked_masks(heatmaps, masks), fraction, normalize)
+    share("the pixels", fraction=fraction)
+    return _share_of_highest(*checked_masks(heatmaps, masks), fraction, normalize)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _intersection(heatmaps, masks, fraction, normalize):
-    pixels = heatmaps[0].size
-    size = jnp.full((heatmaps.shape[0], 1), max(1, round(fraction * pixels)), jnp.float32)
-    shares = _share_of_highest(heatmaps, masks, size)
-    return shares * pixels / _count(masks) if normalize else shares
-
-
-def _share_of_highest(heatmaps, masks, size):
-    """The share inside of the mask, of as many of the highest pixels as `size` says."""
+def _share_of_highest(heatmaps, masks, fraction=None, normalize=False):
+    """The share inside of the mask, of a fraction of the pixels, the highest, or of as many as the mask has."""
     flat, inside = heatmaps.reshape(heatmaps.shape[0], -1), masks.reshape(masks.shape[0], -1)
-    places = jnp.arange(flat.shape[1], dtype=jnp.float32)
-    last = jnp.sum(jnp.where(places == size - 1, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
+    pixels, object_size = flat.shape[1], _count(masks)
+    size = object_size if fraction is None else jnp.full_like(object_size, max(1, round(fraction * pixels)))
+    is_last = jnp.arange(pixels, dtype=jnp.float32) == size[:, None] - 1
+    last = jnp.sum(jnp.where(is_last, jnp.sort(flat, -1, descending=True), 0), -1, keepdims=True)
     above, tied = flat > last, flat == last
     share_of_tied = _count(tied & inside) / _count(tied)
-    shares = (_count(above & inside) + (size[:, 0] - _count(above)) * share_of_tied) / size[:, 0]
-    return _defined(shares, heatmaps, masks)
+    shares = (_count(above & inside) + (size - _count(above)) * share_of_tied) / size
+    return _defined(shares * pixels / object_size if normalize else shares, heatmaps, masks)
 
 
 def mask_auc(heatmaps: AnyHeatmaps, masks: Masks) -> Values:
@@ -287,9 +269,7 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int
     Example:
       >>> overlaps = jaxcam.metrics.iou_with_mask(heatmaps, masks, threshold=0.2)
     """
-    number(threshold=threshold)
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it must be above 0 and at most 1.")
+    share("the map's range", threshold=threshold)
     return _iou(*checked_masks(heatmaps, masks), threshold)
 
 
@@ -326,21 +306,15 @@ def checked_masks(heatmaps, masks):
     masks = _inside(masks)
     if masks.shape != heatmaps.shape:
         raise ValueError(f"masks has shape {masks.shape} and heatmaps {heatmaps.shape}; they must be the same.")
-    if is_known(masks):
-        empty = np.flatnonzero(~seen(_any, masks))
-        if empty.size:
-            raise ValueError(f"The mask of image {empty[0]} is empty; leave images without an object out.")
+    empty = all_zero(masks)
+    if empty.size:
+        raise ValueError(f"The mask of image {empty[0]} is empty; leave images without an object out.")
     return heatmaps, masks
 
 
 @jax.jit
 def _inside(masks):
-    return masks if masks.dtype == bool else masks > 0
-
-
-@jax.jit
-def _any(masks):
-    return masks.any(_space(masks))
+    return masks > 0
 
 
 def _space(maps):

@@ -9,23 +9,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxcam._array import ROUNDING
-from jaxcam._checks import functions, positive, random_key
+from jaxcam._checks import functions, positive
 from jaxcam._engine import chunked_map, engine
-from jaxcam._scores import chosen, scores_of_copies
+from jaxcam._scores import scores_of_copies
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.metrics._altered import (
     Curve,
     Fill,
     Model,
-    check_fill,
+    between,
+    curve_engine,
     fill,
     looked_at,
-    prepare_maps,
+    pixel_counts,
+    prepare_altered,
     removal_order,
-    scores_by_rank,
 )
 from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan
 from jaxcam.metrics.similarity import spearman
@@ -82,21 +82,15 @@ def monotonicity(
       >>> values = jaxcam.metrics.monotonicity(model, images, heatmaps, num_steps=8)
     """
     positive(num_steps=num_steps, chunk_size=chunk_size)
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
-    baseline, key = check_fill(baseline, images), random_key(key)
-    options = {"score": score, "counts": _shares(images, num_steps)[1:], "chunk_size": chunk_size}
-    fractions, scores, value = _insertion_engine(model, images, targets, heatmaps, baseline, key, **options)
-    return Curve(fractions, scores, value) if curve else value
+    model, images, targets, heatmaps, *fills = prepare_altered(model, images, targets, heatmaps, baseline, key)
+    options = {"score": score, "formula": _rises, "counts": _counts(images, num_steps)[1:], "chunk_size": chunk_size}
+    result = curve_engine(model, images, targets, -heatmaps, *fills, **options, insert=True)
+    return result if curve else result.value
 
 
-@engine
-def _insertion_engine(model, images, targets, heatmaps, baseline, key, *, score, counts, chunk_size):
-    targets, fills = chosen(model, images, targets), fill(baseline, images, key)
-    ranks = removal_order(-heatmaps)
-    scores = scores_by_rank(model, images, targets, score, ranks, fills, images, counts, chunk_size)
+def _rises(scores, _shares):
     slack = ROUNDING * jnp.abs(scores).max(-1, keepdims=True)
-    rises = jnp.all(jnp.diff(scores, axis=-1) >= -slack, -1).astype(jnp.float32)
-    return jnp.divide(jnp.asarray(counts, jnp.float32), counts[-1]), scores, or_nan(rises, heatmaps)
+    return or_nan(jnp.all(jnp.diff(scores, axis=-1) >= -slack, -1), scores)
 
 
 def monotonicity_correlation(
@@ -152,11 +146,10 @@ def monotonicity_correlation(
     """
     positive(num_steps=num_steps, num_samples=num_samples, chunk_size=chunk_size)
     functions(correlation=correlation)
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
-    baseline, key = check_fill(baseline, images), random_key(key)
-    options = {"score": score, "counts": _shares(images, num_steps), "correlation": correlation}
+    model, images, *others = prepare_altered(model, images, targets, heatmaps, baseline, key)
+    options = {"score": score, "counts": _counts(images, num_steps), "correlation": correlation}
     options |= {"num_samples": num_samples, "chunk_size": chunk_size}
-    return _each_share_engine(model, images, targets, heatmaps, baseline, key, **options)
+    return _each_share_engine(model, images, *others, **options)
 
 
 @engine
@@ -165,12 +158,10 @@ def _each_share_engine(
 ):
     targets, before = looked_at(model, images, targets, score)
     sizes, counts = jnp.abs(heatmaps), jnp.asarray(counts, jnp.int32)
-    ranks = removal_order(-sizes)[:, None]
-    steps, keys = len(counts) - 1, jax.random.split(key, num_samples)
+    ranks, steps, keys = removal_order(-sizes), len(counts) - 1, jax.random.split(key, num_samples)
 
     def within(share):
-        low, high = (counts[share + i].reshape(1, -1, *(1,) * (images.ndim - 2)) for i in (0, 1))
-        return (ranks >= low) & (ranks < high)
+        return between(ranks, counts[share], counts[share + 1])
 
     def squares(indices):
         fills = jax.vmap(lambda key: fill(baseline, images, key), out_axes=1)(keys[indices % num_samples])
@@ -178,15 +169,13 @@ def _each_share_engine(
         return (before[:, None] - scores_of_copies(model, altered, targets, score)) ** 2
 
     def importances(shares):
-        return jnp.sum(jnp.where(within(shares), sizes[:, None], 0), tuple(range(2, ranks.ndim)))
+        return jnp.sum(jnp.where(within(shares), sizes[:, None], 0), tuple(range(2, images.ndim)))
 
     changes = chunked_map(squares, steps * num_samples, images, chunk_size)
     changes = changes.reshape(-1, steps, num_samples).mean(-1) / jnp.where(before == 0, 1, before)[:, None] ** 2
     return or_nan(correlation(chunked_map(importances, steps, images, chunk_size), changes), heatmaps)
 
 
-def _shares(images, num_steps) -> tuple[int, ...]:
-    """How many pixels the first `i` of `num_steps` equal shares hold, for `i` from zero; no share is empty."""
-    pixels = math.prod(images.shape[1:-1])
-    num_steps = min(num_steps, pixels)
-    return tuple(int(round(each)) for each in np.arange(num_steps + 1) / num_steps * pixels)
+def _counts(images, num_steps) -> tuple[int, ...]:
+    """`pixel_counts` of shares none of which is empty."""
+    return pixel_counts(images, min(num_steps, math.prod(images.shape[1:-1])))

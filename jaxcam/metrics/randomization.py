@@ -14,12 +14,11 @@ import jax.numpy as jnp
 
 from jaxcam._checks import class_count, functions, outline, positive, random_key
 from jaxcam._engine import engine, scan
-from jaxcam._noise import check_noise, deviations
 from jaxcam._typing import Images, Key, Targets
-from jaxcam.metrics._altered import Model, prepare_method
+from jaxcam.metrics._altered import Model, check_perturbation, prepare_method
 from jaxcam.metrics._checks import Values, check_maps
 from jaxcam.metrics.complexity import histogram_entropy
-from jaxcam.metrics.robustness import traceable
+from jaxcam.metrics.robustness import quotient, traceable
 from jaxcam.metrics.sanity import prepare_weights, randomization, randomized, shuffle, weight_names
 from jaxcam.metrics.similarity import spearman
 from jaxcam.taps import Tap
@@ -129,21 +128,19 @@ def smooth_mprt(
     """
     positive(num_samples=num_samples)
     functions(method=method)
-    amount, (key, key_of_noise) = check_noise(noise, deviation), jax.random.split(random_key(key))
+    how, (key, key_of_noise) = check_perturbation("noise", 0, noise, deviation), jax.random.split(random_key(key))
 
     def smooth(model, images, targets):
         with traceable("method"):
-            return _smooth(model, images, targets, key_of_noise, method=method, noise=amount, num_samples=num_samples)
+            return _smooth(model, images, targets, key_of_noise, method=method, how=how, num_samples=num_samples)
 
-    options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
-    return randomization(smooth, model, images, targets, keep=True, top_down=False, **options)
+    return randomization(smooth, model, images, targets, layers, similarity, randomize, key, keep=True, top_down=False)
 
 
 @engine
-def _smooth(model, images, targets, key, *, method, noise, num_samples):
+def _smooth(model, images, targets, key, *, method, how, num_samples):
     def one_sample(total, key):
-        change = deviations(images, noise) * jax.random.normal(key, images.shape[1:], jnp.float32)
-        maps = method(model, images + change.astype(images.dtype), targets)
+        maps = method(model, images + how(key, images).astype(images.dtype), targets)
         return total + maps.astype(jnp.float32) / num_samples, None
 
     zeros = jnp.zeros_like(jax.eval_shape(method, model, images, targets), jnp.float32)
@@ -196,9 +193,4 @@ def efficient_mprt(
         complexity(check_maps(method(each, images, targets), "The result of `method`"))
         for each in (random_model, model)
     )
-    return _rise(after, before)
-
-
-@jax.jit
-def _rise(after, before):
-    return jnp.where(before == 0, 0, (after - before) / jnp.where(before == 0, 1, before))
+    return quotient(after - before, before)

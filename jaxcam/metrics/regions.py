@@ -4,27 +4,13 @@ Deletion does it pixel by pixel; patches and superpixels are closer to what a mo
 curve and differ in what they make of it: the area under it, the mean drop, the area over it as a share of the score.
 """
 
-import math
-
 import jax.numpy as jnp
-import numpy as np
 
-from jaxcam._checks import as_array, positive, random_key, sizes
-from jaxcam._engine import engine
-from jaxcam._scores import chosen
+from jaxcam._checks import as_array, positive, sizes
 from jaxcam._typing import Images, Key, Score, Sizes, Targets
 from jaxcam.attribution._masked import Segments, check_segments
-from jaxcam.metrics._altered import (
-    Curve,
-    Fill,
-    Model,
-    check_fill,
-    fill,
-    prepare_maps,
-    region_order,
-    scores_by_rank,
-)
-from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan, warn_of_zeros
+from jaxcam.metrics._altered import Curve, Fill, Model, Regions, area_under, curve_engine, prepare_altered
+from jaxcam.metrics._checks import AnyHeatmaps, Values, warn_of_zeros
 from jaxcam.score import probability
 from jaxcam.segments import grid
 
@@ -77,10 +63,8 @@ def selectivity(
     Example:
       >>> areas = jaxcam.metrics.selectivity(model, images, heatmaps, window=8)
     """
-    positive(chunk_size=chunk_size)
-    arguments = _patches(model, images, heatmaps, targets, window)
-    options = {"score": score, "formula": _area_under, "chunk_size": chunk_size}
-    return _removed(*arguments, baseline, key, curve, **options)
+    arguments = prepare_altered(model, images, targets, heatmaps, baseline, key)
+    return _removed(arguments, _patches(images, window), area_under, score, chunk_size, curve)
 
 
 def region_perturbation(
@@ -134,10 +118,9 @@ def region_perturbation(
     Example:
       >>> drops = jaxcam.metrics.region_perturbation(model, images, heatmaps, num_steps=12)
     """
-    positive(chunk_size=chunk_size, num_steps=num_steps)
-    arguments = _patches(model, images, heatmaps, targets, window)
-    options = {"score": score, "formula": _mean_drop, "num_steps": num_steps, "chunk_size": chunk_size}
-    return _removed(*arguments, baseline, key, curve, **options)
+    positive(num_steps=num_steps)
+    arguments = prepare_altered(model, images, targets, heatmaps, baseline, key)
+    return _removed(arguments, _patches(images, window), _mean_drop, score, chunk_size, curve, num_steps)
 
 
 def irof(
@@ -194,64 +177,30 @@ def irof(
     Example:
       >>> areas = jaxcam.metrics.irof(model, images, heatmaps, segments=jaxcam.segments.grid((32, 32), 8))
     """
-    positive(chunk_size=chunk_size)
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
-    segments, count = check_segments(segments, num_segments, images.shape[:-1])
-    options = {"score": score, "formula": _area_over, "mean": True, "chunk_size": chunk_size}
-    return _removed(model, images, targets, heatmaps, segments, count, baseline, key, curve, **options)
-
-
-def _area_under(scores, shares):
-    return jnp.trapezoid(scores, shares, axis=-1)
+    arguments = prepare_altered(model, images, targets, heatmaps, baseline, key)
+    regions = Regions(*check_segments(segments, num_segments, images.shape[:-1]), mean=True)
+    return _removed(arguments, regions, _area_over, score, chunk_size, curve)
 
 
 def _area_over(scores, shares):
     before = scores[:, :1]
-    return 1 - jnp.trapezoid(scores / jnp.where(before == 0, 1, before), shares, axis=-1)
+    return 1 - area_under(scores / jnp.where(before == 0, 1, before), shares)
 
 
 def _mean_drop(scores, _shares):
     return jnp.mean(scores[:, :1] - scores, -1)
 
 
-def _patches(model, images, heatmaps, targets, window):
-    """The arguments, checked, and the patches of the images as labels."""
-    model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
-    window = sizes("window", window, images.shape[1:-1])
-    count = math.prod(-(-side // step) for side, step in zip(images.shape[1:-1], window, strict=True))
-    return model, images, targets, heatmaps, as_array(grid(images.shape[1:-1], window)), count
+def _patches(images, window) -> Regions:
+    space = images.shape[1:-1]
+    labels = grid(space, sizes("window", window, space))
+    return Regions(as_array(labels), int(labels.max()) + 1)
 
 
-def _removed(model, images, targets, heatmaps, regions, count, baseline, key, curve, *, num_steps=None, **options):
-    warn_of_zeros(heatmaps, stacklevel=4)
-    baseline, key = check_fill(baseline, images), random_key(key)
-    options |= {"count": count, "num_steps": min(count, num_steps or count)}
-    shares, scores, value = _regions_engine(model, images, targets, heatmaps, regions, baseline, key, **options)
-    return Curve(shares, scores, value) if curve else value
-
-
-@engine
-def _regions_engine(
-    model,
-    images,
-    targets,
-    heatmaps,
-    regions,
-    baseline,
-    key,
-    *,
-    score,
-    formula,
-    count,
-    num_steps,
-    chunk_size,
-    mean=False,
-):
-    targets, fills = chosen(model, images, targets), fill(baseline, images, key)
-    ranks, present = region_order(heatmaps, regions, count, mean=mean)
-    counts = np.arange(num_steps + 1)
-    scores = scores_by_rank(model, images, targets, score, ranks, images, fills, counts, chunk_size)
-    scores = or_nan(scores, heatmaps)
-    counts = counts.astype(np.float32)
-    shares = jnp.minimum(counts / present[:, None].astype(jnp.float32), 1)  # beyond the last region nothing changes
-    return counts / count, scores, formula(scores, shares)
+def _removed(arguments, regions, formula, score, chunk_size, curve, num_steps=None):
+    positive(chunk_size=chunk_size)
+    warn_of_zeros(arguments[3], stacklevel=4)
+    counts = tuple(range(1 + min(regions.count, num_steps or regions.count)))
+    options = {"score": score, "formula": formula, "counts": counts, "chunk_size": chunk_size}
+    result = curve_engine(*arguments, regions, **options)
+    return result if curve else result.value

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxcam._checks import as_array, number, positive, random_key
+from jaxcam._checks import as_array, positive, random_key
 from jaxcam._engine import engine
 from jaxcam._errors import unknown
 from jaxcam._typing import Images, Key, Score, Targets
-from jaxcam.metrics._altered import Curve, Model, looked_at, prepare_maps, removal_order, scores_of
-from jaxcam.metrics._checks import AnyHeatmaps, Values, check_fractions, or_nan, warn_of_zeros
+from jaxcam.metrics._altered import Curve, Model, beside, between, looked_at, prepare_maps, removal_order, scores_of
+from jaxcam.metrics._checks import AnyHeatmaps, Values, check_fractions, not_negative, or_nan, warn_of_zeros
 from jaxcam.score import probability
 
 SOLVER_TOLERANCE = 1e-6  # of the residual, relative to the right-hand side
@@ -72,8 +72,8 @@ def road(
       `float32[n]` in units of the score.
 
     Raises:
-      ValueError: arrays of a wrong shape, type or range; an unknown baseline; an unknown order, a fraction
-        outside (0, 1), or a negative grain.
+      ValueError: arrays of a wrong shape, type or range; an unknown order, a fraction outside (0, 1), or a negative
+        grain.
 
     Reference: Rong et al. 2022, A Consistent and Efficient Evaluation Strategy for Attribution Methods,
     https://arxiv.org/abs/2202.00449
@@ -85,9 +85,7 @@ def road(
     if order not in ("morf", "lerf", "combined"):
         raise unknown("order", order, ("morf", "lerf", "combined"))
     fractions = check_fractions(fractions)
-    number(grain=grain)
-    if not grain >= 0:
-        raise ValueError(f"grain is {grain}; it must be zero or more.")
+    not_negative(grain=grain)
     model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
     warn_of_zeros(heatmaps, stacklevel=3)
     options = {"score": score, "order": order, "fractions": fractions, "grain": grain, "chunk_size": chunk_size}
@@ -98,7 +96,7 @@ def road(
 @engine
 def _road_engine(model, images, targets, heatmaps, key, *, score, order, fractions, grain, chunk_size):
     targets, before = looked_at(model, images, targets, score)
-    ranks, pixels = removal_order(heatmaps)[:, None], math.prod(heatmaps.shape[1:])
+    ranks, pixels = removal_order(heatmaps), math.prod(heatmaps.shape[1:])
     orders = ("lerf", "morf") if order == "combined" else (order,)
     counts = [1 + int(each * (pixels - 1) + 1e-9) for each in fractions]  # as np.percentile would
     # Which ranks each copy loses, from the first to before the last: one copy for each order and fraction.
@@ -106,8 +104,7 @@ def _road_engine(model, images, targets, heatmaps, key, *, score, order, fractio
     first, last = jnp.asarray(ends, jnp.int32).T
 
     def altered(indices):
-        begin, end = (each[indices].reshape(1, -1, *(1,) * (images.ndim - 2)) for each in (first, last))
-        removed = (ranks >= begin) & (ranks < end)
+        removed = between(ranks, first[indices], last[indices])
         filled = _impute(images[:, None], removed)
         if grain:
             keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
@@ -176,8 +173,5 @@ def _neighbours(x):
     """
     total, space = x, range(2, x.ndim - 1)
     for axis in space:
-        edges = [(1, 1) if each == axis else (0, 0) for each in range(x.ndim)]
-        padded, size = jnp.pad(total, edges), x.shape[axis]
-        before, after = (jax.lax.slice_in_dim(padded, start, start + size, axis=axis) for start in (0, 2))
-        total = total + (before + after) / 2
+        total = total + sum(beside(total, axis)) / 2
     return (total - x) / (2 ** len(space) - 1)

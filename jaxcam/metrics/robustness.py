@@ -7,21 +7,16 @@ another one's value.
 
 from collections.abc import Callable
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam import _typing
-from jaxcam._checks import as_array, check_baseline, check_images, filled, functions, number, positive, random_key
+from jaxcam._checks import as_array, check_baseline, check_images, filled, functions, positive, random_key
 from jaxcam._engine import scan
-from jaxcam._errors import unknown
-from jaxcam._noise import Noise, check_noise, deviations
-from jaxcam._typing import Images, Key
+from jaxcam._typing import Baseline, Images, Key
+from jaxcam.metrics._altered import check_perturbation
 from jaxcam.metrics._checks import Values, check_maps
-
-KINDS = ("uniform", "noise")
 
 
 def max_sensitivity(
@@ -177,7 +172,7 @@ def local_lipschitz(
     return over_changes(explain, images, slope, how, num_samples, key).max(0)
 
 
-def continuity(explain: Callable, images: Images, *, baseline: _typing.Baseline = None, num_steps: int = 28) -> Values:
+def continuity(explain: Callable, images: Images, *, baseline: Baseline = None, num_steps: int = 28) -> Values:
     """Continuity: the largest change of the explanation per change of the image, while the image is moved; low is good.
 
     `continuity = max_s |explain(image moved by s) - explain(image)|_1 / |image moved by s - image|_2`.
@@ -226,33 +221,6 @@ def _between(baseline, images):
     """Each image with the baseline on both sides; the image moved by `s` begins at its pixel `w - s`."""
     fill = filled(baseline, images)
     return jnp.concatenate([fill, images, fill], axis=-2)
-
-
-class Change(NamedTuple):
-    """How images are changed at random: a kind or a function, and how much."""
-
-    perturbation: str | Callable
-    radius: float | jax.Array
-    noise: Noise
-
-    def __call__(self, key, images):
-        """The change of each image, `float32[n or 1, *space, c]`."""
-        change = self.perturbation
-        if callable(change):
-            return jax.vmap(lambda image: change(key, image))(images).astype(jnp.float32)
-        if self.perturbation == "uniform":
-            return jax.random.uniform(key, images.shape[1:], jnp.float32, -self.radius, self.radius)
-        return deviations(images, self.noise) * jax.random.normal(key, images.shape[1:], jnp.float32)
-
-
-def check_perturbation(perturbation, radius, noise, deviation) -> Change:
-    """The change that was asked for, or the error of what is wrong with it."""
-    number(radius=radius)
-    if not radius >= 0:
-        raise ValueError(f"radius is {radius}; it must be zero or more.")
-    if not callable(perturbation) and perturbation not in KINDS:
-        raise unknown("perturbation", perturbation, KINDS, "It can also be a function.")
-    return Change(perturbation, radius, check_noise(noise, deviation))
 
 
 def explained(explain, images):
@@ -306,6 +274,7 @@ def difference(images, others):
     return images.astype(jnp.float32) - others.astype(jnp.float32)
 
 
+@jax.jit
 def quotient(change, of):
     """`change / of`, zero where nothing was changed."""
     return jnp.where(of == 0, 0, change / jnp.where(of == 0, 1, of))

@@ -8,6 +8,7 @@ the classes that the unchanged model predicts, for all models.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -78,8 +79,7 @@ def cascading_randomization(
     Example:
       >>> values = jaxcam.metrics.cascading_randomization(jaxcam.grad_cam, model, images)
     """
-    options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
-    return randomization(method, model, images, targets, keep=True, **options)
+    return randomization(method, model, images, targets, layers, similarity, randomize, key, keep=True)
 
 
 def independent_randomization(
@@ -122,12 +122,11 @@ def independent_randomization(
     Example:
       >>> values = jaxcam.metrics.independent_randomization(jaxcam.grad_cam, model, images)
     """
-    options = {"layers": layers, "similarity": similarity, "randomize": randomize, "key": key}
-    return randomization(method, model, images, targets, keep=False, **options)
+    return randomization(method, model, images, targets, layers, similarity, randomize, key, keep=False)
 
 
 def randomization(
-    method, model, images, targets, *, layers, similarity, randomize, key, keep: bool, top_down: bool = True
+    method, model, images, targets, layers, similarity, randomize, key, *, keep: bool, top_down: bool = True
 ):
     """The similarity of the model's maps and those of a model with random weights, for each layer."""
     model, images, targets = prepare_weights(model, images, targets)
@@ -274,12 +273,8 @@ def weight_names(variables) -> list[str | None]:
     The first word of a Linen path is the collection, which is no part of the layer's name.
     """
     first = int(hasattr(variables, "keys") and "params" in variables)
-    named = jax.tree.leaves_with_path(variables)
-    return [_name(path[first:]) if is_inexact(leaf) else None for path, leaf in named]
-
-
-def _name(path) -> str:
-    return ".".join(str(getattr(each, "key", getattr(each, "name", getattr(each, "idx", each)))) for each in path)
+    dotted = partial(jax.tree_util.keystr, simple=True, separator=".")
+    return [dotted(path[first:]) if is_inexact(leaf) else None for path, leaf in jax.tree.leaves_with_path(variables)]
 
 
 def weights_below(layer: str, names) -> set[str]:

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam._array import ROUNDING, along
-from jaxcam._checks import number
-from jaxcam.metrics._checks import TO_HEATMAPS, AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan
+from jaxcam._array import along, normalize
+from jaxcam.metrics._checks import TO_HEATMAPS, AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, share
 
 SIGMA, RADIUS = 1.5, 5  # the window of SSIM's paper: a Gaussian, cut to 11 pixels along each axis
 C1, C2 = 0.01**2, 0.03**2  # SSIM's constants, for maps that span [0, 1]
@@ -85,7 +84,7 @@ def iou_top(a: AnyMaps, b: AnyMaps, *, fraction: float | int = 0.1) -> Values:
       fraction: share of the pixels, above 0 and at most 1.
 
     Returns:
-      `float32[n]` in [-1, 1]; zero where a map is constant.
+      `float32[n]` in [0, 1]; zero where a map is constant.
 
     Raises:
       ValueError: shapes that differ, or NaN.
@@ -96,9 +95,7 @@ def iou_top(a: AnyMaps, b: AnyMaps, *, fraction: float | int = 0.1) -> Values:
     Example:
       >>> values = jaxcam.metrics.iou_top(heatmaps, others, fraction=0.2)
     """
-    number(fraction=fraction)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}; it is a share of the pixels, above 0 and at most 1.")
+    share("the pixels", fraction=fraction)
     a, b = _pair(a, b)
     return _iou_top(a, b, max(1, round(fraction * a.shape[1])))
 
@@ -212,10 +209,8 @@ def _same_shape(a, b):
 
 def _centred(x):
     """Without its mean; exactly zero where only rounding would be left."""
-    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-    constant = high - low <= ROUNDING * jnp.maximum(jnp.abs(low), jnp.abs(high))
-    scaled = jnp.where(constant, 0, (x - low) / jnp.where(constant, 1, high - low))
-    return scaled - scaled.mean(-1, keepdims=True)
+    x = normalize(x)
+    return x - x.mean(-1, keepdims=True)
 
 
 def _unit(x):

@@ -15,9 +15,9 @@ from jaxcam._checks import functions, positive, random_key
 from jaxcam._engine import engine
 from jaxcam._scores import predicted
 from jaxcam._typing import Images, Key, Targets
-from jaxcam.metrics._altered import Model, prepare_method
+from jaxcam.metrics._altered import Model, check_perturbation, prepare_method
 from jaxcam.metrics._checks import Values
-from jaxcam.metrics.robustness import check_perturbation, difference, explained, norm, over_changes, traceable
+from jaxcam.metrics.robustness import difference, explained, norm, over_changes, traceable
 from jaxcam.taps import Tap
 
 LEAST = 1e-6  # the paper's epsilon: what a zero is divided by, and the least denominator
