@@ -16,14 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxcam._array import along, blur
-from jaxcam._checks import check_baseline, filled, random_key
+from jaxcam._checks import check_baseline, choice, filled, number, random_key
 from jaxcam._engine import chunked_map, engine
-from jaxcam._errors import unknown
 from jaxcam._noise import Noise, check_noise, deviations
 from jaxcam._scores import chosen, predicted, scores, scores_of_copies
 from jaxcam._typing import Baseline
 from jaxcam.attribution.occlusion import covered, drops_without
-from jaxcam.metrics._checks import Values, check_heatmaps, not_negative, or_nan, prepare_one
+from jaxcam.metrics._checks import Values, check_heatmaps, or_nan, prepare_one
 from jaxcam.taps import Tap
 
 Model = Tap | Callable
@@ -211,8 +210,7 @@ def check_fill(baseline, images):
     """`check_baseline`, where a baseline can also be one of the named ones."""
     if not isinstance(baseline, str):
         return check_baseline(baseline, images)
-    if baseline not in NAMED:
-        raise unknown("baseline", baseline, NAMED, "It can also be a number, an array or None (zeros).")
+    choice(NAMED, "It can also be a number, an array or None (zeros).", baseline=baseline)
     return baseline
 
 
@@ -242,7 +240,7 @@ class Change(NamedTuple):
 
 def check_perturbation(perturbation, radius, noise, deviation, kinds=("uniform", "noise")) -> Change:
     """The change that was asked for, or the error of what is wrong with it."""
-    not_negative(radius=radius)
-    if not callable(perturbation) and perturbation not in kinds:
-        raise unknown("perturbation", perturbation, kinds, "It can also be a function.")
+    number(least=0, radius=radius)
+    if not callable(perturbation):
+        choice(kinds, "It can also be a function.", perturbation=perturbation)
     return Change(perturbation, radius, check_noise(noise, deviation))

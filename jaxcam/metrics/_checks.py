@@ -70,27 +70,11 @@ def check_heatmaps(heatmaps, images=None, *, unit: bool = False) -> jax.Array:
 def check_fractions(fractions: Any) -> tuple[float, ...]:
     """Shares of the pixels, at least one of them, each between 0 and 1."""
     fractions = tuple(fractions) if isinstance(fractions, Iterable) and not isinstance(fractions, str) else (fractions,)
+    if not fractions:
+        raise ValueError("fractions is empty; it must hold one share of the pixels or more.")
     for each in fractions:
-        number(fractions=each)
-    if not fractions or not all(0 < each < 1 for each in fractions):
-        raise ValueError(f"fractions is {fractions}; each is a share of the pixels, between 0 and 1.")
+        number(above=0, below=1, fractions=each)
     return tuple(map(float, fractions))
-
-
-def share(whole: str, **arguments: Any) -> None:
-    """Thresholds and the like must be numbers above 0 and at most 1."""
-    number(**arguments)
-    for name, value in arguments.items():
-        if not 0 < value <= 1:
-            raise ValueError(f"{name} is {value}; it is a share of {whole}, above 0 and at most 1.")
-
-
-def not_negative(**arguments: Any) -> None:
-    """Amounts such as a radius must be numbers, zero or more."""
-    number(**arguments)
-    for name, value in arguments.items():
-        if not value >= 0:
-            raise ValueError(f"{name} is {value}; it must be zero or more.")
 
 
 def warn_of_zeros(heatmaps, stacklevel: int) -> None:

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxcam._checks import positive, random_key, sizes
+from jaxcam._checks import number, positive, random_key, sizes
 from jaxcam._engine import engine
 from jaxcam._scores import scores
 from jaxcam._typing import Images, Key, Score, Sizes, Targets
 from jaxcam.metrics._altered import Fill, Model, check_fill, fill, looked_at, patches_engine, prepare_altered
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_maps, not_negative, or_nan, prepare_one
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, check_maps, or_nan, prepare_one
 from jaxcam.score import logit
 
 
@@ -112,7 +112,7 @@ def non_sensitivity(
       >>> values = jaxcam.metrics.non_sensitivity(model, images, heatmaps, window=8)
     """
     positive(chunk_size=chunk_size)
-    not_negative(negligible=negligible)
+    number(least=0, negligible=negligible)
     model, images, targets, heatmaps, *fills = prepare_altered(model, images, targets, heatmaps, baseline, key)
     window = sizes("window", window, images.shape[1:-1])
     options = {"score": score, "formula": Partial(_wrong, negligible=negligible), "chunk_size": chunk_size}

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxcam._array import defined, normalize
-from jaxcam._checks import positive
+from jaxcam._checks import number, positive
 from jaxcam._engine import chunked_map
 from jaxcam.metrics._altered import Curve, beside
-from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan, share
+from jaxcam.metrics._checks import AnyHeatmaps, Values, or_nan
 from jaxcam.metrics.localization import Masks, checked_masks
 
 
@@ -59,7 +59,7 @@ def max_box_acc(
       >>> accuracy = jaxcam.metrics.max_box_acc(heatmaps, masks).mean()
     """
     positive(num_steps=num_steps, chunk_size=chunk_size)
-    share("the boxes' union", threshold=threshold)
+    number(above=0, most=1, threshold=threshold)
     heatmaps, masks = checked_masks(heatmaps, masks)
     levels, hits, value = _boxes(heatmaps, masks, threshold, num_steps, chunk_size)
     return Curve(levels, hits, value) if curve else value

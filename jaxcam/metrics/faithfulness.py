@@ -8,9 +8,8 @@ or as a mask with values in [0, 1] (drop, increase, gain).
 import jax
 import jax.numpy as jnp
 
-from jaxcam._checks import positive
+from jaxcam._checks import choice, positive
 from jaxcam._engine import engine
-from jaxcam._errors import unknown
 from jaxcam._scores import scores
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.metrics._altered import (
@@ -288,8 +287,7 @@ def _increase(before, after, form):
 
 def _masked(formula, model, images, targets, heatmaps, baseline, key, *, score, form):
     """A formula of the scores of the images and of what the maps let through."""
-    if form not in ("relative", "absolute"):
-        raise unknown("form", form, ("relative", "absolute"))
+    choice(("relative", "absolute"), form=form)
     arguments = prepare_altered(model, images, targets, heatmaps, baseline, key, unit=True)
     return _masked_engine(*arguments, formula=formula, score=score, form=form)
 

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Num
 
 from jaxcam._array import defined, normalize
-from jaxcam._checks import as_array, is_known
+from jaxcam._checks import as_array, is_known, number
 from jaxcam._errors import shown
-from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, all_zero, check_heatmaps, check_maps, or_nan, share
+from jaxcam.metrics._checks import AnyHeatmaps, AnyMaps, Values, all_zero, check_heatmaps, check_maps, or_nan
 from jaxcam.metrics.similarity import average_ranks
 
 Masks = Bool[Array, "n *space"] | Bool[np.ndarray, "n *space"] | Num[Array, "n *space"] | Num[np.ndarray, "n *space"]
@@ -194,7 +194,7 @@ def top_k_intersection(
     Example:
       >>> shares = jaxcam.metrics.top_k_intersection(heatmaps, masks, fraction=0.05)
     """
-    share("the pixels", fraction=fraction)
+    number(above=0, most=1, fraction=fraction)
     return _share_of_highest(*checked_masks(heatmaps, masks), fraction, normalize)
 
 
@@ -269,7 +269,7 @@ def iou_with_mask(heatmaps: AnyHeatmaps, masks: Masks, *, threshold: float | int
     Example:
       >>> overlaps = jaxcam.metrics.iou_with_mask(heatmaps, masks, threshold=0.2)
     """
-    share("the map's range", threshold=threshold)
+    number(above=0, most=1, threshold=threshold)
     return _iou(*checked_masks(heatmaps, masks), threshold)
 
 

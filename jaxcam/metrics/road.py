@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxcam._checks import as_array, positive, random_key
+from jaxcam._checks import as_array, choice, number, positive, random_key
 from jaxcam._engine import engine
-from jaxcam._errors import unknown
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.metrics._altered import Curve, Model, beside, between, looked_at, prepare_maps, removal_order, scores_of
-from jaxcam.metrics._checks import AnyHeatmaps, Values, check_fractions, not_negative, or_nan, warn_of_zeros
+from jaxcam.metrics._checks import AnyHeatmaps, Values, check_fractions, or_nan, warn_of_zeros
 from jaxcam.score import probability
 
 SOLVER_TOLERANCE = 1e-6  # of the residual, relative to the right-hand side
@@ -82,10 +81,9 @@ def road(
       >>> values = jaxcam.metrics.road(model, images, heatmaps, fractions=(0.2, 0.5, 0.8))
     """
     positive(chunk_size=chunk_size)
-    if order not in ("morf", "lerf", "combined"):
-        raise unknown("order", order, ("morf", "lerf", "combined"))
+    choice(("morf", "lerf", "combined"), order=order)
     fractions = check_fractions(fractions)
-    not_negative(grain=grain)
+    number(least=0, grain=grain)
     model, images, targets, heatmaps = prepare_maps(model, images, targets, heatmaps)
     warn_of_zeros(heatmaps, stacklevel=3)
     options = {"score": score, "order": order, "fractions": fractions, "grain": grain, "chunk_size": chunk_size}

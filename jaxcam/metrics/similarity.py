@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import along, normalize
-from jaxcam.metrics._checks import TO_HEATMAPS, AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan, share
+from jaxcam._checks import number
+from jaxcam.metrics._checks import TO_HEATMAPS, AnyHeatmaps, AnyMaps, Values, check_heatmaps, check_maps, or_nan
 
 SIGMA, RADIUS = 1.5, 5  # the window of SSIM's paper: a Gaussian, cut to 11 pixels along each axis
 C1, C2 = 0.01**2, 0.03**2  # SSIM's constants, for maps that span [0, 1]
@@ -95,7 +96,7 @@ def iou_top(a: AnyMaps, b: AnyMaps, *, fraction: float | int = 0.1) -> Values:
     Example:
       >>> values = jaxcam.metrics.iou_top(heatmaps, others, fraction=0.2)
     """
-    share("the pixels", fraction=fraction)
+    number(above=0, most=1, fraction=fraction)
     a, b = _pair(a, b)
     return _iou_top(a, b, max(1, round(fraction * a.shape[1])))
 
