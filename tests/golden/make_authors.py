@@ -214,7 +214,6 @@ def rise(folder):
         explain.generate_masks(count, cells[0], RISE["fraction"])
         masks = explain.masks[:, 0].numpy()
         maps = [explain(x[None])[target] for x, target in zip(to_torch(images), targets, strict=True)]
-    yield "rise/draws/masks", masks[:5]
     # It divides by the expected sum of the masks; here it is the sum itself, and the lowest pixel zero.
     means = torch.stack(maps).numpy() * count * RISE["fraction"] / masks.sum(0)
     yield "rise/RISE", means - means.min((1, 2), keepdims=True)
