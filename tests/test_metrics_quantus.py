@@ -150,6 +150,7 @@ ROWS = {
         f"{name}/{layer}": partial(randomized, metric, layer, **options)
         for name, metric, options in (
             ("MPRT", metrics.cascading_randomization, {"layers": ["dense", "conv"]}),
+            ("MPRT/independent", metrics.independent_randomization, {"layers": ["dense", "conv"]}),
             ("SmoothMPRT", metrics.smooth_mprt, {"layers": ["dense", "conv"], "noise": 0, "num_samples": 2}),
         )
         for layer in ("dense", "conv")

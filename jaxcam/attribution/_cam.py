@@ -51,29 +51,22 @@ class Cells(NamedTuple):
         return maps.reshape(maps.shape[0], *self.space, *maps.shape[2:])
 
 
-def as_cells(model, layer: str, activations) -> Cells:
-    maps = activations if model.reshape is None else model.reshape(activations)
-    if not 3 <= maps.ndim <= 5:
-        raise ValueError(
-            f"Layer {layer!r} returns {maps.shape}, which is not spatial [n, *cells, k]. "
-            "Tap a convolutional layer, or say how a token sequence lies on the image: "
-            "`jaxcam.tap(..., reshape=jaxcam.tokens((h, w)))`. `jaxcam.layers(module, images)` lists the shapes."
-        )
-    if 0 in maps.shape:
-        raise ValueError(f"Layer {layer!r} returns {maps.shape}, which holds nothing. Are the images too small for it?")
-    return Cells(maps.reshape(maps.shape[0], -1, maps.shape[-1]).astype(jnp.float32), maps.shape[1:-1])
-
-
 def cells(model, activations, images) -> list[Cells]:
     """What each tapped layer returned, or its gradient, as cells that lie on as many axes as the images."""
-    found = [as_cells(model, *each) for each in zip(model.layers, activations, strict=True)]
-    for layer, each, shape in zip(model.layers, found, (a.shape for a in activations), strict=True):
-        if len(each.space) != images.ndim - 2:
+    found = []
+    for layer, each in zip(model.layers, activations, strict=True):
+        maps = each if model.reshape is None else model.reshape(each)
+        if maps.ndim != images.ndim:
             raise ValueError(
-                f"Layer {layer!r} returns {shape}, which is not spatial as the images {images.shape} are. Tap a "
+                f"Layer {layer!r} returns {each.shape}, which is not spatial as the images {images.shape} are. Tap a "
                 "convolutional layer, or say how a token sequence lies on the image: "
                 "`jaxcam.tap(..., reshape=jaxcam.tokens((h, w)))`. `jaxcam.layers(module, images)` lists the shapes."
             )
+        if 0 in maps.shape:
+            raise ValueError(
+                f"Layer {layer!r} returns {maps.shape}, which holds nothing. Are the images too small for it?"
+            )
+        found.append(Cells(maps.reshape(maps.shape[0], -1, maps.shape[-1]).astype(jnp.float32), maps.shape[1:-1]))
     return found
 
 

@@ -216,7 +216,7 @@ def craft(
     """CRAFT: the concepts that the images of a class are made of, how much it needs each, and where they are.
 
     Crops of all images go through the layer and are averaged over its cells: `A[crops, k] ~ U W` with `U, W >= 0`, by
-    `num_iterations` multiplicative updates; the rows of `W` are the concepts. On an image the layer's cells are
+    `num_iterations` rounds of coordinate descent; the rows of `W` are the concepts. On an image the layer's cells are
     `A[p, k] ~ U[p, r] W` with the same `W`. The importance of a concept is the total Sobol index of the score when the
     columns of `U` are multiplied by numbers from 0 to 1 and the rest of the model sees `U W`, the mean over images.
 
@@ -228,7 +228,7 @@ def craft(
       targets: one class for all, `int[n]`, or `None` for the predicted class.
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       num_components: concepts, `r`.
-      num_iterations: updates of `U` and `W`.
+      num_iterations: rounds in which each column of `U` and each row of `W` is made better once.
       window: of a crop, as a share of each side; crops overlap by a fifth, and are resized to the image.
       num_samples: rows of the sampling matrices, best a power of two: each takes a pass for every concept, and two.
       key: of the samples: a key, or the seed of one.
@@ -266,13 +266,13 @@ def craft(
 def craft_maps(model: Tap, images: Images, components: Float[Array, "r k"], *, num_iterations: int = 100):
     """How strong CRAFT's concepts are where, on any images: `float32[n, r, *space]`, not negative.
 
-    `A[p, k] ~ U[p, r] W` with `U >= 0` and the concepts `W` that `craft` has found, by multiplicative updates.
+    `A[p, k] ~ U[p, r] W` with `U >= 0` and the concepts `W` that `craft` has found, by coordinate descent.
 
     Args:
       model: the tap with which the concepts were found.
       images: `float[n, *space, c]`, normalised as the model expects.
       components: `W`.
-      num_iterations: updates of `U`.
+      num_iterations: rounds in which each column of `U` is made better once.
 
     Returns:
       Maps at the images' size, in units of the concept.

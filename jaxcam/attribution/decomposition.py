@@ -293,9 +293,9 @@ def deep_feature_factorization(
 ) -> tuple[Float[Array, "n *r_cells"], Float[Array, "n *r"]]:
     """Deep feature factorisation: the concepts of an image, where each one is, and how it scores.
 
-    `A - min_p(A) = H W` with `H[p, r] >= 0` and `W[r, k] >= 0`, by `num_iterations` multiplicative updates that start
-    at the cells which differ most from each other. A concept is `W_r + min_p(A)`, scaled so that `H_r` is one where
-    the concept is strongest; its score is that of the image with the concept in every cell, which after global
+    `A - min_p(A) = H W` with `H[p, r] >= 0` and `W[r, k] >= 0`, by `num_iterations` rounds of coordinate descent that
+    start at the cells which differ most from each other. A concept is `W_r + min_p(A)`, scaled so that `H_r` is one
+    where the concept is strongest; its score is that of the image with the concept in every cell, which after global
     average pooling is the dense layer's. Concepts are ordered by their part in the activations.
 
     Each image is factorised by itself, where pytorch-grad-cam factorises a batch, from a random start, which also
@@ -308,7 +308,7 @@ def deep_feature_factorization(
       score: the explained scalar, `(output, targets[n]) -> [n]`.
       raw: return `H` itself, `[n, r, *cells]`, at the layer's resolution.
       num_components: concepts for each image, `r`.
-      num_iterations: updates of `H` and `W`.
+      num_iterations: rounds in which each column of `H` and each row of `W` is made better once.
       chunk_size: concepts in one pass of what follows the layer; by default what suits the device.
 
     Returns:
@@ -368,13 +368,26 @@ def factorised(X, count: int, num_iterations: int, W=None):
 
 
 def _updated(X, H, W, num_iterations: int, keep_w: bool = False):
-    """Lee and Seung's multiplicative updates for `X = H W`: they keep both non-negative, and never fit worse."""
+    """Coordinate descent for `X = H W`: column after column of `H` becomes the best that is not negative, then of `W`.
+
+    It never fits worse, and comes closer in 100 rounds than multiplicative updates in thousands.
+    """
+
+    def improved(H, products, gram):  # products = X W^T, gram = W W^T
+
+        def one(column, H):
+            curvature = gram[column, column]
+            gradient = _product(H, gram[column]) - products[:, column]
+            step = gradient / jnp.where(curvature == 0, 1, curvature)
+            return H.at[:, column].set(jax.nn.relu(H[:, column] - step))
+
+        return jax.lax.fori_loop(0, H.shape[1], one, H)
 
     def update(factors, _):
         H, W = factors
-        H = H * _ratio(_product(X, W.T), _product(H, _product(W, W.T)))
+        H = improved(H, _product(X, W.T), _product(W, W.T))
         if not keep_w:
-            W = W * _ratio(_product(H.T, X), _product(_product(H.T, H), W))
+            W = improved(W.T, _product(X.T, H), _product(H.T, H)).T
         return (H, W), None
 
     return jax.lax.scan(update, (H, W), None, length=num_iterations)[0]
@@ -395,8 +408,4 @@ def _apart(X, count: int):
 def _least_squares(X, W):
     gram = _product(W, W.T)
     ridge = 1e-3 * jnp.trace(gram) / len(W) * jnp.eye(len(W), dtype=jnp.float32)
-    return jax.nn.relu(jnp.linalg.solve(gram + ridge, _product(W, X.T)).T) + 0.01
-
-
-def _ratio(above, below):
-    return above / jnp.where(below == 0, ROUNDING, below)
+    return jax.nn.relu(jnp.linalg.solve(gram + ridge, _product(W, X.T)).T)

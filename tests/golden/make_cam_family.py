@@ -146,7 +146,7 @@ def torch_cam_maps(contents: dict) -> None:
 def factors(contents: dict) -> None:
     random = np.random.default_rng(7)
     X, H, W = (random.uniform(0.1, 1, shape).astype(np.float64) for shape in ((20, 9), (20, 3), (3, 9)))
-    options = {"solver": "mu", "init": "custom", "max_iter": 60, "tol": 0}
+    options = {"solver": "cd", "init": "custom", "max_iter": 60, "tol": 0}
     H_end, W_end, _ = non_negative_factorization(X, H.copy(), W.copy(), n_components=3, **options)
     contents |= {"nmf/X": X, "nmf/H": H, "nmf/W": W, "nmf/H_end": H_end, "nmf/W_end": W_end}
 

@@ -129,12 +129,16 @@ def sanity(quantus, given, model, targets):
     yield "weights/dense", drawn.dense.weight.detach().numpy().T
     yield "EfficientMPRT", run(quantus.EfficientMPRT)
     quantus.explain = gradient  # which SmoothMPRT calls, whatever function it is given
-    for order, metric in (("top_down", quantus.MPRT), ("bottom_up", quantus.SmoothMPRT)):
+    for name, order, metric in (
+        ("MPRT", "top_down", quantus.MPRT),
+        ("MPRT/independent", "independent", quantus.MPRT),
+        ("SmoothMPRT", "bottom_up", quantus.SmoothMPRT),
+    ):
         options = {"layer_order": order, "similarity_func": similarity} | (
             {} if metric is quantus.MPRT else {"nr_samples": 1}
         )
         for layer, values in run(metric, **options).items():
-            yield f"{metric.__name__}/{layer}", values
+            yield f"{name}/{layer}", values
     two = torch.nn.Sequential(model, First())
     targets = targets % 2
     yield "RandomLogit", run(quantus.RandomLogit, two, num_classes=2, similarity_func=similarity)
@@ -195,6 +199,7 @@ def arcc(_quantus, given, model, targets):
 def main() -> None:
     warnings.simplefilter("ignore")
     setattr(np, "trapz", np.trapezoid)  # noqa: B010 - Quantus calls it by the name that NumPy no longer has
+    import_torchvision()
     import quantus
 
     given = inputs(np.random.Generator(np.random.PCG64(3)))
