@@ -22,7 +22,7 @@ METRICS, DRAWN = (dict(np.load(FOLDER / f"{name}.npz")) for name in ("metrics", 
 GOLDEN = {
     name: value for file in ("authors_metrics", "xplique") for name, value in np.load(FOLDER / f"{file}.npz").items()
 }
-KEY, SETS = 5, 24
+KEY = 5
 OTHERS = (TARGETS + jnp.array([0, 1, 1])) % 4
 SCALED = (HEATMAPS - HEATMAPS.min((1, 2), keepdims=True)) / jnp.ptp(HEATMAPS, (1, 2), keepdims=True)
 SETS_OF_CELLS = {"cells": 4, "num_samples": 24, "correlation": metrics.spearman, "key": KEY}

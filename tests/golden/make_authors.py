@@ -60,13 +60,14 @@ def find(folder: Path, repository: str, clones: dict[str, str] = CLONES) -> Path
 
 @contextlib.contextmanager
 def imported(path: Path, *names: str, stubs: dict | None = None):
-    """Modules of a clone; `stubs` take the place of what it imports and does not need here: a module, or names."""
+    """Modules of a clone; `stubs` take the place of what it imports and does not need here: a module, or its names."""
     import_torchvision()
     before, stubs = set(sys.modules), stubs or {}
     for name, given in stubs.items():
-        sys.modules[name] = given if isinstance(given, types.ModuleType) else types.ModuleType(name)
-        for each in (given or "").split() if not isinstance(given, types.ModuleType) else ():
-            setattr(sys.modules[name], each, None)
+        if not isinstance(given, types.ModuleType):
+            names_of_stub, given = given.split(), types.ModuleType(name)
+            vars(given).update(dict.fromkeys(names_of_stub))
+        sys.modules[name] = given
     sys.path.insert(0, str(path))
     try:
         yield tuple(importlib.import_module(name) for name in names)

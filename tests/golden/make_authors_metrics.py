@@ -58,7 +58,7 @@ def rise_curves(folder):
     module, pixels = torch.nn.Sequential(module, torch.nn.Softmax(1)), images[0, ..., 0].size
     path = find(folder, "eclique/RISE", CLONES)
     # SciPy moved the filters, and `utils` makes a data loader of ImageNet.
-    with imported(path, "evaluation", stubs={"scipy.ndimage.filters": ndimage, "utils": None}) as (library,):
+    with imported(path, "evaluation", stubs={"scipy.ndimage.filters": ndimage, "utils": ""}) as (library,):
         library.torch, library.np, library.HW = torch, np, pixels
         for mode in ("deletion", "insertion"):
             metric, areas = library.CausalMetric(module, mode[:3], pixels // STEPS, torch.zeros_like), []
