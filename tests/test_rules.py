@@ -623,7 +623,7 @@ def test_lrp_raises():
     "method, options, message",
     [
         (lrp, {"composite": "epsilon plus"}, "Unknown composite 'epsilon plus'. Did you mean 'epsilon_plus'"),
-        (guided_grad_cam, {"interpolation": "cubic"}, "interpolation is 'cubic'"),
+        (guided_grad_cam, {"interpolation": "cubic"}, "Unknown interpolation 'cubic'"),
     ],
 )
 def test_bad_options(method, options, message):
