@@ -161,6 +161,9 @@ def is_public(path: str) -> bool:
 
 def signature(app, what, name, thing, options, args, returns):
     """As in the source: the names of types, not what they stand for."""
+    if hasattr(thing, "_fields"):
+        body = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0].body
+        return f"({', '.join(ast.unparse(each) for each in body if isinstance(each, ast.AnnAssign))})", None
     function = thing.__init__ if inspect.isclass(thing) else inspect.unwrap(thing)
     if what == "class" and not inspect.isfunction(function):
         return None

@@ -48,6 +48,7 @@ copybutton_prompt_is_regexp = True
 add_module_names = False
 python_use_unqualified_type_names = True
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them as they are spelled
 html_theme = "sphinx_book_theme"
 html_title = f"jaxcam {release}"
 html_static_path = ["_static"]

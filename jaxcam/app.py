@@ -23,6 +23,7 @@ from jaxcam.image import ASSETS, sample
 from jaxcam.models import Classifier
 
 TURN = threading.Lock()  # held for one map: programs run one after the other, and visitors take turns
+READING = threading.Lock()  # held for one photograph: large ones are decoded one at a time, and wait for no map
 KEPT = 60, 600  # seconds: how often uploaded files are removed, and from which age on
 FILES = "png", "svg", "json", "npz"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
@@ -127,7 +128,7 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
             visit.problems.append(f"These are {len(files)} files; the page shows the first {PHOTOGRAPHS} of them.")
         for file in map(Path, files[:PHOTOGRAPHS]):
             try:
-                with TURN:
+                with READING:
                     found.append(_visit.photograph(classifier, model, file.read_bytes(), file.name))
             except (ValueError, OSError, MemoryError) as error:
                 visit.problems.append(str(error))

@@ -36,12 +36,18 @@ def test_what_it_shows_of_itself():
     classifier, said = helpers.tiny_classifier(), []
     jax.jit(lambda model: said.append(repr(model)))(classifier.tap())
     size = sum(leaf.size for leaf in jax.tree.leaves(classifier.variables["params"]))
-    assert said == [repr(classifier.tap())] == [f"Tap(ResNet, 'layer4', {size:,} parameters)"]
-    facts = f"10 classes, layer 'layer4', {size:,} parameters, 32 pixels"
+    assert said == [f"Tap(ResNet, 'layer4', {size:,} parameters)"]
+    assert repr(classifier.tap()) == f"Tap(ResNet, 'layer4', {size:,} parameters on cpu:0)"
+    facts = f"10 classes, layer 'layer4', 32 pixels, {size:,} parameters on cpu:0"
     assert repr(classifier) == f"Classifier('resnet18_cifar10': ResNet, {facts})"
-    assert (
-        repr(jaxcam.tap(lambda weights, images: images @ weights, jnp.ones((3, 4)))) == "Tap(Function, 12 parameters)"
-    )
+
+    def weigh(weights, images):
+        return images @ weights
+
+    assert repr(jaxcam.tap(weigh, np.ones((3, 4)))) == "Tap(Function, 12 parameters)"  # on no device yet
+    mesh = jax.make_mesh((2,), ("devices",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    everywhere = jax.device_put(np.ones((3, 4)), jax.NamedSharding(mesh, jax.P()))
+    assert repr(jaxcam.tap(weigh, everywhere)) == "Tap(Function, 12 parameters on 2 x cpu)"
 
 
 @pytest.mark.parametrize("layer", ["conv1", "layer2", "layer3.0", "layer4.0.downsample.0", "layer4.0.conv2"])

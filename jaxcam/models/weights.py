@@ -32,7 +32,7 @@ from jaxcam.models._families import ARCHITECTURES, FAMILIES
 from jaxcam.models._find import Found, find, recognised
 from jaxcam.models.layouts import Layout, closest
 from jaxcam.taps import Tap, tap
-from jaxcam.taps.tap import num_parameters
+from jaxcam.taps.tap import size
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,8 @@ class Classifier:
 
     def __repr__(self):
         """In a line, not weight by weight."""
-        size = num_parameters(self.variables)
-        facts = f"{len(self.labels)} classes, layer {self.layer!r}, {size:,} parameters, {self.preprocess.crop} pixels"
+        held = size(self.variables)
+        facts = f"{len(self.labels)} classes, layer {self.layer!r}, {self.preprocess.crop} pixels, {held}"
         return f"Classifier({self.name!r}: {type(self.module).__name__}, {facts})"
 
     def __call__(self, images: Any) -> jax.Array:

@@ -37,10 +37,17 @@ class Layer(NamedTuple):
 LISTED = "`jaxcam.layers(model, images)` lists them all; on the command line, `jaxcam layers MODEL`."
 
 
-def num_parameters(variables) -> int:
-    """How many numbers training would change; without statistics, where they are kept apart."""
-    trained = variables.get("params", variables) if isinstance(variables, Mapping) else variables
-    return sum(math.prod(getattr(each, "shape", ())) for each in jax.tree.leaves(trained))
+def size(variables) -> str:
+    """How many numbers training would change, without statistics that are kept apart, and which devices hold them.
+
+    Of what is traced, or NumPy's, the number alone.
+    """
+    trained = jax.tree.leaves(variables.get("params", variables) if isinstance(variables, Mapping) else variables)
+    number = sum(math.prod(getattr(each, "shape", ())) for each in trained)
+    held = [each for each in trained if isinstance(each, jax.Array) and not isinstance(each, jax.core.Tracer)]
+    devices = list({device for each in held for device in each.devices()})
+    where = [f"{len(devices)} x {each.platform}" if devices[1:] else f"{each.platform}:{each.id}" for each in devices]
+    return f"{number:,} parameters" + "".join(f" on {place}" for place in where[:1])
 
 
 class Inputs(NamedTuple):
@@ -110,7 +117,7 @@ class Tap:
     def __repr__(self):
         """In a line, not weight by weight."""
         layers = "".join(f"{layer!r}, " for layer in self.layers)
-        return f"Tap({self.network.title}, {layers}{num_parameters(self.variables):,} parameters)"
+        return f"Tap({self.network.title}, {layers}{size(self.variables)})"
 
     @by_itself
     def __call__(self, images):
