@@ -260,7 +260,7 @@ def number(infinite: bool = False, above=None, least=None, below=None, most=None
       Traceback (most recent call last):
       ValueError: fraction is 1.5; it must be above 0 and at most 1.
     """
-    bounds = [("above", gt, above), ("at least", ge, least), ("below", lt, below), ("at most", le, most)]
+    bounds: list[Any] = [("above", gt, above), ("at least", ge, least), ("below", lt, below), ("at most", le, most)]
     bounds = [each for each in bounds if each[2] is not None]
     for name, value in arguments.items():
         if isinstance(value, Tracer) or (value is None and name in ("deviation", "kernel_scale", "max_sigma")):

@@ -14,6 +14,7 @@ from jaxcam._array import normalize
 from jaxcam._checks import as_array, number
 from jaxcam.attribution import Method
 from jaxcam.metrics._checks import AnyHeatmaps, check_heatmaps
+from jaxcam.metrics.boxes import box_around, largest_part
 from jaxcam.metrics.localization import Masks
 
 
@@ -51,31 +52,7 @@ def heatmap_to_mask(
 @partial(jax.jit, static_argnums=2)
 def _heatmap_to_mask(heatmaps, threshold, largest):
     masks = normalize(heatmaps) >= threshold
-    return jax.vmap(_largest)(masks) if largest else masks
-
-
-def _largest(mask):
-    """The connected piece of one mask with the most pixels: each pixel points to another of its piece, further on.
-
-    At first to itself. Then what a pixel points to learns of the furthest that a neighbour of the pixel points to, and
-    the pixel takes over what that points to: in a few rounds all point to the last pixel of their piece.
-    """
-    pixels = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
-
-    def further(state):
-        last, near = state[0].ravel(), jnp.where(mask, state[0], -1)
-        for axis in range(mask.ndim):  # the furthest of three by three, along one axis after the other
-            padded = jnp.pad(near, [(int(axis == each),) * 2 for each in range(mask.ndim)], constant_values=-1)
-            lines = [jax.lax.slice_in_dim(padded, i, i + mask.shape[axis], axis=axis) for i in range(3)]
-            near = jnp.maximum(jnp.maximum(*lines[:2]), lines[2])
-        found = last.at[last].max(jnp.where(mask, near, -1).ravel())
-        found = found[found]
-        return found.reshape(mask.shape), (found != last).any()
-
-    start = jnp.where(mask, pixels, pixels), mask.any()  # which vary over a mesh as the mask does
-    last = jax.lax.while_loop(lambda state: state[1], further, start)[0]
-    counts = jax.ops.segment_sum(mask.ravel().astype(jnp.int32), last.ravel(), mask.size)
-    return mask & (last == mask.size - 1 - jnp.argmax(counts[::-1]))
+    return jax.vmap(largest_part)(masks) if largest else masks
 
 
 def mask_to_box(masks: Masks) -> Float[Array, "n edges"]:
@@ -111,15 +88,8 @@ def mask_to_box(masks: Masks) -> Float[Array, "n edges"]:
 
 @jax.jit
 def _mask_to_box(masks):
-    inside, axes = masks > 0, range(1, masks.ndim)
-    low, high = [], []
-    for axis in reversed(axes):
-        places = jnp.arange(masks.shape[axis], dtype=jnp.float32)
-        along = inside.any([each for each in axes if each != axis])
-        low.append(jnp.where(along, places, jnp.inf).min(-1))
-        high.append(jnp.where(along, places + 1, 0).max(-1))
-    boxes = jnp.stack([*low, *high], -1)
-    return jnp.where(jnp.isfinite(boxes), boxes, 0)
+    edges = jax.vmap(box_around)(masks > 0)[..., ::-1]  # x is along the last axis of space
+    return edges.reshape(len(masks), -1).astype(jnp.float32)
 
 
 REGION = "from a map to a region"

@@ -33,11 +33,7 @@ from jaxcam.attribution.lrp import lrp
 from jaxcam.attribution.masking import ablation_cam, is_cam, score_cam, ss_cam
 from jaxcam.attribution.noise import smooth_grad, smooth_grad_squared, var_grad
 from jaxcam.attribution.occlusion import occlusion
-from jaxcam.attribution.paths import (
-    blur_integrated_gradients,
-    expected_gradients,
-    integrated_gradients,
-)
+from jaxcam.attribution.paths import blur_integrated_gradients, expected_gradients, integrated_gradients
 from jaxcam.attribution.perturbation import feature_ablation, kernel_shap, lime, rise, shapley_sampling
 from jaxcam.attribution.sensitivity import hsic, sobol
 from jaxcam.attribution.wrappers import aug_smooth, eigen_smooth, finer_cam, refine_cam

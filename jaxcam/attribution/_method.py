@@ -14,7 +14,8 @@ from jaxcam._engine import engine
 from jaxcam.attribution._cam import prepare_tap
 from jaxcam.taps import Tap
 
-Given, Found = ParamSpec("Given"), TypeVar("Found")
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 COUNTS = {"chunk_size", "max_channels", "num_components", "num_iterations", "num_samples", "num_steps"}
 BOUNDS = {
     "deviation": {"least": 0},

@@ -8,19 +8,14 @@ number of steps.
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcam._array import EXACT, blur
-from jaxcam._checks import (
-    choice,
-    is_several,
-    picked,
-    samples_of,
-)
+from jaxcam._checks import choice, is_several, picked, samples_of
 from jaxcam._engine import chunked_map, chunked_sum
 from jaxcam._scores import chosen, gradients_of_copies, scores, scores_of_copies
 from jaxcam._typing import Attributions, Baseline, Explained, Images, Key, Score, Targets
@@ -35,7 +30,7 @@ class Paths(NamedTuple):
     """What a method gathers along its paths."""
 
     count: int = 1  # baselines, or draws
-    starts: Callable | None = None  # where paths `[m]` begin, `[1 or n, 1 or m, *space, c]`
+    starts: Any = None  # a function: where paths `[m]` begin, `[1 or n, 1 or m, *space, c]`
     is_one: bool = False  # and has one delta, `[n]`, where others have `[n, count]`
     multiply_by_inputs: bool = True
     return_delta: bool = False
@@ -44,7 +39,9 @@ class Paths(NamedTuple):
 _quadrature = cache(np.polynomial.legendre.leggauss)  # of 500 points it takes longer than the rest of a trace
 
 
-def integral(model, images, targets, curve: Callable, num_steps: int, *, score, chunk_size, paths=None, slopes=None):
+def integral(
+    model, images, targets, curve: Callable, num_steps: int, *, score, chunk_size, paths=None, slopes=None
+) -> Any:
     """`sum_s share_s gradient(point_s) way_s` over the steps of each path, float32 like the images.
 
     `points, shares, ways = curve(steps[m])`, of `[n, m, *space, c]`, `[m]` and `[1 or n, 1 or m, *space, c]`; the steps

@@ -122,4 +122,4 @@ def _range(maps):
 
 @jax.jit
 def _is_zero(maps):
-    return (maps == 0).all(tuple(range(1, maps.ndim)))
+    return ~maps.astype(bool).any(tuple(range(1, maps.ndim)))

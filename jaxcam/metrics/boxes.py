@@ -67,11 +67,11 @@ def max_box_acc(
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _boxes(heatmaps, masks, threshold, num_steps, chunk_size):
-    maps, truth = normalize(heatmaps), jax.vmap(_box)(masks)
+    maps, truth = normalize(heatmaps), jax.vmap(box_around)(masks)
     levels = jnp.arange(num_steps, dtype=jnp.float32) / num_steps
 
     def overlap(one, box, level):
-        return _overlap(_box(_largest_part(one >= level)), box)
+        return _overlap(box_around(largest_part(one >= level)), box)
 
     def one_chunk(indices):
         return jax.vmap(jax.vmap(overlap, (None, None, 0)), (0, 0, None))(maps, truth, levels[indices])
@@ -81,7 +81,7 @@ def _boxes(heatmaps, masks, threshold, num_steps, chunk_size):
     return levels, hits, hits[:, jnp.argmax(jnp.nansum(hits, 0))]
 
 
-def _largest_part(mask):
+def largest_part(mask):
     """The connected part of one mask with the most pixels; of equal ones the last in reading order."""
     pixels = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
 
@@ -94,12 +94,13 @@ def _largest_part(mask):
         further = told[told].reshape(mask.shape)
         return further, jnp.any(further != names)
 
-    names, _ = jax.lax.while_loop(lambda state: state[1], renamed, (pixels, mask.any()))
+    start = jnp.where(mask, pixels, pixels), mask.any()  # which vary over a mesh as the mask does
+    names, _ = jax.lax.while_loop(lambda state: state[1], renamed, start)
     areas = jax.ops.segment_sum(mask.ravel().astype(jnp.int32), names.ravel(), mask.size)
     return mask & (names == mask.size - 1 - jnp.argmax(areas[::-1]))
 
 
-def _box(mask):
+def box_around(mask):
     """The first place and the one after the last along each axis of space, `[2, axes]`; zeros of no pixel."""
     edges = []
     for axis in range(mask.ndim):

@@ -314,7 +314,7 @@ def checked_masks(heatmaps, masks):
 
 @jax.jit
 def _inside(masks):
-    return masks > 0
+    return masks if masks.dtype == bool else masks > 0
 
 
 def _space(maps):
