@@ -7,7 +7,7 @@ it is its Sobol index, and where it is on an image are the cells of which it is 
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -260,8 +260,8 @@ def craft(
     size = tuple(max(1, round(window * side)) for side in images.shape[1:-1])
     corners = _corners(images.shape[1:-1], size)
     options = {"score": score, "corners": tuple(map(tuple, corners.tolist())), "size": size, "chunk_size": chunk_size}
-    found: Any = _craft_engine(model, images, targets, random_key(key), **options, **counts)
-    return Craft(*found, size)
+    W, importance, maps, crops = _craft_engine(model, images, targets, random_key(key), **options, **counts)
+    return Craft(W, importance, maps, crops, size)
 
 
 def craft_maps(model: Tap, images: Images, components: Float[Array, "r k"], *, num_iterations: int = 100):
