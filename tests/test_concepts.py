@@ -1,10 +1,13 @@
 """TCAV and CRAFT on models whose answer is known by hand."""
 
+from pathlib import Path
+
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_cam_family import tiny
 
 import jaxcam
 from jaxcam.attribution import concepts
@@ -91,6 +94,23 @@ def test_the_direction_is_that_of_a_logistic_regression():
 
     gradient = jax.grad(loss)((weight, bias))
     assert all(float(jnp.abs(each).max()) < 1e-4 for each in gradient)
+
+
+GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "concepts.npz"))
+
+
+def test_tcav_agrees_with_captum():
+    """With a classifier of the same penalty, directions, derivatives, shares and the held-out accuracy are the same."""
+    values = np.random.default_rng(9).normal(size=(4, 9, 3, 12, 16))
+    values[0, :, 0] += 0.5
+    concept, *sets = np.moveaxis(values.astype(np.float32), 2, -1)
+    found = jaxcam.tcav(tiny("late"), sets[2], 3, concept=concept, random_sets=np.stack(sets))
+    for number, direction in enumerate(np.moveaxis(found.directions, -1, 1)):
+        expected = {name[2:]: value for name, value in GOLDEN.items() if name.startswith(f"{number + 1}/")}
+        np.testing.assert_allclose(direction.ravel(), expected["direction"], atol=2e-4)
+        np.testing.assert_allclose(found.sensitivities[number], expected["sensitivities"], atol=2e-4)
+        np.testing.assert_allclose(found.scores[number], expected["score"], atol=1e-6)
+        np.testing.assert_allclose(found.accuracy[number], expected["accuracy"], atol=1e-6)
 
 
 @pytest.mark.parametrize(

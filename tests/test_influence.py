@@ -138,13 +138,12 @@ def test_captums_tracin(parameters):
     np.testing.assert_allclose(scores, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_captums_similarity(similarity):
+def test_captums_similar_images():
     """Its distance is the negative of the score here."""
-    found = similar(tiny("late"), MODEL["images"], training=TRAINING, similarity=similarity, num_images=4)
-    np.testing.assert_array_equal(found.proponents, GOLDEN[f"{similarity}/numbers"])
-    sign = -1 if similarity == "euclidean" else 1
-    np.testing.assert_allclose(sign * found.proponent_scores, GOLDEN[f"{similarity}/values"], rtol=1e-4)
+    for similarity, sign in {"cosine": 1, "euclidean": -1}.items():
+        found = similar(tiny("late"), MODEL["images"], training=TRAINING, similarity=similarity, num_images=4)
+        np.testing.assert_array_equal(found.proponents, GOLDEN[f"{similarity}/numbers"])
+        np.testing.assert_allclose(sign * found.proponent_scores, GOLDEN[f"{similarity}/values"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", lambda a, b: a[:, :1] * b[:, 0]])

@@ -22,6 +22,7 @@ from tests.golden.captum_suite import section
 ROOT = Path(__file__).parents[2]
 FILES = [
     *("golden", "rules", "perturbation", "cam_family", "baselines", "wrappers", "paths", "xrai"),
+    *("concepts", "influence"),
     *("metrics_quantus", "metrics_faithfulness", "metrics_maps", "authors", "metrics_authors"),
 ]
 # What in a test's name or in a compared line says whose numbers they are.
@@ -85,14 +86,16 @@ NOTES = {
     "mu-fidelity, a mean over sizes.",
     "smooth_mprt": "With the weights that Quantus drew, without noise.",
     "sobol": "The variance is that of both matrices, there of the first.",
+    "tcav": "With a classifier of the same penalty, which Captum leaves to its user.",
     "xrai": 'With the same segments, `channels="max"` and `min_pixels=50`.',
 }
 
 
 def registries() -> dict:
     import jaxcam  # after pytest, which instruments it
+    from jaxcam.cli.listings import every_method
 
-    return {"Methods": jaxcam.METHODS, "Metrics": jaxcam.metrics.METRICS}
+    return {"Methods": every_method(), "Metrics": jaxcam.metrics.METRICS}
 
 
 class Listener:
