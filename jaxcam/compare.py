@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcam import _files
+from jaxcam import _files, _progress
 from jaxcam._checks import positive, prepare
 from jaxcam._describe import digest, plain
 from jaxcam._errors import shown, unknown
@@ -186,7 +186,7 @@ def compare(
     twin: Tap | Callable | None = None,
     batch_size: int = 16,
     output: str | Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: bool | Callable[[str], None] = True,
 ) -> Comparison:
     """Which method should I use for my model? Methods through metrics, on one's own images, with intervals and costs.
 
@@ -207,8 +207,9 @@ def compare(
       batch_size: images at once.
       output: a folder, in which `METHOD.parquet` holds a row for each image. A method whose file is there, with the
         same model, images and settings (functions of your own by their names), is not measured again. Where a metric
-        shares forward passes (`shares` in `jaxcam.METRICS`), files are written for eight methods at a time.
-      progress: is called with what comes next.
+        shares forward passes (`shares` in `jaxcam.metrics.METRICS`), files are written for eight methods at a time.
+      progress: whether a bar counts the methods, if they take more than two seconds; or a function, which is called
+        with the name of the method that comes next.
 
     Returns:
       A `Comparison`: values, means, ranks with intervals, costs, `table()` and `recommendation()`.
@@ -262,27 +263,30 @@ def compare(
                 _write(folder / f"{name}.parquet", found[name], settings[name])
         waiting.clear()
 
-    for name, method in methods.items():
-        settings[name] = {
-            **about,
-            "method": plain(method),
-            "metrics": {key: plain(each) for key, each in judges.items()},
-        }
-        known = None if folder is None else _read(folder / f"{name}.parquet", settings[name])
-        if progress is not None:
-            progress(name)
-        if known is not None:
-            found[name] = known
-            continue
-        try:
-            found[name], waiting[name] = _measure(name, method, alone, model, twin, images, targets, masks, batch_size)
-        except (ValueError, TypeError, MemoryError, NotImplementedError) as error:
-            errors[name] = " ".join(str(error).split())
-            continue
-        if len(waiting) == together:
+    with _progress.shown("measuring methods", len(methods), enabled=progress is True) as advance:
+        for name, method in methods.items():
+            settings[name] = {
+                **about,
+                "method": plain(method),
+                "metrics": {key: plain(each) for key, each in judges.items()},
+            }
+            known = None if folder is None else _read(folder / f"{name}.parquet", settings[name])
+            if callable(progress):
+                progress(name)
+            if known is not None:
+                found[name] = known
+            else:
+                try:
+                    found[name], waiting[name] = _measure(
+                        name, method, alone, model, twin, images, targets, masks, batch_size
+                    )
+                except (ValueError, TypeError, MemoryError, NotImplementedError) as error:
+                    errors[name] = " ".join(str(error).split())
+            if len(waiting) == together:
+                finish()
+            advance()
+        if waiting:
             finish()
-    if waiting:
-        finish()
     if not found:
         raise ValueError(f"None of the methods could be run: {'; '.join(f'{k}: {v}' for k, v in errors.items())}")
     return Comparison(
@@ -319,7 +323,7 @@ def _measure(name, method, judges, model, twin, images, targets, masks, batch_si
 
     def heatmaps(model, images, targets, **options):
         wanted = partial(method, **options) if options else method
-        return explain(model, images, targets, methods={name: wanted}, percentile=100)[name]
+        return explain(model, images, targets, methods={name: wanted}, percentile=100, progress=False)[name]
 
     def values(images, targets, masks=None):
         seen = Seen(model, twin, images, targets, masks, heatmaps(model, images, targets), heatmaps)

@@ -87,11 +87,17 @@ class AtOnce:
 SEEN = [
     (lambda **options: jaxcam.explain(MODEL.tap(), helpers.images(2, 16, 16), methods=["fem"], **options), "fem of 2"),
     (lambda **options: Preprocess(32, 32, (0.5,) * 3, (0.5,) * 3)([sample()] * 3, **options), "preparing images"),
+    (
+        lambda **options: jaxcam.compare(
+            MODEL.tap(), helpers.images(5, 16, 16), methods=["fem"], metrics=["gini", "average_gain"], **options
+        ),
+        "measuring methods",
+    ),
 ]
 MODEL = helpers.tiny_classifier()
 
 
-@pytest.mark.parametrize(("call", "text"), SEEN, ids=["explain", "preprocess"])
+@pytest.mark.parametrize(("call", "text"), SEEN, ids=["explain", "preprocess", "compare"])
 def test_who_shows_one(monkeypatch, call, text):
     seen = terminal(monkeypatch)
     call(progress=False)
