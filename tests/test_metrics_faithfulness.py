@@ -391,7 +391,7 @@ def test_errors_say_what_is_wrong(model, images, heatmaps):
         "num_steps is 0": lambda: metrics.insertion(model, images, heatmaps, num_steps=0),
         "out of range": lambda: metrics.insertion(model, images, heatmaps, 4),
         "Unknown order": lambda: metrics.road(model, images, heatmaps, order="first"),
-        "between 0 and 1": lambda: metrics.road(model, images, heatmaps, fractions=(0.5, 1.0)),
+        "above 0 and below 1": lambda: metrics.road(model, images, heatmaps, fractions=(0.5, 1.0)),
         r"ranges from .* to 254; it must be in \[0, 1\]": lambda: metrics.average_drop(model, images, 255 * heatmaps),
         "Unknown form": lambda: metrics.average_drop(model, images, heatmaps, form="percent"),
         "Unknown perturbation": lambda: metrics.infidelity(model, images, heatmaps, perturbation="circle"),

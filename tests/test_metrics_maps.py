@@ -118,7 +118,7 @@ def test_similarity_says_what_is_wrong():
         metrics.ssim(a[:, :8], a[:, :8])
     with pytest.raises(ValueError, match="Turn attributions into heatmaps"):
         metrics.ssim(a[..., None], a[..., None])
-    with pytest.raises(ValueError, match="share of the pixels"):
+    with pytest.raises(ValueError, match="it must be above 0 and at most 1"):
         metrics.iou_top(a, a, fraction=0)
 
 

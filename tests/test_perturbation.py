@@ -514,7 +514,7 @@ def test_superpixels_without_scikit_image(monkeypatch):
         (occlusion, {"stride": 0}, "stride is 0; it must be a whole number"),
         (occlusion, {"chunk_size": 0}, "chunk_size is 0"),
         (occlusion, {"baseline": np.zeros((5, 12, 16, 3), np.float32)}, "baseline has shape .5, 12, 16, 3."),
-        (rise, {"fraction": 1}, "fraction is 1; it must be above 0 and below 1"),
+        (rise, {"fraction": 1}, "fraction is 1; it must be below 1"),
         (rise, {"num_samples": 2.5}, "num_samples is 2.5"),
         (rise, {"cells": (0, 3)}, "cells is 0"),
         (lime, {"kernel_width": 0}, "kernel_width is 0"),

@@ -492,7 +492,7 @@ def test_errors_of_attention_with_its_gradient(as_user, watched):
         jaxcam.le_grad(model, images, 1)
     with pytest.raises(ValueError, match="token is 13, and the sequence has 13"):
         jaxcam.attention_relevance(jaxcam.tap(WatchedViT(), variables, BLOCKS, reshape=tokens(GRID)), images, token=13)
-    with pytest.raises(ValueError, match="residual is 2; it is a share"):
+    with pytest.raises(ValueError, match="residual is 2; it must be at least 0 and at most 1"):
         attention_rollout(vit(), images, residual=2)
     with pytest.raises(ValueError, match="Unknown fusion 'men'. Did you mean 'mean'"):
         attention_rollout(vit(), images, fusion="men")

@@ -19,6 +19,9 @@ Found = TypeVar("Found")
 COUNTS = {"chunk_size", "max_channels", "num_components", "num_iterations", "num_samples", "num_steps"}
 BOUNDS = {
     "deviation": {"least": 0},
+    "deviations": {},
+    "fraction": {"above": 0, "most": 1},
+    "kernel_scale": {"above": 0},
     "mask_noise": {"least": 0},
     "max_distance": {"above": 0, "most": 1},
     "max_sigma": {"above": 0},

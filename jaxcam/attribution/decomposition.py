@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcam._array import EXACT, ROUNDING, normalize, resize
-from jaxcam._checks import choice, number
+from jaxcam._checks import choice
 from jaxcam._engine import chunked_map
 from jaxcam._scores import predicted
 from jaxcam._typing import Images, Maps, Raw, Score, Targets
@@ -197,7 +197,6 @@ def kpca_cam(
       >>> heatmaps = jaxcam.kpca_cam(model, images, kernel="rbf")
     """
     choice(KERNELS, kernel=kernel)
-    number(above=0, kernel_scale=kernel_scale)
     return activation_cam(partial(_kpca_cam, kernel=KERNELS[kernel], scale=kernel_scale), model, images, raw)
 
 
@@ -268,7 +267,6 @@ def fem(
     Example:
       >>> heatmaps = jaxcam.fem(model, images)
     """
-    number(deviations=deviations)
     return activation_cam(partial(_fem, deviations=deviations), model, images, raw)
 
 

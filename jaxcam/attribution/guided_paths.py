@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcam._checks import check_baseline, filled, number
+from jaxcam._checks import check_baseline, filled
 from jaxcam._engine import scan
 from jaxcam._scores import chosen, input_gradient
 from jaxcam._typing import Attributions, Baseline, Images, Score, Targets
@@ -58,7 +58,6 @@ def guided_integrated_gradients(
     Example:
       >>> attributions = jaxcam.guided_integrated_gradients(model, images, num_steps=50)
     """
-    number(above=0, most=1, fraction=fraction)
     targets = chosen(model, images, targets)
     end = images.astype(jnp.float32)
     start = filled(check_baseline(baseline, images), images).astype(jnp.float32)

@@ -78,7 +78,7 @@ def rise(
     Example:
       >>> attributions = jaxcam.rise(model, images, num_samples=100, score=jaxcam.score.probability)
     """
-    number(above=0, below=1, fraction=fraction)
+    number(below=1, fraction=fraction)
     space = images.shape[1:-1]
     cells = sizes("cells", cells, space)
     grids, offsets = _rise_draws(key, fraction, num_samples, cells, space)
