@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxcam._array import Rows
 from jaxcam._engine import by_itself
@@ -44,7 +45,7 @@ def size(variables) -> str:
     """
     trained = jax.tree.leaves(variables.get("params", variables) if isinstance(variables, Mapping) else variables)
     number = sum(math.prod(getattr(each, "shape", ())) for each in trained)
-    held = [each for each in trained if isinstance(each, jax.Array) and not isinstance(each, jax.core.Tracer)]
+    held = [each for each in trained if isinstance(each, jax.Array) and not isinstance(each, Tracer)]
     devices = list({device for each in held for device in each.devices()})
     where = [f"{len(devices)} x {each.platform}" if devices[1:] else f"{each.platform}:{each.id}" for each in devices]
     return f"{number:,} parameters" + "".join(f" on {place}" for place in where[:1])
