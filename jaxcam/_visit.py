@@ -282,6 +282,7 @@ class Visit:
     values: dict = field(default_factory=dict)  # of metrics
     problems: list[str] = field(default_factory=list)
     turn: int = 0  # what is computed for an earlier one is not wanted any more
+    doing: tuple[int, int, str] | None = None  # how many are done, of how many, and which is next
 
     @property
     def photo(self) -> Photograph | None:

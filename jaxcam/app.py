@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 from functools import cache, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,8 +117,8 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
     def seen(visit):
         return _visit.sights(visit, classifier)
 
-    def board(visit, doing=None):
-        return _visit.board(visit, classifier, doing)
+    def board(visit):
+        return _visit.board(visit, classifier, visit.doing)
 
     def upload(visit, files):
         files = [files] if isinstance(files, str) else files or []
@@ -155,13 +154,22 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
 
     def explain(visit, names, *values):
         visit.asked = _visit.asked(names, dict(zip(parts.controls, values, strict=True)))
-        for doing in _visit.maps_of(model, visit, TURN):
-            yield board(visit, doing)
-        yield board(visit)
+        yield from told(visit, _visit.maps_of(model, visit, TURN))
 
     def judge(visit, names):
-        for doing in chain(_visit.maps_of(model, visit, TURN), _visit.values_of(model, visit, names, TURN)):
-            yield board(visit, doing)
+        yield from told(visit, _visit.maps_of(model, visit, TURN))
+        yield from told(visit, _visit.values_of(model, visit, names, TURN))
+
+    def told(visit, doings):
+        """The board as it fills; a question that a newer one has overtaken tells what is being done for that."""
+        turn = None
+        for doing in doings:
+            turn = turn or visit.turn
+            if visit.turn == turn:
+                visit.doing = doing
+            yield board(visit)
+        if turn in (None, visit.turn):
+            visit.doing = None
         yield board(visit)
 
     def mark(visit, event: gr.EventData):  # pyright: ignore[reportInvalidTypeForm]
@@ -181,8 +189,9 @@ def _connect(gr, parts: _Parts, classifier, model, layer) -> None:
 
     visit, sight, viewer = parts.visit, parts.sight, parts.viewer
     inputs = [visit, parts.names, *parts.controls.values()]
-    # A new question does not wait for the answer to an old one, which ends by itself.
-    explaining = {"fn": explain, "inputs": inputs, "outputs": viewer, "concurrency_limit": None, **QUIET}
+    # A new question does not wait for the answer to an old one, which ends by itself, and is not dropped for it either.
+    at_once = {"concurrency_limit": None, "trigger_mode": "multiple"}
+    explaining = {"fn": explain, "inputs": inputs, "outputs": viewer, **at_once, **QUIET}
     for touched in (
         parts.files.upload(upload, [visit, parts.files], [sight, parts.files], **QUIET),
         parts.shot.input(camera, [visit, parts.shot], [sight, parts.shot], **QUIET),

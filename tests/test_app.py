@@ -370,6 +370,14 @@ def settled(page, count):
     )
 
 
+def only_the_first(page):
+    """Takes the other methods away, one after the other."""
+    for name in _visit.FIRST[1:]:
+        page.get_by_role("button", name=f"Remove {METHODS[name].title}").or_(
+            page.locator(".token", has_text=METHODS[name].title).locator(".token-remove")
+        ).first.click()
+
+
 @in_a_browser
 @foreign
 def test_a_visit(visitors, classifier):
@@ -392,10 +400,7 @@ def test_a_visit(visitors, classifier):
     settled(page, len(_visit.FIRST))
 
     page.get_by_text("Options of the methods").click()  # first: what is typed as they are being drawn is lost
-    for name in _visit.FIRST[1:]:  # other methods
-        page.get_by_role("button", name=f"Remove {METHODS[name].title}").or_(
-            page.locator(".token", has_text=METHODS[name].title).locator(".token-remove")
-        ).first.click()
+    only_the_first(page)  # other methods
     settled(page, 1)
     page.get_by_label("Methods").fill("SmoothGrad")
     page.get_by_role("option", name="SmoothGrad", exact=True).click()
@@ -431,6 +436,21 @@ def test_a_visit(visitors, classifier):
     assert report["maps"][1]["options"] == {"num_samples": 10} and set(report["maps"][0]["metrics"]) == set(
         _visit.JUDGES
     )
+
+
+@in_a_browser
+@foreign
+def test_nothing_is_lost_while_a_map_takes_long(visitors):
+    """Somebody else's: predictions come all the same, and of several questions the last one is answered."""
+    page = visitors()
+    with jaxcam.app.TURN:
+        show(page, ("photo.png", picture(6)))
+        page.locator(".stage").nth(len(_visit.FIRST) - 1).wait_for()
+        only_the_first(page)
+        page.wait_for_function("document.querySelectorAll('.stage').length === 1 && document.querySelector('.busy')")
+        page.locator(".pick").nth(1).click()
+        page.locator(f".stage[data-label='{page.locator('.pick .name').nth(1).inner_text()}']").wait_for()
+    settled(page, 1)
 
 
 @in_a_browser

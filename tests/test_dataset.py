@@ -81,6 +81,8 @@ def copy(whole, tmp_path):
 
 def test_the_heatmaps_are_those_of_the_methods(photos, whole):
     assert whole.is_complete and whole.check() == []
+    done = f"{COUNT} images, {', '.join(METHODS)}, {len(whole.ranges)} of {len(whole.ranges)} ranges done"
+    assert repr(whole) == f"Results('{whole.folder}': {done})"
     table = whole.table().to_pydict()
     good = [index for index in range(COUNT) if index not in (3, 17)]
     paths = [photos / f"{index:02d}.png" for index in good]

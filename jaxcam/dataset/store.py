@@ -246,6 +246,12 @@ class Results:
     folder: Path
     manifest: dict
 
+    def __repr__(self):
+        """In a line, not setting by setting."""
+        methods = ", ".join(self.manifest["settings"]["methods"])
+        done = f"{len(self.ranges)} of {self.manifest['ranges']} ranges done"
+        return f"Results('{self.folder}': {self.manifest['images']:,} images, {methods}, {done})"
+
     @functools.cached_property
     def maps(self) -> dict[str, Any]:
         """Heatmaps `[images, h, w]` by method, as lazy arrays: `np.asarray(results.maps["grad_cam"][10:12])`.
