@@ -7,7 +7,7 @@ Values can only be checked where they are known: outside `jit`, and where this p
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from operator import ge, gt, le, lt
 from typing import Any
 
@@ -275,10 +275,10 @@ def number(infinite: bool = False, above=None, least=None, below=None, most=None
             raise ValueError(f"{name} is {value}; it must be {wanted}.")
 
 
-def choice(known: Iterable[str], hint: str = "", **arguments: Any) -> None:
+def choice(known: Collection[str], hint: str = "", **arguments: Any) -> None:
     """What is one of a few words must be a known one."""
     for name, value in arguments.items():
-        if value not in list(known):
+        if not isinstance(value, str) or value not in known:
             raise unknown(name, value, known, hint)
 
 

@@ -300,7 +300,7 @@ def test_max_channels_keeps_those_with_the_largest_mean():
 
 def test_what_takes_very_long_says_so_before_it_starts():
     model, images = helpers.small(), helpers.images(1)
-    message = "Each image takes 6,000 forward passes, 1000 for each of 6 channels; with fewer of both"
+    message = "is_cam takes 6,000 forward passes for each image, 1000 for each of 6 channels; with fewer of both"
     with pytest.warns(UserWarning, match=message):
         jax.eval_shape(lambda model, images: is_cam(model, images, 1, num_samples=1000), model, images)
 

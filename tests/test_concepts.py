@@ -173,7 +173,8 @@ def test_importance_is_the_share_of_the_variance(crafted):
 
 
 def test_crops_show_the_concept(crafted):
-    assert crafted.window == (3, 4) and crafted.crops.shape == (2, 5, 3)
+    assert crafted.window == (3, 4) and all(type(side) is int for side in crafted.window)
+    assert crafted.crops.shape == (2, 5, 3)
     for concept, crops in enumerate(crafted.crops):
         for image, y, x in crops:
             part = halves()[image, y : y + 3, x : x + 4]
@@ -201,6 +202,11 @@ def test_chunks_change_nothing():
     np.testing.assert_allclose(whole.importance, parts.importance, atol=1e-4)
     np.testing.assert_allclose(whole.maps, parts.maps, atol=1e-3)
     assert float(whole.importance[0]) == float(whole.importance.max()) > 0
+
+
+def test_craft_takes_one_class():
+    with pytest.raises(ValueError, match=r"targets has shape \(4, 2\); craft takes one class for each image"):
+        jaxcam.craft(channels(two_of_three), halves(), jnp.zeros((4, 2), int))
 
 
 @pytest.mark.parametrize("window", [0.0, 1.5, float("nan")])

@@ -166,14 +166,7 @@ ROWS = [
     Method(sobol, PERTURBATION, "callable", "attributions", "num_samples (d + 2)", draws=True),
     Method(hsic, PERTURBATION, "callable", "attributions", "num_samples", draws=True),
     Method(tcav, CONCEPTS, "tap", "concepts", "3, and 1 for each example and random image"),
-    Method(
-        craft,
-        CONCEPTS,
-        "tap",
-        "concepts",
-        "2, crops, num_samples (num_components + 2)",
-        draws=True,
-    ),
+    Method(craft, CONCEPTS, "tap", "concepts", "2, crops, num_samples (num_components + 2)", draws=True),
 ]
 METHODS = {row.name: row for row in ROWS}
 

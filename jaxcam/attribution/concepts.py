@@ -20,7 +20,6 @@ from jaxcam._engine import chunked_map, engine
 from jaxcam._scores import chosen, scores
 from jaxcam._typing import Images, Key, Score, Targets
 from jaxcam.attribution._cam import check_one_layer, prepare_tap, scores_with
-from jaxcam.attribution._method import as_method
 from jaxcam.attribution.decomposition import factorised
 from jaxcam.attribution.sensitivity import total_indices
 from jaxcam.score import logit
@@ -199,7 +198,6 @@ class Craft(NamedTuple):
     window: tuple[int, ...]
 
 
-@as_method
 def craft(
     model: Tap,
     images: Images,

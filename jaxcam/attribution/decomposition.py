@@ -368,7 +368,7 @@ def factorised(X, count: int, num_iterations: int, W=None):
 def _updated(X, H, W, num_iterations: int, keep_w: bool = False):
     """Coordinate descent for `X = H W`: column after column of `H` becomes the best that is not negative, then of `W`.
 
-    It never fits worse, and comes closer in 100 rounds than multiplicative updates in thousands.
+    It never fits worse, and 100 rounds come about as close as thousands of multiplicative updates.
     """
 
     def improved(H, products, gram):  # products = X W^T, gram = W W^T

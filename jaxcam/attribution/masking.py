@@ -65,7 +65,11 @@ def score_cam(
     Example:
       >>> heatmaps = jaxcam.score_cam(model, images, chunk_size=64)
     """
-    return _masked(lambda masks, channels, samples: masks, model, images, targets, score, raw, chunk_size, max_channels)
+    return _masked("score_cam", _plain, model, images, targets, score, raw, chunk_size, max_channels)
+
+
+def _plain(masks, channels, samples):
+    return masks
 
 
 @as_method
@@ -127,7 +131,7 @@ def ss_cam(
 
         return masks + mask_noise * jax.vmap(jax.vmap(draw), (0, None))(channels, samples)
 
-    return _masked(noisy, model, images, targets, score, raw, chunk_size, max_channels, num_samples)
+    return _masked("ss_cam", noisy, model, images, targets, score, raw, chunk_size, max_channels, num_samples)
 
 
 @as_method
@@ -182,17 +186,17 @@ def is_cam(
         step = jnp.expand_dims(samples.astype(jnp.float32) + 1, range(1, masks.ndim - 1))
         return masks * (step * (step + 1) / (2 * num_samples))
 
-    return _masked(growing, model, images, targets, score, raw, chunk_size, max_channels, num_samples)
+    return _masked("is_cam", growing, model, images, targets, score, raw, chunk_size, max_channels, num_samples)
 
 
-def _masked(variant, model, images, targets, score, raw, chunk_size, max_channels, num_samples=1):
+def _masked(method, variant, model, images, targets, score, raw, chunk_size, max_channels, num_samples=1):
     """A method that is a formula of the masks, `variant(masks[n, m, *space], channels[1 or n, m], samples[m])`."""
     output, activations = model.run(images)
     targets = predicted(output) if targets is None else targets
 
     def coarse_map(A):
         used = _channels(A, max_channels)
-        _say_cost(used.shape[1], num_samples)
+        _say_cost(method, used.shape[1], num_samples)
 
         def masked_scores(indices):
             ranks, samples = jnp.divmod(indices, num_samples)
@@ -211,11 +215,11 @@ def _masked(variant, model, images, targets, score, raw, chunk_size, max_channel
     return finish([coarse_map(A) for A in cells(model, activations, images)], images, raw)
 
 
-def _say_cost(channels: int, num_samples: int) -> None:
+def _say_cost(method: str, channels: int, num_samples: int) -> None:
     """Before it starts: while the program is traced."""
     if channels * num_samples > MANY:
         warnings.warn(
-            f"Each image takes {channels * num_samples:,} forward passes, {num_samples} for each of "
+            f"{method} takes {channels * num_samples:,} forward passes for each image, {num_samples} for each of "
             f"{channels:,} channels; with fewer of both (num_samples=4, max_channels=64) it is done sooner.",
             stacklevel=2,
         )

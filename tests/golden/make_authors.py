@@ -312,17 +312,21 @@ def draws_for_xplique(_folder):
     yield "mu_fidelity/draws", jax.vmap(lambda key: jax.random.permutation(key, GRID * GRID))(keys)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    versions = [f"{each} {version(each)}" for each in ("torch", "timm", "open_clip_torch", "grad-cam", "scikit-learn")]
-    contents = {"versions": np.array([*versions, *(f"{name}@{commit}" for name, commit in CLONES.items())])}
-    methods = (attention_rollout, attention_relevance, le_grad, rise, sobol, draws_for_xplique, factors, random_cam)
-    for method in methods:
-        for name, value in method(folder):
+def write(path: Path, packages: tuple[str, ...], clones: dict[str, str], families: tuple) -> None:
+    """What each family gives of the clones in the folder that the command line names, with all versions."""
+    versions = [*(f"{each} {version(each)}" for each in packages), *map("@".join, clones.items())]
+    contents = {"versions": np.array(versions)}
+    for family in families:
+        for name, value in family(Path(sys.argv[1])):
             value = np.asarray(value)
             contents[name] = value if value.dtype.kind in "bi" else value.astype(np.float32)
-    np.savez_compressed(PATH, **contents)
-    print(f"{PATH}: {PATH.stat().st_size / 1e3:.0f} kB, {len(contents)} arrays")
+    np.savez_compressed(path, **contents)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB, {len(contents)} arrays")
+
+
+def main() -> None:
+    methods = (attention_rollout, attention_relevance, le_grad, rise, sobol, draws_for_xplique, factors, random_cam)
+    write(PATH, ("torch", "timm", "open_clip_torch", "grad-cam", "scikit-learn"), CLONES, methods)
 
 
 if __name__ == "__main__":

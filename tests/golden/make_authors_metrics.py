@@ -8,8 +8,6 @@ that runs, the parts are Captum's (what is explained) and SciPy's or scikit-lear
 images and the maps are those of `metrics.npz`.
 """
 
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -19,7 +17,7 @@ from scipy import ndimage
 
 from jaxcam.metrics import mosaic
 
-from .make_authors import KEY, find, imported, on_this_device, small
+from .make_authors import KEY, find, imported, on_this_device, small, write
 from .make_metrics import Grey, to_torch
 
 PATH = Path(__file__).parent / "authors_metrics.npz"
@@ -221,15 +219,8 @@ def by_scikit_learn(_folder):
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    versions = [f"{each} {version(each)}" for each in ("torch", "captum", "scipy", "scikit-learn")]
-    contents = {"versions": np.array([*versions, *(f"{name}@{commit}" for name, commit in CLONES.items())])}
-    for family in (rise_curves, monotonicity, boxes, adcc, focus, by_captum, by_scikit_learn):
-        for name, value in family(folder):
-            value = np.asarray(value)
-            contents[name] = value if value.dtype.kind in "bi" else value.astype(np.float32)
-    np.savez_compressed(PATH, **contents)
-    print(f"{PATH}: {PATH.stat().st_size / 1e3:.0f} kB, {len(contents)} arrays")
+    metrics = (rise_curves, monotonicity, boxes, adcc, focus, by_captum, by_scikit_learn)
+    write(PATH, ("torch", "captum", "scipy", "scikit-learn"), CLONES, metrics)
 
 
 if __name__ == "__main__":
