@@ -211,7 +211,7 @@ def input_invariance(
 
     Args:
       method: `(model, images, targets) -> maps`.
-      model: a tap; for a method that needs no activations, on any layer.
+      model: a tap, or any callable for a method that takes one.
       images: `float[n, *space, c]`.
       targets: `int[n]`, one class for all, or `None` for the classes that the trained model predicts; one class an
         image, no `[n, t]`.
